@@ -1,0 +1,162 @@
+"""One dataclass is the Python API, the TOML file and the command line.
+
+`from_mapping` builds and checks it, `load_toml` and `to_toml` move it to and from disk, `parse` reads it from the
+command line: `--config FILE.toml` first, flags win over the file. Unknown keys are refused with the nearest known one.
+The flags come from `tyro`, the conversion of values from `msgspec`; each field's help is the docstring below it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from ponder.errors import UserError, nearest
+
+C = TypeVar("C")
+
+
+def parse_value(text: str) -> Any:
+    """Read a TOML literal (`3`, `0.5`, `true`, `[1, 2]`); anything else is a string."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read `KEY=VALUE` words. Raises `ValueError` for a word without `=`."""
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"{pair!r} is not KEY=VALUE")
+        options[key.replace("-", "_")] = parse_value(value)
+    return options
+
+
+Options = dict[str, Any]
+"""Options of a part that is chosen by name: a table in TOML, `KEY=VALUE ...` on the command line."""
+
+
+def _options_rule(info: Any) -> Any:
+    """Let tyro read `Options` fields as `KEY=VALUE` words."""
+    import tomli_w
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    if info.type != Options:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="KEY=VALUE",
+        instance_from_str=parse_options,
+        is_instance=lambda v: isinstance(v, dict),
+        str_from_instance=lambda v: [f"{k}={tomli_w.dumps({'v': x})[4:].strip()}" for k, x in v.items()],
+    )
+
+
+def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
+    """Build a dataclass from plain values, checked and converted.
+
+    `where` names the file or flag in errors. Raises `UserError` for unknown keys and wrong values.
+    """
+    _refuse_unknown(cls, values, where, "")
+    try:
+        return msgspec.convert(dict(values), cls, strict=False)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{where}: {_sentence(str(error))}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _sentence(message: str) -> str:
+    """`Expected `int`, got `str` - at `$.x`` becomes `x: expected `int`, got `str``."""
+    text, at, path = message.partition(" - at `$")
+    path = path.rstrip("`").lstrip(".")
+    text = text[:1].lower() + text[1:]
+    return f"{path}: {text}" if at and path else text
+
+
+def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> None:
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key {prefix + key!r}{nearest(key, known)}")
+        default = known[key].default_factory if known[key].default_factory is not dataclasses.MISSING else None
+        if isinstance(value, Mapping) and isinstance(default, type) and dataclasses.is_dataclass(default):
+            _refuse_unknown(default, value, where, f"{prefix}{key}.")
+
+
+def load_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file. Raises `UserError` that names the file and the line."""
+    path = Path(path)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}") from None
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A dataclass as plain values; fields that are None are left out (TOML has no null)."""
+    return {k: v for k, v in _plain(config).items() if v is not None}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = ((f.name, _plain(getattr(value, f.name))) for f in dataclasses.fields(value))
+        return {k: v for k, v in items if v is not None}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def to_toml(config: Any) -> str:
+    """A dataclass as a complete TOML document that `from_mapping` reads back."""
+    import tomli_w
+
+    return tomli_w.dumps(to_mapping(config))
+
+
+def parse(cls: type[C], args: Sequence[str], *, prog: str, description: str | None = None) -> C:
+    """Read a config from the command line: the file of `--config` first, then the flags.
+
+    `--help` prints and exits 0; bad flags print the reason and exit 2 (`SystemExit`, by tyro).
+    """
+    import tyro
+    from tyro.constructors import ConstructorRegistry
+
+    arguments = list(args)
+    file = _take_config(arguments)
+    default = {} if file is None else {"default": from_mapping(cls, load_toml(file), where=str(file))}
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_options_rule)
+    with registry:
+        return tyro.cli(cls, prog=prog, description=description, args=arguments, **default)
+
+
+def _take_config(arguments: list[str]) -> str | None:
+    for i, word in enumerate(arguments):
+        if word == "--":
+            return None
+        if word == "--config":
+            if i + 1 >= len(arguments):
+                raise UserError("--config needs a file: --config FILE.toml")
+            file = arguments[i + 1]
+            del arguments[i : i + 2]
+            return file
+        if word.startswith("--config="):
+            del arguments[i]
+            return word.partition("=")[2]
+    return None

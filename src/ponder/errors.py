@@ -1,0 +1,55 @@
+"""The errors that reach a user. Each carries one clear sentence that names the mend.
+
+`UserError` (exit code 2) is the user's to mend: a flag, a file, a request. `PonderError` (exit code 1)
+is anything else that ended the work on purpose. The command line prints the sentence, never a traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PonderError(Exception):
+    """Work that had to stop; the message is one sentence for the user."""
+
+    exit_code = 1
+
+
+class UserError(PonderError, ValueError):
+    """Bad input or usage: names the file, field or flag, and the mend."""
+
+    exit_code = 2
+
+
+class Unsupported(UserError):
+    """The engine, model or environment cannot do what was asked; the message says which can."""
+
+
+class MissingExtra(UserError):
+    """An optional dependency is not installed; the message gives the install command."""
+
+    def __init__(self, what: str, extra: str, command: str | None = None) -> None:
+        command = command or f"pip install 'ponder[{extra}]'"
+        super().__init__(f"{what} needs the optional part {extra!r}: install it with: {command}")
+
+
+class BudgetExceeded(PonderError):
+    """A reservation did not fit into what is left of a budget."""
+
+
+class EngineClosed(PonderError):
+    """The engine was closed while (or before) the request ran."""
+
+
+class TrainingDiverged(PonderError):
+    """A loss or gradient was not finite."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the closest known name, or the list of known names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(names)}" if names else ""

@@ -1,0 +1,113 @@
+"""A model in memory: the module, its tokenizer, its chat and thought templates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ponder.types import Message, ModelInfo, Prompt, ThoughtFormat
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from ponder.models.llama import Cache
+
+
+class CausalLM(Protocol):
+    """What engine and trainer need of a module; `models.llama.Llama` is one."""
+
+    def __call__(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: Cache | None = None) -> Tensor: ...
+
+    def logits(self, hidden_ND: Tensor) -> Tensor: ...
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Special tokens are never made from text of a user, only by the template."""
+
+    vocab_size: int
+    markers: tuple[str, ...]
+    """Added tokens that stand for themselves: roles, end of turn, thought."""
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text, without begin or end tokens. With `special`, markers such as `<think>` become one id;
+
+        without it, they are spelled out like any other text.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, markers kept."""
+        ...
+
+    def id_of(self, token: str) -> int | None:
+        """Id of one token as it stands in the vocabulary."""
+        ...
+
+
+@dataclass
+class LoadedModel:
+    """A model ready to sample from and to train."""
+
+    module: nn.Module
+    """A `CausalLM`."""
+    tokenizer: Tokenizer
+    info: ModelInfo
+    end_ids: tuple[int, ...]
+    """Ids that end a response."""
+    chat_template: str | None = None
+    """Jinja source in Hugging Face's convention; None for a model without chat."""
+    bos_id: int | None = None
+    """Put before a plain-text prompt, if the model wants one."""
+    pad_id: int = 0
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    """`bos_token`, `eos_token`, …, as the template may use them."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Hugging Face's `config.json`, for export."""
+    supports_cache: bool = True
+    """False for modules (transformers' own forward) whose attention does not go through `Cache`."""
+    source: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    @property
+    def thought(self) -> ThoughtFormat | None:
+        return self.info.thought
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The chat prompt as text, ready for the assistant's turn.
+
+        Raises `Unsupported` if the model has no chat template.
+        """
+        from ponder.models.template import render
+
+        return render(self, messages)
+
+    def prompt_ids(self, prompt: Prompt | tuple[int, ...]) -> tuple[int, ...]:
+        """Token ids of a prompt: ids as they are, messages through the template, text with the begin token.
+
+        A plain-text prompt of a chat model is sent as one user message.
+        """
+        if isinstance(prompt, tuple) and all(isinstance(i, int) for i in prompt):
+            return prompt  # type: ignore[return-value]
+        if isinstance(prompt, str):
+            if not self.info.chat:
+                ids = self.tokenizer.encode(prompt)
+                return tuple(ids if self.bos_id is None else [self.bos_id, *ids])
+            prompt = (Message("user", prompt),)
+        from ponder.models.template import encode_chat
+
+        return encode_chat(self, prompt)  # type: ignore[arg-type]
+
+
+def forward_flops(hidden: int, layers: int, non_embedding: int, vocab: int, context: float) -> float:
+    """Forward FLOPs of one token at a mean context length.
+
+    2 per weight that it passes (embedding look-up is free, the head is not), and 4 · context · width per layer for
+    scores and mixing (Kaplan et al. 2020, arXiv:2001.08361, §2.1; Hoffmann et al. 2022, arXiv:2203.15556, app. F).
+    A training step costs three times this.
+    """
+    return 2.0 * (non_embedding + hidden * vocab) + 4.0 * layers * hidden * context

@@ -1,0 +1,145 @@
+"""Finding parts (environments, strategies, verifiers, advantages, losses) by name: a file, an entry point or a path.
+
+A part is a class in a file of its own. Its name on the command line is the file's name, with `-` and `_` alike:
+
+- `countdown` is `ponder/environments/countdown.py`, class `Countdown` (the file's name without underscores,
+  whatever its capitals);
+- `reasoning-gym:chain_sum` is `ponder/environments/reasoning_gym.py`; what follows the colon goes to the first field;
+- `./mine.py:Mine` and `/path/mine.py:Mine` are a class in a file outside the repo;
+- an installed package may offer parts under the entry point group `ponder.environments` and so on.
+
+There is no list to keep in step: adding a part adds a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from ponder.config import from_mapping
+from ponder.errors import UserError, nearest
+
+HELPERS = {"base", "selfcheck"}
+"""Modules of a part folder that hold no part; names with a leading underscore are skipped too."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartInfo:
+    """One line of `ponder list`."""
+
+    name: str
+    summary: str
+    origin: str
+
+
+def canonical(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _builtin(room: str) -> list[str]:
+    package = importlib.import_module(f"ponder.{room}")
+    return [
+        m.name
+        for m in pkgutil.iter_modules(package.__path__)
+        if m.name not in HELPERS and not m.name.startswith("_") and _class_in(f"ponder.{room}.{m.name}") is not None
+    ]
+
+
+def _class_in(module_name: str) -> type | None:
+    module = importlib.import_module(module_name)
+    wanted = module_name.rpartition(".")[2].replace("_", "").lower()
+    for name, value in vars(module).items():
+        if inspect.isclass(value) and name.lower() == wanted and value.__module__ == module.__name__:
+            return value
+    return None
+
+
+def _entry_points(room: str) -> dict[str, EntryPoint]:
+    return {canonical(e.name): e for e in entry_points(group=f"ponder.{room}")}
+
+
+def names(room: str) -> list[str]:
+    """Names of all parts of a room, built in and installed."""
+    return sorted(set(_builtin(room)) | set(_entry_points(room)))
+
+
+def find(room: str, spec: str) -> tuple[type, str | None]:
+    """Return the class that a spec names and the argument after the colon. Raises `UserError` if there is none."""
+    head, colon, argument = spec.partition(":")
+    if head.endswith(".py") or "/" in head:
+        return _from_file(Path(head), argument, room), None
+    name = canonical(head)
+    if name in _builtin(room):
+        found = _class_in(f"ponder.{room}.{name}")
+        assert found is not None
+        return found, argument if colon else None
+    installed = _entry_points(room)
+    if name in installed:
+        return installed[name].load(), argument if colon else None
+    what = {"strategies": "strategy"}.get(room, room.rstrip("s")).rpartition(".")[2]
+    raise UserError(f"unknown {what} {spec!r}{nearest(name, names(room))}")
+
+
+def _from_file(path: Path, class_name: str, room: str) -> type:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file (a part outside the repo is given as PATH.py:Class)")
+    if not class_name:
+        raise UserError(f"{path}: name the class too, as {path}:Class")
+    spec = importlib.util.spec_from_file_location(f"ponder_user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+    found = getattr(module, class_name, None)
+    if not inspect.isclass(found):
+        classes = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module.__name__]
+        raise UserError(f"{path}: no class {class_name!r}{nearest(class_name, classes)}")
+    return found
+
+
+def build(room: str, spec: str, options: Mapping[str, Any] | None = None) -> Any:
+    """Build the part that a spec names with the given options (its dataclass fields).
+
+    Raises `UserError` for an unknown name, an unknown option (with the nearest known one) or a wrong value.
+    """
+    cls, argument = find(room, spec)
+    values = dict(options or {})
+    if argument is not None:
+        fields = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+        if not fields:
+            raise UserError(f"{spec!r}: {spec.partition(':')[0]} takes nothing after the colon")
+        values[fields[0]] = argument
+    if not dataclasses.is_dataclass(cls):
+        return cls(**values)
+    return from_mapping(cls, values, where=spec)
+
+
+def listing(room: str) -> list[PartInfo]:
+    """Name, first docstring line and origin of every part of a room."""
+    rows = []
+    for name in _builtin(room):
+        cls, _ = find(room, name)
+        rows.append(PartInfo(name, _summary(cls), "ponder"))
+    for name, entry in _entry_points(room).items():
+        try:
+            rows.append(PartInfo(name, _summary(entry.load()), entry.value))
+        except Exception as error:
+            rows.append(PartInfo(name, f"cannot be loaded: {type(error).__name__}: {error}", entry.value))
+    return sorted(rows, key=lambda r: r.name)
+
+
+def _summary(cls: type) -> str:
+    lines = (inspect.getdoc(cls) or "").strip().splitlines()
+    return lines[0] if lines else ""

@@ -1,0 +1,436 @@
+"""The words of ponder: frozen dataclasses that every room passes around. No behaviour beyond arithmetic on them.
+
+Shape suffixes used in the whole code base: `_P` problems, `_G` samples per problem (group), `_B` batch,
+`_T` tokens, `_D` model width, `_V` vocabulary, as in `tokens_BT`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Role
+    content: str
+
+
+Prompt = str | tuple[Message, ...]
+"""What a problem asks: plain text (continued as it is) or chat messages (through the model's template)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question as the solver sees it. Never holds the gold answer."""
+
+    id: str
+    prompt: Prompt
+    public: Mapping[str, Any] = field(default_factory=dict)
+    """Data that a checker may use: the numbers of a Countdown, visible tests."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """For reports only: family, difficulty, source row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gold:
+    """What only the judge sees."""
+
+    answer: Any
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class VerdictKind(StrEnum):
+    """How a response was judged. All but `judge_error` are the model's doing."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+    """Nothing to judge: truncated, an unclosed thought, no extractable answer."""
+    TIMEOUT = "timeout"
+    """The response could not be judged in time, although the gold could."""
+    MEMORY = "memory"
+    OUTPUT_LIMIT = "output_limit"
+    ERROR = "error"
+    JUDGE_ERROR = "judge_error"
+    """Our failure: the reward is None, masked from training and counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge or checker says of one response."""
+
+    kind: VerdictKind
+    reward: float | None
+    """In [0, 1]; None exactly when `kind` is `judge_error`."""
+    reason: str
+    """One line that a person can read."""
+    answer: str | None = None
+    """The answer as it was extracted, for votes and reports; None where there is none."""
+
+    def __post_init__(self) -> None:
+        if (self.reward is None) != (self.kind is VerdictKind.JUDGE_ERROR):
+            raise ValueError(f"reward {self.reward!r} does not go with verdict {self.kind.value!r}")
+        if self.reward is not None and not 0.0 <= self.reward <= 1.0:
+            raise ValueError(f"reward {self.reward!r} is not in [0, 1]")
+
+    @property
+    def correct(self) -> bool:
+        return self.kind is VerdictKind.CORRECT
+
+
+class FinishReason(StrEnum):
+    """Why a completion ended."""
+
+    STOP = "stop"
+    """An end token or a stop string was sampled."""
+    LENGTH = "length"
+    """`max_tokens` or the context ran out: the response is truncated."""
+    CANCELLED = "cancelled"
+    """The caller went away or the engine was closed; what was sampled so far is in the completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What something cost. Adds up; counted the same way everywhere."""
+
+    prompt_tokens: int = 0
+    """Prompt tokens that were computed (cached ones apart)."""
+    cached_tokens: int = 0
+    """Prompt tokens that came from a cache or were shared with a sibling."""
+    sampled_tokens: int = 0
+    forced_tokens: int = 0
+    """Tokens put into a response by force (budget forcing); computed, not sampled."""
+    trained_tokens: int = 0
+    verifier_calls: int = 0
+    seconds: float = 0.0
+    flops: float = 0.0
+    dollars: float = 0.0
+
+    def __add__(self, other: Spend) -> Spend:
+        if not isinstance(other, Spend):
+            return NotImplemented
+        return Spend(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.sampled_tokens + other.sampled_tokens,
+            self.forced_tokens + other.forced_tokens,
+            self.trained_tokens + other.trained_tokens,
+            self.verifier_calls + other.verifier_calls,
+            self.seconds + other.seconds,
+            self.flops + other.flops,
+            self.dollars + other.dollars,
+        )
+
+    @property
+    def response_tokens(self) -> int:
+        """Tokens of responses, sampled or forced: the x axis of a test-time curve."""
+        return self.sampled_tokens + self.forced_tokens
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a budget counts: prompt (cached or not) and response."""
+        return self.prompt_tokens + self.cached_tokens + self.response_tokens
+
+
+class SegmentKind(StrEnum):
+    GIVEN = "given"
+    """The prompt, and whatever else was there before the model spoke."""
+    SAMPLED = "sampled"
+    """Drawn from the model: the only kind that is trained on."""
+    FORCED = "forced"
+    """Put in the model's mouth, such as an early end of thought."""
+    TOOL = "tool"
+    """What a tool or the environment said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of token ids of one kind."""
+
+    kind: SegmentKind
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
+    """Of the distribution that was sampled from, one per id; only for `sampled`."""
+    weights_version: str = ""
+
+    def __post_init__(self) -> None:
+        if self.logprobs is not None and len(self.logprobs) != len(self.ids):
+            raise ValueError(f"{len(self.logprobs)} log-probabilities for {len(self.ids)} ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """One response in its context, as segments of ids; append-only. The loss mask follows from it."""
+
+    segments: tuple[Segment, ...] = ()
+
+    def extend(self, *segments: Segment) -> Transcript:
+        """Return a longer transcript; empty segments are dropped."""
+        return Transcript(self.segments + tuple(s for s in segments if s.ids))
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(i for s in self.segments for i in s.ids)
+
+    @property
+    def loss_mask(self) -> tuple[bool, ...]:
+        """True for each id that was sampled."""
+        return tuple(s.kind is SegmentKind.SAMPLED for s in self.segments for _ in s.ids)
+
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """The sampler's log-probability of each id; 0.0 where the id was not sampled."""
+        return tuple(x for s in self.segments for x in (s.logprobs or (0.0,) * len(s.ids)))
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """How long the thought of a response may be, in tokens (budget forcing, s1, arXiv:2501.19393).
+
+    After `max_tokens` tokens of thought the engine appends the model's end-of-thought marker by force and
+    samples the answer with what `SamplingParams.max_tokens` leaves. Up to `min_tokens` an end of thought that
+    was sampled is replaced by `extend` (the "Wait" of s1).
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    extend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample. Log-probabilities are always of the distribution that was sampled from."""
+
+    max_tokens: int
+    """Most tokens of the response, forced ones included."""
+    temperature: float = 1.0
+    """0 is greedy (ties to the smallest id)."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    """Stop strings; the text ends before one, the ids include it."""
+    seed: int = 0
+    """Sample `i` of a request draws from the stream `(seed, i)`, whatever else is in the batch."""
+    thinking: Thinking | None = None
+
+    @property
+    def truncates(self) -> bool:
+        """True if the distribution is cut (top-p, top-k, min-p): not to be trained on."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of an engine: a prompt and `n` samples of it."""
+
+    prompt: Prompt | tuple[int, ...]
+    """Token ids, plain text, or messages."""
+    params: SamplingParams
+    n: int = 1
+    prefix: str = ""
+    """Text that the response must begin with (forced); the engine counts it as `forced`."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What one engine call returned for one of its samples."""
+
+    text: str
+    """The response, special tokens kept where they mark thoughts, the end token left out."""
+    finish_reason: FinishReason
+    spend: Spend
+    segments: tuple[Segment, ...] = ()
+    """The response as ids (sampled and forced), the end token included; empty where the engine knows no ids."""
+    prompt_ids: tuple[int, ...] = ()
+    weights_version: str = ""
+    error: str | None = None
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(i for s in self.segments for i in s.ids)
+
+    @property
+    def transcript(self) -> Transcript:
+        """Prompt and response as one transcript."""
+        return Transcript().extend(Segment(SegmentKind.GIVEN, self.prompt_ids), *self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed response. The last one of a sample carries its `completion`."""
+
+    sample: int
+    text: str
+    ids: tuple[int, ...] = ()
+    completion: Completion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtFormat:
+    """How a model marks its thought; a property of the model, never a constant of the code."""
+
+    open: str
+    close: str
+    opened_by_template: bool = False
+    """The chat template already wrote `open`: the response begins inside the thought."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A response as judges and checkers read it: the thought split off, truncation resolved."""
+
+    answer: str | None
+    """The text after the thought; None if the response was truncated or its thought never closed."""
+    thought: str | None = None
+    text: str = ""
+    """The whole response."""
+
+
+def split_response(text: str, finish: FinishReason, thought: ThoughtFormat | None = None) -> Response:
+    """Split a response into thought and answer. Truncated or unclosed: the answer is None (no fallback)."""
+    whole, inner = text, None
+    if thought is not None and (thought.opened_by_template or thought.open in text or thought.close in text):
+        inner, closed, text = text.rpartition(thought.close)
+        if not closed or thought.open in text:
+            return Response(None, whole.replace(thought.open, "", 1).strip(), whole)
+        inner = inner.replace(thought.open, "", 1)
+    if finish is not FinishReason.STOP:
+        return Response(None, inner, whole)
+    return Response(text, inner, whole)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a search or a report needs to know of the model behind an engine."""
+
+    name: str
+    context: int
+    """Most tokens of prompt and response together."""
+    parameters: int = 0
+    """Number of weights; 0 if unknown."""
+    flops_per_token: float = 0.0
+    """Forward FLOPs of one token without attention (2 × non-embedding parameters + head); 0 if unknown."""
+    thought: ThoughtFormat | None = None
+    chat: bool = False
+    """True if messages go through a chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do; a search asks before it relies on it."""
+
+    ids: bool = False
+    """Takes and returns token ids."""
+    logprobs: bool = False
+    seed: bool = False
+    n: bool = False
+    """Several samples of one prompt in one call, the prompt computed once."""
+    prefix: bool = False
+    """Can continue a response that was begun for it."""
+    thinking: bool = False
+    """Bounds the thought by force within the call (`Thinking`)."""
+    leases: bool = False
+    """`hold(ids)` keeps a prefix in the cache."""
+    load_weights: bool = False
+    exact: bool = False
+    """Same requests, same result, bit for bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The hard limit of a search; None is no limit in that unit."""
+
+    tokens: int | None = None
+    """Prompt and response tokens, every branch counted."""
+    seconds: float | None = None
+    dollars: float | None = None
+
+
+class StopReason(StrEnum):
+    """Why a search stopped."""
+
+    FINISHED = "finished"
+    """The strategy did what it does."""
+    ACCEPTED = "accepted"
+    """A checker or a stopping rule accepted an answer early."""
+    BUDGET = "budget"
+    """The budget ran out; the outcome is the best so far."""
+    FAILED = "failed"
+    """An engine or checker failed; the outcome says what there was."""
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node of a trace: a completion and what was found out about it."""
+
+    id: int
+    parent: int | None
+    completion: Completion
+    response: Response
+    score: float | None = None
+    check: Verdict | None = None
+    """A checker's verdict (no gold)."""
+    verdict: Verdict | None = None
+    """The judge's, added after the search for training and reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Everything that was generated for one problem."""
+
+    problem_id: str
+    nodes: tuple[Node, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a search returns."""
+
+    response: Response
+    """The chosen response; its answer is None where the search abstains."""
+    confidence: float | None
+    trace: Trace
+    spend: Spend
+    stop: StopReason
+    chosen: int | None = None
+    """Id of the chosen node; None if the search abstains."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its 95 % interval and its sample size."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    method: str = ""
+
+
+def to_json(value: Any) -> Any:
+    """Turn dataclasses, enums and containers into plain JSON values, field by field."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    if isinstance(value, Sequence):
+        return [to_json(v) for v in value]
+    return str(value)
