@@ -1,0 +1,233 @@
+"""Countdown: reach a target from given numbers, as in the television game (TinyZero, 2025, made it an RL task)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from random import Random
+
+from ponder.environments._expressions import Tree, Value, evaluate, write
+from ponder.environments.base import Item, Procedural, guarded, verdict
+from ponder.errors import UserError
+from ponder.protocols import Checker
+from ponder.types import Gold, Problem, Response, Split, Verdict, VerdictKind
+
+_PLAIN = re.compile(r"[-+*/() \t=0-9]{1,200}")
+_CANDIDATE = re.compile(r"[-(0-9][-+*/() \t=0-9^]*")
+_SPELLINGS = {
+    "×": "*",
+    "·": "*",
+    "⋅": "*",
+    "∗": "*",
+    "✕": "*",
+    "−": "-",
+    "–": "-",
+    "÷": "/",
+    "\\times": "*",
+    "\\cdot": "*",
+    "\\div": "/",
+    "\\left": "",
+    "\\right": "",
+}
+_SPELLING = re.compile("|".join(re.escape(s) for s in sorted(_SPELLINGS, key=len, reverse=True)))
+
+
+@dataclass(frozen=True)
+class Countdown(Procedural):
+    """Reach a target from given numbers with + - * (judge and checker).
+
+    Every problem has a solution that uses all its numbers, found when it was made; an answer may leave numbers out.
+    The answer is one expression that uses each number at most once. The last expression of the answer counts; a number
+    after it is taken for its value, and any other number than the target for a different answer.
+
+    Two problems with the same numbers in another order, and the same target, are the same problem: never one for
+    training and one for testing. With the default options there are about 50,000, of which a tenth are for testing.
+    """
+
+    seed: int = 0
+    """Seed of the problems' order; the splits are the same for every seed."""
+    min_numbers: int = 3
+    """Fewest given numbers."""
+    max_numbers: int = 4
+    """Most given numbers (at most 8)."""
+    smallest: int = 1
+    """Smallest given number."""
+    largest: int = 12
+    """Largest given number."""
+    min_target: int = 10
+    """Smallest target."""
+    max_target: int = 99
+    """Largest target; results of steps stay between 0 and this too."""
+    operations: str = "+-*"
+    """Allowed operations, of + - * /; a division must come out even in the made solution."""
+    template: str = "Make {target} from {numbers}."
+    """The question; the numbers are joined by spaces."""
+    instructions: str = ""
+    """Added after the question, on a line of its own."""
+
+    name = "countdown"
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.min_numbers <= self.max_numbers <= 8:
+            raise UserError("min_numbers and max_numbers must be between 2 and 8, the first not above the second")
+        if not 0 <= self.smallest <= self.largest <= 10**6:
+            raise UserError("smallest and largest must be between 0 and 1000000, the first not above the second")
+        if not 0 <= self.min_target <= self.max_target <= 10**6:
+            raise UserError("min_target and max_target must be between 0 and 1000000, the first not above the second")
+        if not self.operations or set(self.operations) - set("+-*/"):
+            raise UserError(f"operations must be some of + - * /, not {self.operations!r}")
+        for part in ("{target}", "{numbers}"):
+            if part not in self.template:
+                raise UserError(f"template must contain {part}")
+        self.problem("train", 0)  # options that leave no problem fail here, not in the middle of a run
+
+    def draw(self, rng: Random) -> tuple[str, tuple[list[int], int, Tree, list[list[int | str]]]]:
+        for _ in range(20_000):
+            numbers, target, tree, steps = self._try(rng)
+            if tree is not None:
+                return f"{sorted(numbers)}={target}", (numbers, target, tree, steps)
+        raise UserError("countdown: no problem has these numbers, targets and operations; widen their ranges")
+
+    def _try(self, rng: Random) -> tuple[list[int], int, Tree | None, list[list[int | str]]]:
+        random = rng.random
+        span = self.largest - self.smallest + 1
+        count = self.min_numbers + int(random() * (self.max_numbers - self.min_numbers + 1))
+        numbers = [self.smallest + int(random() * span) for _ in range(count)]
+        pool: list[tuple[int, Tree]] = [(n, n) for n in numbers]
+        steps: list[list[int | str]] = []
+        while len(pool) > 1:
+            a, left = pool.pop(int(random() * len(pool)))
+            b, right = pool.pop(int(random() * len(pool)))
+            op = self.operations[int(random() * len(self.operations))]
+            if op == "+":
+                c = a + b
+            elif op == "*":
+                c = a * b
+            elif op == "-":
+                if a < b:
+                    a, left, b, right = b, right, a, left
+                c = a - b
+            elif b and a % b == 0:
+                c = a // b
+            else:
+                return numbers, 0, None, steps
+            if c > self.max_target:
+                return numbers, 0, None, steps
+            steps.append([a, op, b, c])
+            pool.append((c, (op, left, right)))
+        target, tree = pool[0]
+        if target < self.min_target or target in numbers:
+            return numbers, 0, None, steps
+        return numbers, target, tree, steps
+
+    def item(self, drawn: tuple[list[int], int, Tree, list[list[int | str]]], split: Split, index: int) -> Item:
+        numbers, target, tree, steps = drawn
+        prompt = self.template.replace("{target}", str(target)).replace("{numbers}", " ".join(map(str, numbers)))
+        if self.instructions:
+            prompt = f"{prompt}\n{self.instructions}"
+        return Item(
+            prompt,
+            Gold(write(tree), {"steps": steps}),
+            {"numbers": numbers, "target": target, "operations": self.operations},
+            {"family": "countdown", "numbers": len(numbers)},
+        )
+
+    def verdict(self, problem: Problem, answer: str) -> Verdict:
+        return check(problem, answer)
+
+    @property
+    def checker(self) -> Checker:
+        """The judge itself: arithmetic decides, no gold is needed."""
+        return check_response
+
+    def gold_response(self, problem: Problem) -> str:
+        """The solution that the problem was made from, for example `(5-2)*8`."""
+        return self.gold(problem).answer
+
+
+def check_response(problem: Problem, response: Response) -> Verdict:
+    """Check a response to a Countdown problem by arithmetic alone. Never raises."""
+    return guarded(check, problem, response)
+
+
+def check(problem: Problem, answer: str) -> Verdict:
+    """Check an answer such as `(5-2)*8`, `(5-2)*8 = 24` or `The answer is (5-2)*8.` by arithmetic alone."""
+    target = problem.public["target"]
+    candidate: str | None = answer
+    if answer.startswith("- "):  # a bullet
+        answer = candidate = answer[2:]
+    if not _PLAIN.fullmatch(answer) or _number(answer) is not None:
+        candidate = final_expression(answer, target)
+    if candidate is None:
+        return verdict(VerdictKind.NO_ANSWER, "the answer holds no expression")
+    sides = candidate.split("=")
+    text = max(sides, key=len).strip() if len(sides) > 1 else candidate
+    text = text.replace(" ", "") if len(text) <= 200 else text[:200]
+    try:
+        read = [evaluate(side) for side in sides]
+    except ValueError as error:
+        return verdict(VerdictKind.WRONG, f"{text[:60]!r}: {error}", text)
+    for side, (value, _, _) in zip(sides, read, strict=True):
+        if value != target:
+            return verdict(VerdictKind.WRONG, f"{side.strip()} is {_short(value)}, not {target}", text)
+    reason = ""
+    for side, (_, numbers, used) in zip(sides, read, strict=True):
+        reason = _misuse(numbers, used, problem)
+        if not reason:
+            text = side.replace(" ", "").replace("\t", "")
+            return verdict(VerdictKind.CORRECT, f"{text} is {target}", text)
+    return verdict(VerdictKind.WRONG, f"{text} {_misuse(read[0][1], read[0][2], problem)}", text)
+
+
+def _misuse(numbers: list[int], used: str, problem: Problem) -> str:
+    """Why an expression breaks the rules of the problem; empty if it does not."""
+    left = list(problem.public["numbers"])
+    for number in numbers:
+        if number not in left:
+            again = number in problem.public["numbers"]
+            return f"uses {number} more often than it is given" if again else f"uses {number}, which is not given"
+        left.remove(number)
+    for op in used:
+        if op not in problem.public["operations"]:
+            return f"uses {op}, which is not allowed"
+    return ""
+
+
+def _short(value: Value) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else text[:20] + "…"
+
+
+def _number(text: str) -> int | None:
+    """The whole number that a text is, if it is one of at most nine digits."""
+    text = text.strip("() \t=")
+    digits = text[1:] if text.startswith("-") else text
+    return int(text) if 0 < len(digits) <= 9 and digits.isascii() and digits.isdigit() else None
+
+
+def final_expression(answer: str, target: int) -> str | None:
+    """The expression that an answer in prose ends with; None if it holds no number at all.
+
+    The last expression or number counts, but numbers that only repeat the target after an expression are passed over.
+    """
+    text = _SPELLING.sub(lambda m: _SPELLINGS[m[0]], answer)
+    candidates = [c.strip() for c in _CANDIDATE.findall(text)]
+    candidates = [_balanced(c) for c in candidates if any(map(str.isdigit, c))]
+    if not candidates:
+        return None
+    for candidate in reversed(candidates):
+        if _number(candidate) != target:
+            return candidate
+    return candidates[-1]
+
+
+def _balanced(text: str) -> str:
+    """Drop what belongs to the prose: a dash or equals sign at an end, a parenthesis around the whole sentence."""
+    text = text.strip(" \t=").rstrip("-+*/^ \t=")
+    while text.endswith(")") and text.count(")") > text.count("("):
+        text = text[:-1].rstrip()
+    while text.startswith("(") and text.count("(") > text.count(")"):
+        text = text[1:].lstrip()
+    if text.startswith("- "):  # a bullet
+        text = text[2:]
+    return text
