@@ -1,0 +1,103 @@
+"""What a run directory holds, read back and checked: the one input of plots and report.
+
+Every part may be missing, since an RL run, an evaluation and the quickstart write different parts:
+
+- `curves.json`: `{"train": [point], "test": {"sequential": [point], "parallel": [point]}, "base": {the same two lists},
+  "base_accuracy", "trained_accuracy", "seconds", "peak_memory_bytes", "seed"}`, and by choice `"interval"`, the name of
+  the interval's method;
+- `metrics.jsonl`: one object a step;
+- `samples.json`: `[{"problem_id", "prompt", "gold", "before": {"text", "verdict", "reason"}, "after": {...}}]`, or
+  `"response"` in place of before and after;
+- `summary.json`: `"title"`, `"facts": {name: value}`, `"cost": [{"phase", "seconds", "sampled_tokens", "trained_tokens",
+  "flops"}]`, `"verdicts": {kind: count}`, `"next": [sentence]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ponder.errors import UserError
+from ponder.runs.files import read_json, read_lines
+from ponder.runs.run import read_manifest
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The parts of a run that a report shows; empty where the run has none."""
+
+    path: Path
+    manifest: Row
+    train: tuple[Row, ...] = ()
+    """Held-out accuracy along training: `step`, `flops`, `sampled_tokens`, `accuracy`, `low`, `high`, `n`."""
+    sequential: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    """`base` and `trained`: `budget_tokens`, `mean_tokens`, `accuracy`, `low`, `high`, `no_answer`, `n`."""
+    parallel: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    """`base` and `trained`: `samples`, `mean_tokens`, `accuracy`, `coverage`, `low`, `high`, `n`."""
+    curves: Row = field(default_factory=dict)
+    """The whole of `curves.json`."""
+    metrics: tuple[Row, ...] = ()
+    samples: tuple[Row, ...] = ()
+    summary: Row = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """Sentences about torn lines that were skipped."""
+
+
+def read(path: str | Path) -> Results:
+    """Read a run directory. Raises `UserError` that names the file and field that cannot be read."""
+    path = Path(path)
+    manifest = read_manifest(path)
+    curves = _optional(path / "curves.json", dict)
+    test, base = (_part(curves, key, dict, path / "curves.json") for key in ("test", "base"))
+    lines = read_lines(path / "metrics.jsonl")
+    both = {"base": base, "trained": test}
+    return Results(
+        path=path,
+        manifest=manifest,
+        train=_points(curves, "train", ("flops", "accuracy", "low", "high"), path),
+        sequential={
+            who: _points(part, "sequential", ("mean_tokens", "accuracy", "low", "high"), path)
+            for who, part in both.items()
+        },
+        parallel={
+            who: _points(part, "parallel", ("samples", "accuracy", "low", "high"), path) for who, part in both.items()
+        },
+        curves=curves,
+        metrics=lines.rows,
+        samples=tuple(s for s in _optional(path / "samples.json", list) if isinstance(s, dict)),
+        summary=_optional(path / "summary.json", dict),
+        notes=(lines.torn,) if lines.torn else (),
+    )
+
+
+def _optional(path: Path, kind: type) -> Any:
+    if not path.exists():
+        return kind()
+    value = read_json(path)
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: expected a JSON {'object' if kind is dict else 'array'} at the top")
+    return value
+
+
+def _part(curves: Row, key: str, kind: type, where: Path) -> Any:
+    value = curves.get(key)
+    if value is None:
+        return kind()
+    if not isinstance(value, kind):
+        raise UserError(f"{where}: {key!r} must be a JSON {'object' if kind is dict else 'array'}")
+    return value
+
+
+def _points(part: Row, key: str, needed: Sequence[str], path: Path) -> tuple[Row, ...]:
+    where = path / "curves.json"
+    points = _part(part, key, list, where)
+    for i, point in enumerate(points):
+        for name in needed:
+            value = point.get(name) if isinstance(point, dict) else None
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise UserError(f"{where}: point {i} of {key!r} has no number {name!r}")
+    return tuple(points)
