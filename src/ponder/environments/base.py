@@ -20,11 +20,10 @@ from typing import Any
 from ponder.errors import UserError
 from ponder.protocols import Checker, Turn
 from ponder.types import Gold, Problem, Prompt, Response, Split, Verdict, VerdictKind
+from ponder.verifiers.base import too_long, verdict
 
 TEST_ONE_IN = 10
 """One key in so many belongs to the test split."""
-MAX_ANSWER = 100_000
-"""Characters; a longer answer is an `output_limit` verdict and is not looked at."""
 _PATIENCE = 4_000
 """Draws without a new test problem after which the test split counts as exhausted."""
 
@@ -40,33 +39,29 @@ def split_of(key: str, test_one_in: int = TEST_ONE_IN) -> Split:
     return "test" if stable_int("split", key) % test_one_in == 0 else "train"
 
 
-def verdict(kind: VerdictKind, reason: str, answer: str | None = None, reward: float | None = None) -> Verdict:
-    """A verdict with the usual reward of its kind: 1 for correct, None for a judge error, else 0."""
-    if reward is None and kind is not VerdictKind.JUDGE_ERROR:
-        reward = 1.0 if kind is VerdictKind.CORRECT else 0.0
-    return Verdict(kind, reward, reason, answer)
-
-
 def guarded(hook: Callable[[Problem, str], Verdict], problem: Problem, response: Response) -> Verdict:
     """Call a hook with the answer's text. Never raises; what is no answer does not reach the hook.
 
-    A prompt that is echoed is no answer; one that is repeated before the answer is taken off.
+    A prompt that is echoed is no answer; one that is repeated before the answer is taken off. Where the prompt holds
+    more than the question (worked examples), the problem's public data may hold the `question` by itself.
     """
     answer = response.answer
     if answer is None:
         return verdict(VerdictKind.NO_ANSWER, "the response was truncated or its thought never closed")
-    if len(answer) > MAX_ANSWER:
-        return verdict(VerdictKind.OUTPUT_LIMIT, f"the answer is longer than {MAX_ANSWER} characters")
+    long = too_long(answer)
+    if long is not None:
+        return long
     answer = answer.strip()
     prompt = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1].content
-    if prompt and answer.startswith(prompt := prompt.strip()):
-        answer = answer[len(prompt) :].strip()
+    for echo in (prompt, problem.public.get("question")):
+        if isinstance(echo, str) and (echo := echo.strip()) and answer.startswith(echo):
+            answer = answer[len(echo) :].strip()
     if not answer:
         return verdict(VerdictKind.NO_ANSWER, "the answer is empty")
     try:
         return hook(problem, answer)
     except Exception as error:
-        return verdict(VerdictKind.JUDGE_ERROR, f"the judge failed: {type(error).__name__}: {error}"[:500])
+        return verdict(VerdictKind.JUDGE_ERROR, f"the judge failed: {type(error).__name__}: {error}")
 
 
 class SingleTurn:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from random import Random
 
 from ponder.environments._expressions import Tree, Value, evaluate, write
-from ponder.environments.base import Item, Procedural, guarded, verdict
+from ponder.environments.base import Item, Procedural, guarded
 from ponder.errors import UserError
 from ponder.protocols import Checker
 from ponder.types import Gold, Problem, Response, Split, Verdict, VerdictKind
+from ponder.verifiers.base import verdict
 
 _PLAIN = re.compile(r"[-+*/() \t=0-9]{1,200}")
 _CANDIDATE = re.compile(r"[-(0-9][-+*/() \t=0-9^]*")
@@ -82,16 +83,17 @@ class Countdown(Procedural):
         self.problem("train", 0)  # options that leave no problem fail here, not in the middle of a run
 
     def draw(self, rng: Random) -> tuple[str, tuple[list[int], int, Tree, list[list[int | str]]]]:
-        for _ in range(20_000):
-            numbers, target, tree, steps = self._try(rng)
+        for tries in range(20_000):
+            if tries % 200 == 0:  # keep the count while it may work, or three numbers would come up more than four
+                count = self.min_numbers + int(rng.random() * (self.max_numbers - self.min_numbers + 1))
+            numbers, target, tree, steps = self._try(rng, count)
             if tree is not None:
                 return f"{sorted(numbers)}={target}", (numbers, target, tree, steps)
         raise UserError("countdown: no problem has these numbers, targets and operations; widen their ranges")
 
-    def _try(self, rng: Random) -> tuple[list[int], int, Tree | None, list[list[int | str]]]:
+    def _try(self, rng: Random, count: int) -> tuple[list[int], int, Tree | None, list[list[int | str]]]:
         random = rng.random
         span = self.largest - self.smallest + 1
-        count = self.min_numbers + int(random() * (self.max_numbers - self.min_numbers + 1))
         numbers = [self.smallest + int(random() * span) for _ in range(count)]
         pool: list[tuple[int, Tree]] = [(n, n) for n in numbers]
         steps: list[list[int | str]] = []

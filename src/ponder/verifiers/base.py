@@ -1,0 +1,48 @@
+"""What verifiers share. A verifier is a dataclass with options, called with a gold and an answer's text.
+
+    Numeric(absolute=0.01)(18, "The answer is $18.")  ->  Verdict(correct, 1.0, …)
+
+The text is what follows the thought; truncated and unclosed responses never get here (`environments.base.guarded`).
+A gold that cannot be read raises `UserError`, which the environment turns into a `judge_error`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ponder.types import Verdict, VerdictKind
+
+MAX_ANSWER = 100_000
+"""Characters; a longer answer is an `output_limit` verdict and is not looked at."""
+
+
+class Verifier(Protocol):
+    """From gold and answer to a verdict."""
+
+    def __call__(self, gold: Any, answer: str) -> Verdict: ...
+
+
+def verdict(kind: VerdictKind, reason: str, answer: str | None = None, reward: float | None = None) -> Verdict:
+    """A verdict with the usual reward of its kind: 1 for correct, None for a judge error, else 0.
+
+    Reason and answer are cut to a readable length and made printable (no lone surrogates, no NUL).
+    """
+    if reward is None and kind is not VerdictKind.JUDGE_ERROR:
+        reward = 1.0 if kind is VerdictKind.CORRECT else 0.0
+    return Verdict(kind, reward, clip(reason, 300), None if answer is None else clip(answer, 300))
+
+
+def clip(text: str, most: int) -> str:
+    """Text that can be printed and written to any file, cut to a length."""
+    if len(text) > most:
+        text = text[: most - 1] + "…"
+    if text.isascii() and text.isprintable():
+        return text
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "␀")
+
+
+def too_long(answer: str) -> Verdict | None:
+    """The verdict on an answer that is too long to look at; None if it is not."""
+    if len(answer) <= MAX_ANSWER:
+        return None
+    return verdict(VerdictKind.OUTPUT_LIMIT, f"the answer is longer than {MAX_ANSWER} characters")

@@ -1,0 +1,53 @@
+"""Text that must be the same."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ponder.errors import UserError
+from ponder.types import Verdict, VerdictKind
+from ponder.verifiers._extract import clean, final_number, final_piece, last_line
+from ponder.verifiers.base import too_long, verdict
+
+_SPACE = re.compile(r"\s+")
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The last line of the answer equals the gold; what a marker names in that line, if it has one.
+
+    Spaces are squeezed, and quotes, dollar signs and a full stop around the answer are not counted.
+    """
+
+    ignore_case: bool = True
+    """`Paris` equals `paris`."""
+
+    def __call__(self, gold: Any, answer: str) -> Verdict:
+        """Raises `UserError` if the gold is empty."""
+        wanted = self._plain(str(gold))
+        if not wanted:
+            raise UserError(f"the gold {gold!r} is empty")
+        long = too_long(answer)
+        if long is not None:
+            return long
+        answer = clean(answer)
+        line = last_line(answer)
+        piece = final_piece(line)
+        if piece is None and len(lines := answer.strip().splitlines()) > 1:
+            marked = final_piece("\n".join(lines[-2:]))  # the marker ends the line before
+            piece = marked if marked is not None and marked.text == line else None
+        text = line if piece is None else piece.text
+        given = self._plain(text)
+        if not given:
+            return verdict(VerdictKind.NO_ANSWER, "the answer is empty")
+        if given != wanted:
+            return verdict(VerdictKind.WRONG, f"{text!r} is not {str(gold)!r}", given)
+        if any(c.isdigit() for c in given) and final_number(answer) == "the answer lists numbers instead of giving one":
+            return verdict(VerdictKind.NO_ANSWER, "the answer lists numbers instead of giving one")
+        return verdict(VerdictKind.CORRECT, f"{text!r} is right", given)
+
+    def _plain(self, text: str) -> str:
+        text = _SPACE.sub(" ", text).strip(" \"'`$.,;:")
+        return text.casefold() if self.ignore_case else text
