@@ -141,6 +141,10 @@ class Ask:
     """Run the checker on this response; the answer is a `Verdict`."""
     score: tuple[Response, ...] | None = None
     """Score these; the answer is a sequence of floats."""
+    minimum: int = 1
+    """Fewest `max_tokens` that are worth a call: a tight budget may clamp a request to that, and refuses it below."""
+    answer_reserve: int = 0
+    """A second call will end each response: keep so many tokens for the answer, and the prompt and response again."""
 
 
 class Search(Protocol):

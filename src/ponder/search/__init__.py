@@ -1,0 +1,7 @@
+"""Search at inference under a hard budget."""
+
+from ponder.search.meter import Meter, Prices
+from ponder.search.runner import solve
+from ponder.search.seeds import derive
+
+__all__ = ["Meter", "Prices", "derive", "solve"]

@@ -1,0 +1,259 @@
+"""Independent samples of one problem, each with its thought bounded or not: what the sampling strategies share."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ponder.errors import Unsupported, UserError
+from ponder.protocols import Ask, SearchContext
+from ponder.search.seeds import derive
+from ponder.search.trace import Tree, samples
+from ponder.types import (
+    Completion,
+    FinishReason,
+    Node,
+    Outcome,
+    Problem,
+    Request,
+    Response,
+    SamplingParams,
+    Spend,
+    StopReason,
+    Thinking,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtBudget:
+    """How long a thought may be, and what is kept for the answer, in tokens."""
+
+    thought_tokens: int
+    answer_tokens: int = 16
+    """Of the end-of-thought marker and the answer."""
+    min_thought_tokens: int = 0
+    extend: str = ""
+
+    def __post_init__(self) -> None:
+        if self.thought_tokens < 0:
+            raise UserError(f"thought_tokens = {self.thought_tokens}: give 0 or more")
+        if self.answer_tokens < 1:
+            raise UserError(f"answer_tokens = {self.answer_tokens}: give at least 1")
+        if not 0 <= self.min_thought_tokens <= self.thought_tokens:
+            raise UserError(
+                f"min_thought_tokens = {self.min_thought_tokens}: give 0 to thought_tokens ({self.thought_tokens})"
+            )
+        if self.min_thought_tokens and not self.extend:
+            raise UserError('min_thought_tokens needs extend, the text that takes the place of an early end ("Wait")')
+
+    @property
+    def max_tokens(self) -> int:
+        return self.thought_tokens + self.answer_tokens
+
+    @property
+    def thinking(self) -> Thinking:
+        return Thinking(self.thought_tokens, self.min_thought_tokens, self.extend)
+
+
+def check_sampling(n: int, temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0) -> None:
+    """Refuse what cannot be sampled with. Raises `UserError` that names the field."""
+    for name, value, fine, mend in (
+        ("n", n, n >= 1, "at least 1"),
+        ("temperature", temperature, 0.0 <= temperature < float("inf"), "0 (greedy) or more"),
+        ("top_p", top_p, 0.0 < top_p <= 1.0, "more than 0, at most 1"),
+        ("top_k", top_k, top_k >= 0, "0 (off) or more"),
+        ("min_p", min_p, 0.0 <= min_p <= 1.0, "0 (off) to 1"),
+    ):
+        if not fine:
+            raise UserError(f"{name} = {value!r}: give {mend}")
+
+
+class Sampling:
+    """A search that draws `n` samples and takes the first; subclasses say what happens to them and which one wins.
+
+    Where the engine cannot bound a thought itself but can continue a response, a thought is bounded by a second
+    call: the first stops at the end-of-thought marker or at the limit, the second continues from the closed thought.
+
+    Sample `i` in its call number `s` is ask and node `s · n + i`; where the engine takes `n`, ask 0 is all of them, and
+    if the budget had room for `k` only, ask `k` is the rest.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        context: SearchContext,
+        params: SamplingParams,
+        n: int,
+        budget: ThoughtBudget | None = None,
+    ) -> None:
+        """`params.max_tokens` and `params.thinking` follow from `budget` where there is one. Raises `Unsupported`."""
+        self.problem = problem
+        self.context = context
+        self.n = n
+        self.tree = Tree(problem.id, context.info.thought)
+        self.leaves: dict[int, Node] = {}
+        """Samples that have ended, by index."""
+        self._budget = budget
+        self._params = params
+        self._queue: list[Ask] = []
+        self._waiting: set[int] = set()
+        self._answers: set[int] = set()
+        self._counts: dict[int, int] = {}
+        self._failed = 0
+        self._last: dict[int, Node] = {}
+        self._by_calls = self._bounds_by_calls()
+        self._begin()
+
+    # What the strategies share ------------------------------------------------------------------------------------
+
+    def ask(self) -> list[Ask]:
+        asks, self._queue = self._queue, []
+        return asks
+
+    def tell(self, ask_id: int, answer: Any) -> None:
+        if ask_id not in self._waiting:
+            return
+        self._waiting.discard(ask_id)
+        if ask_id < 0:
+            self.told(ask_id, answer)
+        else:
+            stage, first = divmod(ask_id, self.n)
+            count = self._counts.pop(ask_id)
+            completions = () if isinstance(answer, Exception) else answer
+            for i, completion in enumerate(completions, first):
+                self._grown(i, stage, completion)
+            if 0 < len(completions) < count:
+                self._first_call(first + len(completions), count - len(completions))
+            elif not completions:
+                for i in range(first, first + count):
+                    self._ended(i, self._last.get(i))
+
+    @property
+    def done(self) -> bool:
+        return not self._waiting
+
+    def outcome(self, spend: Spend, stop: StopReason) -> Outcome:
+        trace = self.tree.trace()
+        leaves = samples(trace)
+        if not leaves:
+            return Outcome(Response(None), None, trace, spend, stop)
+        first = leaves[0]
+        chosen = first.id if first.response.answer is not None else None
+        return Outcome(first.response, None, trace, spend, stop, chosen)
+
+    def push(self, ask: Ask) -> None:
+        """Ask something; ids below 0 are the subclass's own, and answered to `told`."""
+        self._waiting.add(ask.id)
+        self._queue.append(ask)
+
+    def sampled(self, index: int, node: Node) -> None:
+        """A sample has ended; `node` is its leaf."""
+
+    def all_sampled(self) -> None:
+        """Every sample has ended or failed."""
+
+    def told(self, ask_id: int, answer: Any) -> None:
+        """The answer of an ask of the subclass, or the exception that it failed with."""
+
+    # How a sample grows -------------------------------------------------------------------------------------------
+
+    def _bounds_by_calls(self) -> bool:
+        if self._budget is None:
+            return False
+        info, can = self.context.info, self.context.capabilities
+        if info.thought is None:
+            raise Unsupported(
+                f"{info.name} has no thought markers, so its thought cannot be bounded; use the strategy direct"
+            )
+        if can.thinking:
+            return False
+        if not can.prefix:
+            raise Unsupported(
+                f"the engine of {info.name} can neither bound a thought nor continue a response; "
+                "use the strategy direct, or the torch engine"
+            )
+        return True
+
+    def _begin(self) -> None:
+        if self.context.capabilities.n:
+            self._first_call(0, self.n)
+        else:
+            for i in range(self.n):
+                self._first_call(i, 1)
+
+    def _first_call(self, first: int, count: int) -> None:
+        """Ask for samples `first` to `first + count - 1`."""
+        params, budget = self._params, self._budget
+        minimum, reserve, prefix = 1, 0, ""
+        if budget is not None and not self._by_calls:
+            params = dataclasses.replace(params, max_tokens=budget.max_tokens, thinking=budget.thinking)
+            minimum = budget.answer_tokens
+        elif budget is not None and budget.thought_tokens > 0:
+            params = dataclasses.replace(params, max_tokens=budget.thought_tokens, stop=(self._close,))
+            reserve = budget.answer_tokens
+        elif budget is not None:
+            params = dataclasses.replace(params, max_tokens=budget.answer_tokens)
+            prefix = ("" if self._format.opened_by_template else self._format.open) + self._close
+            minimum = budget.answer_tokens
+            self._answers.update(range(first, first + count))
+        params = dataclasses.replace(params, seed=derive(self.context.seed, self.problem.id, first))
+        request = Request(self.problem.prompt, params, n=count, prefix=prefix)
+        self._generate(Ask(first, request=request, minimum=minimum, answer_reserve=reserve))
+
+    def _generate(self, ask: Ask) -> None:
+        assert ask.request is not None
+        self._counts[ask.id] = ask.request.n
+        self.push(ask)
+
+    @property
+    def _format(self) -> Any:
+        return self.context.info.thought
+
+    @property
+    def _close(self) -> str:
+        return self._format.close
+
+    def _grown(self, index: int, stage: int, completion: Completion) -> None:
+        parent = self._last.get(index)
+        node = self.tree.add(stage * self.n + index, completion, None if parent is None else parent.id)
+        self._last[index] = node
+        if not (self._by_calls and self._continued(index, stage, completion)):
+            self._ended(index, node)
+
+    def _continued(self, index: int, stage: int, completion: Completion) -> bool:
+        """Ask for the rest of a response whose thought has ended or is to end; False if it is whole."""
+        budget = self._budget
+        assert budget is not None
+        ask_id = stage * self.n + index
+        if ask_id in self._answers or completion.error is not None:
+            return False
+        if completion.finish_reason is FinishReason.CANCELLED:
+            return False
+        text = completion.text
+        stopped = completion.finish_reason is FinishReason.STOP
+        if stopped and not self._format.opened_by_template and self._format.open not in text:
+            return False
+        used = completion.spend.response_tokens
+        next_id = ask_id + self.n
+        seed = derive(self.context.seed, f"{self.problem.id}\x1f{stage + 1}", index)
+        if stopped and used < budget.min_thought_tokens:
+            prefix, most, minimum, reserve = text + budget.extend, budget.thought_tokens, used + 1, budget.answer_tokens
+            stop: tuple[str, ...] = (self._close,)
+        else:
+            prefix, most, reserve = text + self._close, used + budget.answer_tokens, 0
+            minimum, stop = most, self._params.stop
+            self._answers.add(next_id)
+        params = dataclasses.replace(self._params, max_tokens=most, stop=stop, seed=seed)
+        request = Request(self.problem.prompt, params, prefix=prefix)
+        self._generate(Ask(next_id, request=request, minimum=minimum, answer_reserve=reserve))
+        return True
+
+    def _ended(self, index: int, node: Node | None) -> None:
+        if node is None:
+            self._failed += 1
+        else:
+            self.leaves[index] = node
+            self.sampled(index, node)
+        if len(self.leaves) + self._failed == self.n:
+            self.all_sampled()

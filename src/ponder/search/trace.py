@@ -1,0 +1,135 @@
+"""The trace of a search: building it, finding its samples, attaching verdicts, writing it as a row."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ponder.types import (
+    Completion,
+    Node,
+    Outcome,
+    Problem,
+    Response,
+    ThoughtFormat,
+    Trace,
+    Verdict,
+    split_response,
+    to_json,
+)
+
+
+class Tree:
+    """A trace that grows. Node ids are the strategy's, so that they do not depend on the order of answers."""
+
+    def __init__(self, problem_id: str, thought: ThoughtFormat | None) -> None:
+        self._problem_id = problem_id
+        self._thought = thought
+        self._nodes: dict[int, Node] = {}
+
+    def add(self, node_id: int, completion: Completion, parent: int | None = None) -> Node:
+        """Add a completion under a parent; its text is split into thought and answer by the model's own markers."""
+        response = split_response(completion.text, completion.finish_reason, self._thought)
+        node = self._nodes[node_id] = Node(node_id, parent, completion, response)
+        return node
+
+    def __getitem__(self, node_id: int) -> Node:
+        return self._nodes[node_id]
+
+    def check(self, node_id: int, verdict: Verdict) -> None:
+        """Attach a checker's verdict."""
+        self._nodes[node_id] = dataclasses.replace(self._nodes[node_id], check=verdict)
+
+    def score(self, node_id: int, score: float) -> None:
+        """Attach a scorer's score."""
+        self._nodes[node_id] = dataclasses.replace(self._nodes[node_id], score=score)
+
+    def trace(self) -> Trace:
+        """Everything so far, by node id."""
+        return Trace(self._problem_id, tuple(self._nodes[i] for i in sorted(self._nodes)))
+
+
+def path(trace: Trace, node: Node) -> tuple[Node, ...]:
+    """The nodes from the root to a node."""
+    by_id = {n.id: n for n in trace.nodes}
+    nodes = [node]
+    while (parent := nodes[-1].parent) is not None:
+        nodes.append(by_id[parent])
+    return tuple(reversed(nodes))
+
+
+def samples(trace: Trace) -> tuple[Node, ...]:
+    """The whole responses of a trace: its leaves, in the order of the samples that they began as."""
+    parents = {n.parent for n in trace.nodes if n.parent is not None}
+    if not parents:
+        return trace.nodes
+    leaves = [n for n in trace.nodes if n.id not in parents]
+    return tuple(sorted(leaves, key=lambda n: [m.id for m in path(trace, n)]))
+
+
+def with_verdicts(trace: Trace, verdicts: Mapping[int, Verdict]) -> Trace:
+    """The trace with the judge's verdicts by node id."""
+    nodes = (dataclasses.replace(n, verdict=verdicts[n.id]) if n.id in verdicts else n for n in trace.nodes)
+    return Trace(trace.problem_id, tuple(nodes))
+
+
+def judged(trace: Trace, problem: Problem, judge: Callable[[Problem, Response], Verdict]) -> Trace:
+    """The trace with the judge's verdict on each of its samples."""
+    return with_verdicts(trace, {n.id: judge(problem, n.response) for n in samples(trace)})
+
+
+def to_row(
+    problem: Problem,
+    outcome: Outcome,
+    *,
+    extra: Mapping[int, Mapping[str, Any]] | None = None,
+    logprobs: bool = False,
+) -> dict[str, Any]:
+    """One line of `rollouts.jsonl`: the problem and every node with text, verdicts, reasons and spend.
+
+    `extra` adds fields to nodes by id (reward and advantage, say); with `logprobs`, ids and log-probabilities too.
+    """
+    return {
+        "problem": problem.id,
+        "prompt": to_json(problem.prompt),
+        "metadata": to_json(problem.metadata),
+        "chosen": outcome.chosen,
+        "confidence": outcome.confidence,
+        "stop": outcome.stop.value,
+        "reason": outcome.reason,
+        "spend": _spend(outcome.spend),
+        "samples": [_node(n, (extra or {}).get(n.id, {}), logprobs) for n in outcome.trace.nodes],
+    }
+
+
+def _node(node: Node, extra: Mapping[str, Any], logprobs: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "id": node.id,
+        "parent": node.parent,
+        "text": node.completion.text,
+        "answer": node.response.answer,
+        "finish": node.completion.finish_reason.value,
+        "verdict": _verdict(node.verdict),
+        "check": _verdict(node.check),
+        "score": node.score,
+        "spend": _spend(node.completion.spend),
+        "weights_version": node.completion.weights_version,
+    }
+    if node.completion.error is not None:
+        row["error"] = node.completion.error
+    if logprobs:
+        row["prompt_ids"] = list(node.completion.prompt_ids)
+        row["segments"] = to_json(node.completion.segments)
+    return row | {k: to_json(v) for k, v in extra.items()}
+
+
+def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
+    if verdict is None:
+        return None
+    row = {"kind": verdict.kind.value, "reward": verdict.reward, "reason": verdict.reason}
+    return row if verdict.answer is None else row | {"answer": verdict.answer}
+
+
+def _spend(spend: Any) -> dict[str, Any]:
+    return {k: v for k, v in to_json(spend).items() if v}
