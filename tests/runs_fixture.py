@@ -81,8 +81,20 @@ def summary() -> dict[str, Any]:
         "title": "ponder-tiny on countdown",
         "facts": {"model": "ponder-tiny", "environment": "countdown", "held-out problems": N},
         "cost": [
-            {"phase": "training", "seconds": 290.2, "sampled_tokens": 3_600_000, "trained_tokens": 3_400_000, "flops": 9.7e12},
-            {"phase": "evaluation", "seconds": 141.3, "sampled_tokens": 2_900_000, "trained_tokens": 0, "flops": 5.2e12},
+            {
+                "phase": "training",
+                "seconds": 290.2,
+                "sampled_tokens": 3_600_000,
+                "trained_tokens": 3_400_000,
+                "flops": 9.7e12,
+            },
+            {
+                "phase": "evaluation",
+                "seconds": 141.3,
+                "sampled_tokens": 2_900_000,
+                "trained_tokens": 0,
+                "flops": 5.2e12,
+            },
         ],
         "verdicts": {"correct": 338, "wrong": 170, "no_answer": 4},
         "next": ["ponder quickstart --minutes 20", "ponder solve 'Make 24 from 3 5 7 2.' --model runs/quickstart"],

@@ -53,7 +53,7 @@ PANELS: Sequence[tuple[str, tuple[str, ...]]] = (
 def draw(results: Results) -> dict[str, bytes]:
     """All pictures that the run has data for, as PNG, by file name; also written into the run directory.
 
-    `curves-narrow.png` is `curves.png` with its halves stacked, for small screens; it is not written to disk.
+    Those with `-narrow` in the name have their panels stacked, for small screens; they are not written to disk.
     Raises `MissingExtra` if matplotlib is not installed.
     """
     try:
@@ -69,8 +69,9 @@ def draw(results: Results) -> dict[str, bytes]:
             pictures["parallel.png"] = _png(parallel(results))
         if panels(results.metrics):
             pictures["training.png"] = _png(training(results))
+            pictures["training-narrow.png"] = _png(training(results, stacked=True))
     for name, data in pictures.items():
-        if name != "curves-narrow.png":
+        if "-narrow" not in name:
             write_atomic(results.path / name, data)
     return pictures
 
@@ -105,7 +106,9 @@ def parallel(results: Results) -> Figure:
         _curve(axis, points, "samples", COLOURS[who])
         covered = [p for p in points if isinstance(p.get("coverage"), int | float)]
         xs, ys = [p["samples"] for p in covered], [p["coverage"] for p in covered]
-        axis.plot(xs, ys, ls=(0, (1, 1.4)), color=COLOURS[who], marker="o", mfc="white", ms=8, mew=1.2, lw=1.2, zorder=2)
+        axis.plot(
+            xs, ys, ls=(0, (1, 1.4)), color=COLOURS[who], marker="o", mfc="white", ms=8, mew=1.2, lw=1.2, zorder=2
+        )
         ends.append((points[-1]["samples"], points[-1]["accuracy"], who, COLOURS[who]))
     axis.set_xscale("log", base=2)
     _ticks(axis, counts)
@@ -119,15 +122,17 @@ def parallel(results: Results) -> Figure:
         axis.plot([], [], color=INK, marker="o")[0],
         axis.plot([], [], color=INK, marker="o", mfc="white", ms=8, ls=(0, (1, 1.4)), lw=1.2)[0],
     ]
-    axis.legend(handles, ["best of k, picked by the checker", "coverage, pass@k by the judge"], loc="lower right", frameon=False)
+    axis.legend(
+        handles, ["best of k, picked by the checker", "coverage, pass@k by the judge"], loc="lower right", frameon=False
+    )
     axis.set_title("More samples: parallel test-time compute")
     return figure
 
 
-def training(results: Results) -> Figure:
+def training(results: Results, *, stacked: bool = False) -> Figure:
     """Reward, length, entropy and mismatch over steps: each step faint, the running mean of 9 steps strong."""
     found = panels(results.metrics)
-    columns = 2 if len(found) > 1 else 1
+    columns = 2 if len(found) > 1 and not stacked else 1
     rows = -(-len(found) // columns)
     figure, axes = _figure(rows, columns, width=4.6 * columns, height=2.5 * rows)
     for axis, (label, points) in zip(axes, found.items(), strict=False):
@@ -209,9 +214,10 @@ def _curve(axis: Axes, points: Sequence[Row], x: str, colour: str) -> None:
     xs = [p[x] for p in points]
     low, high = [p["low"] for p in points], [p["high"] for p in points]
     axis.fill_between(xs, low, high, color=colour, alpha=0.18, lw=0)
+    below = [max(0.0, p["accuracy"] - p["low"]) for p in points]
+    above = [max(0.0, p["high"] - p["accuracy"]) for p in points]
     axis.errorbar(
-        xs, [p["accuracy"] for p in points],
-        yerr=[[max(0.0, p["accuracy"] - p["low"]) for p in points], [max(0.0, p["high"] - p["accuracy"]) for p in points]],
+        xs, [p["accuracy"] for p in points], yerr=[below, above],
         color=colour, marker="o", elinewidth=1.0, capsize=2.0, zorder=3,
     )  # fmt: skip
 
@@ -283,10 +289,10 @@ def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Figur
     # Figure and canvas directly: pyplot keeps global state and picks a backend that may need a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.03))
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(hspace=0.06, wspace=0.03)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 

@@ -8,8 +8,8 @@ Every part may be missing, since an RL run, an evaluation and the quickstart wri
 - `metrics.jsonl`: one object a step;
 - `samples.json`: `[{"problem_id", "prompt", "gold", "before": {"text", "verdict", "reason"}, "after": {...}}]`, or
   `"response"` in place of before and after;
-- `summary.json`: `"title"`, `"facts": {name: value}`, `"cost": [{"phase", "seconds", "sampled_tokens", "trained_tokens",
-  "flops"}]`, `"verdicts": {kind: count}`, `"next": [sentence]`.
+- `summary.json`: `"title"`, `"facts": {name: value}`, `"cost": [{"phase", "seconds", "sampled_tokens",
+  "trained_tokens", "flops"}]`, `"verdicts": {kind: count}`, `"next": [command]`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,342 @@
+"""What a report says, as data: sections of text, tables, pictures and samples. `report` writes them out twice.
+
+A section that the run has no data for is left out.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeGuard
+
+from ponder.runs.progress import duration, quantity
+from ponder.runs.results import Results, Row
+
+MOST_SAMPLES = 12
+MOST_CHARACTERS = 4000
+"""Of one model response in a report; the run directory has the whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of short cells; the first column is a name, the others are numbers."""
+
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture by its file name in the run directory; `narrow` is another one for small screens."""
+
+    name: str
+    alt: str
+    caption: str
+    narrow: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """Lines to type."""
+
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One problem and what a model said to it; texts are untrusted and already `visible`."""
+
+    problem: str
+    prompt: str
+    gold: str
+    responses: tuple[tuple[str, str, str, str], ...]
+    """Who (`before`, `after`, `response`), verdict, reason, text."""
+
+
+Block = Text | Table | Picture | Commands | Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    title: str
+    blocks: tuple[Block, ...]
+
+
+def visible(text: Any, most: int = MOST_CHARACTERS) -> str:
+    """Untrusted text with everything that a page or an editor would act on made visible.
+
+    Control characters become their pictures, lone surrogates and direction overrides their escapes; long texts are cut.
+    """
+    text = text if isinstance(text, str) else str(text)
+    cut = f"… ({len(text) - most:,} more characters)" if len(text) > most else ""
+    return "".join(_visible(c) for c in text[:most]) + cut
+
+
+def _visible(c: str) -> str:
+    code = ord(c)
+    if c in "\n\t" or 0x20 <= code < 0x7F:
+        return c
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    if code < 0xA0:
+        return f"\\x{code:02x}"
+    if 0xD800 <= code <= 0xDFFF or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069 or code in (0x200E, 0x200F):
+        return f"\\u{code:04x}"
+    return c
+
+
+def title(results: Results) -> str:
+    """The heading of the report."""
+    given = results.summary.get("title")
+    command = results.manifest.get("command") or ["ponder"]
+    return visible(given or " ".join(str(w) for w in command[1:2]) or results.path.name, 200)
+
+
+def sections(results: Results, pictures: Sequence[str]) -> list[Section]:
+    """Everything that the run can say, in reading order. `pictures` names those that were drawn."""
+    parts = (
+        ("Result", _result(results)),
+        ("Both curves", _both_curves(results, pictures)),
+        ("More samples", _more_samples(results, pictures)),
+        ("Training", _training(results, pictures)),
+        ("Samples", _samples(results)),
+        ("What it cost", _cost(results)),
+        ("What to try next", _next(results)),
+        ("How it was made", _made(results)),
+    )
+    return [Section(name, tuple(blocks)) for name, blocks in parts if blocks]
+
+
+def percent(value: Any) -> str:
+    """`41.2 %`, or a dash for no number."""
+    return f"{100 * value:.1f} %" if _number(value) else "–"
+
+
+def with_interval(point: Row, key: str = "accuracy") -> str:
+    """`41.2 % [37.0, 45.5]`."""
+    if not (_number(point.get("low")) and _number(point.get("high"))):
+        return percent(point.get(key))
+    return f"{percent(point.get(key))} [{100 * point['low']:.1f}, {100 * point['high']:.1f}]"
+
+
+def _number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _result(results: Results) -> list[Block]:
+    blocks: list[Block] = []
+    curves = results.curves
+    base, trained = curves.get("base_accuracy"), curves.get("trained_accuracy")
+    if _number(base) and _number(trained):
+        gain = 100 * (trained - base)
+        before = _measured(base, [*results.train[:1], *results.sequential.get("base", ())])
+        after = _measured(trained, [*results.train[-1:], *results.sequential.get("trained", ())])
+        problems = f" on {_counts(results.train)} held-out problems" if results.train else ""
+        blocks.append(Text(f"Training took accuracy from {before} to {after} ({gain:+.1f} points){problems}."))
+    facts = results.summary.get("facts")
+    rows = [(visible(k, 80), _cell(v)) for k, v in facts.items()] if isinstance(facts, Mapping) else []
+    if rows:
+        blocks.append(Table(("", ""), tuple(rows)))
+    verdicts = results.summary.get("verdicts")
+    if isinstance(verdicts, Mapping) and verdicts:
+        total = sum(v for v in verdicts.values() if _number(v)) or 1
+        shares = [(visible(k, 40), _cell(v), percent(v / total)) for k, v in verdicts.items() if _number(v)]
+        blocks.append(Table(("verdict", "responses", "share"), tuple(shares)))
+    return blocks
+
+
+def _measured(accuracy: float, points: Sequence[Row]) -> str:
+    """An accuracy with the interval of the point that it was taken from, if that is among the points."""
+    point = next((p for p in points if abs(p["accuracy"] - accuracy) < 1e-9), None)
+    return percent(accuracy) if point is None else with_interval(point)
+
+
+def _caption(results: Results, points: Sequence[Row]) -> str:
+    method = results.curves.get("interval")
+    named = f" ({visible(method, 80)})" if method else ""
+    return f"Bars and bands: 95 % intervals{named} over n = {_counts(points)} held-out problems."
+
+
+def _counts(points: Sequence[Row]) -> str:
+    counts = sorted({int(p["n"]) for p in points if _number(p.get("n"))})
+    if not counts:
+        return "?"
+    return f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
+
+
+def _both_curves(results: Results, pictures: Sequence[str]) -> list[Block]:
+    blocks: list[Block] = []
+    ladders = [p for part in results.sequential.values() for p in part]
+    if "curves.png" in pictures:
+        alt = "Held-out accuracy against train compute (left) and test-time compute (right), base beside trained."
+        blocks.append(Picture("curves.png", alt, _caption(results, [*results.train, *ladders]), "curves-narrow.png"))
+    if results.train:
+        rows = tuple(
+            (_cell(p.get("step", "–")), f"{p['flops']:.2e}", _cell(p.get("sampled_tokens", "–")), with_interval(p))
+            for p in results.train
+        )
+        blocks.append(Table(("step", "FLOPs", "sampled tokens", "accuracy [95\u00a0%]"), rows))
+    if ladders:
+        blocks.append(_beside(results.sequential, "budget_tokens", "thought budget"))
+    return blocks
+
+
+def _beside(parts: Mapping[str, Sequence[Row]], key: str, label: str) -> Table:
+    """Base beside trained: one row for each budget."""
+    there = [who for who, points in parts.items() if points]
+    keys = sorted({p[key] for who in there for p in parts[who] if _number(p.get(key))})
+    by_key = {who: {p.get(key): p for p in parts[who]} for who in there}
+    columns: list[tuple[str, Callable[[Row], str]]] = [("accuracy [95\u00a0%]", with_interval)]
+    for name, short in (("coverage", "coverage"), ("no_answer", "no answer")):
+        if any(_number(p.get(name)) for who in there for p in parts[who]):
+            columns.append((short, partial(_share, name)))
+    columns.append(("mean tokens", lambda p: quantity(p["mean_tokens"]) if _number(p.get("mean_tokens")) else "–"))
+    head = (label, *(f"{who}: {name}" for name, _ in columns for who in there))
+    rows = tuple(
+        (_cell(k), *(show(by_key[who][k]) if k in by_key[who] else "–" for _, show in columns for who in there))
+        for k in keys
+    )
+    return Table(head, rows)
+
+
+def _share(name: str, point: Row) -> str:
+    return percent(point.get(name))
+
+
+def _more_samples(results: Results, pictures: Sequence[str]) -> list[Block]:
+    points = [p for part in results.parallel.values() for p in part]
+    if not points:
+        return []
+    blocks: list[Block] = []
+    if "parallel.png" in pictures:
+        alt = "Accuracy of the best of k samples and coverage against the number of samples, base beside trained."
+        blocks.append(Picture("parallel.png", alt, _caption(results, points)))
+    blocks.append(_beside(results.parallel, "samples", "samples"))
+    blocks.append(
+        Text(
+            "Best of k picks by the environment's checker, which sees no gold answer. Coverage is pass@k by the judge, "
+            "who does: what a perfect picker could reach, not an accuracy."
+        )
+    )
+    return blocks
+
+
+def _training(results: Results, pictures: Sequence[str]) -> list[Block]:
+    if "training.png" not in pictures:
+        return []
+    alt = "Reward, response length, entropy and mismatch over training steps."
+    caption = f"{len(results.metrics):,} steps; each step faint, the mean of 9 steps strong."
+    return [Picture("training.png", alt, caption, "training-narrow.png"), *(Text(note) for note in results.notes)]
+
+
+def _samples(results: Results) -> list[Block]:
+    blocks: list[Block] = []
+    for sample in results.samples[:MOST_SAMPLES]:
+        responses = tuple(
+            (who, visible(r.get("verdict", ""), 40), visible(r.get("reason", ""), 300), visible(r.get("text", "")))
+            for who in ("before", "after", "response")
+            if isinstance(r := sample.get(who), Mapping)
+        )
+        gold = "" if sample.get("gold") is None else visible(sample["gold"], 500)
+        blocks.append(
+            Sample(visible(sample.get("problem_id", ""), 100), _prompt(sample.get("prompt", "")), gold, responses)
+        )
+    if len(results.samples) > MOST_SAMPLES:
+        blocks.append(Text(f"{len(results.samples) - MOST_SAMPLES} more are in samples.json."))
+    return blocks
+
+
+def _prompt(prompt: Any) -> str:
+    """A prompt as text: a string, or messages one after the other."""
+    if isinstance(prompt, list):
+        turns = (f"{m.get('role', '')}: {m.get('content', '')}" for m in prompt if isinstance(m, Mapping))
+        return visible("\n".join(turns))
+    return visible(prompt)
+
+
+COST = (
+    ("seconds", "time"),
+    ("prompt_tokens", "prompt tokens"),
+    ("sampled_tokens", "sampled tokens"),
+    ("trained_tokens", "trained tokens"),
+    ("verifier_calls", "verifier calls"),
+    ("flops", "FLOPs"),
+    ("dollars", "dollars"),
+)
+
+
+def _cost(results: Results) -> list[Block]:
+    blocks: list[Block] = []
+    given = results.summary.get("cost")
+    phases = [p for p in given if isinstance(p, Mapping)] if isinstance(given, list) else []
+    columns = [(key, label) for key, label in COST if any(_number(p.get(key)) and p[key] for p in phases)]
+    if columns:
+        rows = [(visible(p.get("phase", ""), 60), *(_amount(k, p.get(k)) for k, _ in columns)) for p in phases]
+        if len(phases) > 1:
+            sums = ((k, sum(p[k] for p in phases if _number(p.get(k)))) for k, _ in columns)
+            rows.append(("together", *(_amount(k, total) for k, total in sums)))
+        blocks.append(Table(("phase", *(label for _, label in columns)), tuple(rows)))
+    memory = results.curves.get("peak_memory_bytes") or results.manifest.get("peak_memory_bytes")
+    seconds = results.curves.get("seconds")
+    said = [f"{duration(seconds)} from start to end" if _number(seconds) else ""]
+    said.append(f"{memory / 1e9:.2f} GB of memory at most" if _number(memory) else "")
+    if any(said):
+        blocks.append(Text(", ".join(s for s in said if s) + "."))
+    return blocks
+
+
+def _amount(key: str, value: Any) -> str:
+    if not _number(value):
+        return "–"
+    if key == "seconds":
+        return duration(value)
+    return f"{value:.2e}" if key == "flops" else quantity(value)
+
+
+def _next(results: Results) -> list[Block]:
+    given = results.summary.get("next")
+    lines = tuple(visible(line, 500) for line in given if isinstance(line, str)) if isinstance(given, list) else ()
+    return [Commands(lines)] if lines else []
+
+
+def _made(results: Results) -> list[Block]:
+    manifest = results.manifest
+    machine = manifest.get("hardware") or {}
+    git = manifest.get("git")
+    rows = [
+        ("status", str(manifest.get("status", "unknown"))),
+        ("seed", str(manifest.get("seed"))),
+        ("start", str(manifest.get("start"))),
+        ("end", str(manifest.get("end") or "–")),
+        ("machine", f"{machine.get('cpu', '?')}, {machine.get('cores', '?')} cores, {_gigabytes(machine)} of memory"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items())),
+    ]
+    if isinstance(git, Mapping):
+        rows.append(("commit", f"{git.get('commit')}{'' if git.get('clean') else ' with changes'}"))
+    if manifest.get("resumed"):
+        rows.append(("resumed", ", ".join(str(r.get("at")) for r in manifest["resumed"])))
+    command = shlex.join(str(w) for w in manifest.get("command") or [])
+    made: list[Block] = [Commands((visible(command, 2000),))] if command else []
+    made.append(Table(("", ""), tuple((k, visible(v, 500)) for k, v in rows)))
+    made.append(
+        Text("The complete configuration is in config.toml, every number above in curves.json and metrics.jsonl.")
+    )
+    return made
+
+
+def _gigabytes(machine: Row) -> str:
+    memory = machine.get("memory_bytes")
+    return f"{memory / 1e9:.0f} GB" if _number(memory) else "?"
+
+
+def _cell(value: Any) -> str:
+    return quantity(value) if _number(value) else visible(value, 200)
