@@ -72,6 +72,13 @@ def rope_frequencies(config: LlamaConfig) -> Tensor:
     return inverse
 
 
+def rope_tables(config: LlamaConfig) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles, each of shape (max_position_embeddings, head_dim)."""
+    angles = torch.outer(torch.arange(config.max_position_embeddings).float(), rope_frequencies(config))
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
 def rotate(x_BHTD: Tensor, cos_BTD: Tensor, sin_BTD: Tensor) -> Tensor:
     """Apply the rotary embedding (half-split convention)."""
     half = x_BHTD.shape[-1] // 2
@@ -161,6 +168,9 @@ class Decoder(nn.Module):
 class Llama(nn.Module):
     """A causal language model. `forward` gives hidden states, `logits` the head: callers choose the positions."""
 
+    rope_cos: Tensor
+    rope_sin: Tensor
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
@@ -168,10 +178,9 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        angles = torch.outer(torch.arange(config.max_position_embeddings).float(), rope_frequencies(config))
-        angles = torch.cat((angles, angles), dim=-1)
-        self.register_buffer("rope_cos", angles.cos(), persistent=False)
-        self.register_buffer("rope_sin", angles.sin(), persistent=False)
+        cos_TD, sin_TD = rope_tables(config)
+        self.register_buffer("rope_cos", cos_TD, persistent=False)
+        self.register_buffer("rope_sin", sin_TD, persistent=False)
 
     def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Hidden states after the last norm, shape B T D.
@@ -200,5 +209,9 @@ class Llama(nn.Module):
             if p.dim() == 1:
                 p.fill_(0.0 if name.endswith("bias") else 1.0)
                 continue
-            scale = 1 / math.sqrt(2 * self.config.num_hidden_layers) if name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+            scale = (
+                1 / math.sqrt(2 * self.config.num_hidden_layers)
+                if name.endswith(("o_proj.weight", "down_proj.weight"))
+                else 1
+            )
             p.normal_(0.0, std * scale, generator=generator)

@@ -1,0 +1,309 @@
+"""GGUF files of the Llama architecture as trainable float weights, with the tokenizer that was meant.
+
+The header is parsed here, in one pass: the `gguf` package takes 5 s over a vocabulary of 49 152 tokens, and
+transformers parses it three times and drops the kind of pre-tokenizer (for SmolLM2 it then splits newlines before
+digits otherwise than in pre-training). Dequantisation is the `gguf` package's. Architectures other than Llama go
+through transformers; see `models.other`.
+
+Source: the GGUF specification, version 3 (ggml's docs/gguf.md).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ponder.errors import MissingExtra, Unsupported, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ponder.models.llama import LlamaConfig
+
+MAGIC = b"GGUF"
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies. `shape` is row-major, as numpy has it; `offset` counts from the start of the file."""
+
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a GGUF file says before its weights."""
+
+    path: Path
+    fields: Mapping[str, Any]
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def architecture(self) -> str:
+        return str(self.fields.get("general.architecture", ""))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A field of this architecture, such as `block_count`. Raises `UserError` if it is missing without default."""
+        value = self.fields.get(f"{self.architecture}.{key}", default)
+        if value is None:
+            raise UserError(f"{self.path}: no field {self.architecture}.{key} in this GGUF file; convert it again")
+        return value
+
+
+class _Reader:
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.at = data, 0
+
+    def number(self, code: str) -> Any:
+        (value,) = struct.unpack_from("<" + code, self.data, self.at)
+        self.at += struct.calcsize("<" + code)
+        return value
+
+    def string(self) -> str:
+        size = self.number("Q")
+        raw = self.data[self.at : self.at + size]
+        if len(raw) != size:
+            raise EOFError
+        self.at += size
+        return raw.decode("utf-8", "replace")
+
+    def value(self, kind: int) -> Any:
+        if kind in SCALARS:
+            return self.number(SCALARS[kind])
+        if kind == STRING:
+            return self.string()
+        if kind != ARRAY:
+            raise ValueError(f"unknown value type {kind}")
+        inner, count = self.number("I"), self.number("Q")
+        if count > len(self.data) - self.at:
+            raise EOFError
+        if inner in SCALARS:
+            values = struct.unpack_from(f"<{count}{SCALARS[inner]}", self.data, self.at)
+            self.at += struct.calcsize(f"<{count}{SCALARS[inner]}")
+            return list(values)
+        return [self.value(inner) for _ in range(count)]
+
+
+def read_header(path: str | Path) -> Header:
+    """Fields and tensor places of a GGUF file. Raises `UserError` if it is no GGUF file, truncated or garbled."""
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            if file.read(4) != MAGIC:
+                raise UserError(f"{path}: not a GGUF file (it does not begin with 'GGUF')")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _parse(path, _Reader(data))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (EOFError, struct.error):
+        raise UserError(f"{path}: this GGUF file is truncated in its header: copy or download it again") from None
+    except (ValueError, MemoryError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: this GGUF file is corrupt ({error}): copy or download it again") from None
+
+
+def _parse(path: Path, reader: _Reader) -> Header:
+    reader.at = 4
+    version = reader.number("I")
+    if version not in (2, 3):
+        raise UserError(f"{path}: GGUF version {version} is not supported (2 and 3 are): convert the model again")
+    tensor_count, field_count = reader.number("Q"), reader.number("Q")
+    fields: dict[str, Any] = {}
+    for _ in range(field_count):
+        key = reader.string()
+        fields[key] = reader.value(reader.number("I"))
+    places = {}
+    for _ in range(tensor_count):
+        name, dimensions = reader.string(), reader.number("I")
+        if dimensions > 8:
+            raise ValueError(f"tensor {name!r} with {dimensions} dimensions")
+        shape = tuple(reader.number("Q") for _ in range(dimensions))[::-1]
+        places[name] = (shape, reader.number("I"), reader.number("Q"))
+    alignment = fields.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"alignment {alignment!r}")
+    start = math.ceil(reader.at / alignment) * alignment
+    tensors = {name: TensorInfo(shape, kind, start + offset) for name, (shape, kind, offset) in places.items()}
+    return Header(path, fields, tensors)
+
+
+def read_weights(header: Header) -> dict[str, Tensor]:
+    """Dequantised float32 weights under Hugging Face's names.
+
+    Raises `UserError` if the file ends before its tensors do, `Unsupported` for a tensor that Llama has not.
+    """
+    import torch
+
+    with open(header.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        state = {}
+        for name, info in header.tensors.items():
+            target = _hf_name(name)
+            if target is None:
+                if name == "rope_freqs.weight":
+                    continue
+                raise Unsupported(f"{header.path}: tensor {name!r} is not part of a plain Llama model")
+            state[target] = torch.from_numpy(_dequantise(header, name, info, data))
+    heads = header.get("attention.head_count")
+    kv_heads = header.get("attention.head_count_kv", heads)
+    for name, weight in state.items():
+        if name.endswith(("q_proj.weight", "q_proj.bias")):
+            state[name] = _unpermute(weight, heads)
+        elif name.endswith(("k_proj.weight", "k_proj.bias")):
+            state[name] = _unpermute(weight, kv_heads)
+    return state
+
+
+def _dequantise(header: Header, name: str, info: TensorInfo, data: mmap.mmap) -> Any:
+    import numpy as np
+
+    gguf = _gguf()
+    try:
+        kind = gguf.GGMLQuantizationType(info.kind)
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    except (ValueError, KeyError):
+        raise UserError(f"{header.path}: tensor {name!r} has the unknown type {info.kind}; it may be corrupt") from None
+    size = math.prod(info.shape) // block * block_bytes
+    if not info.shape or info.shape[-1] % block:
+        raise UserError(f"{header.path}: tensor {name!r} of shape {list(info.shape)} cannot be of type {kind.name}")
+    if info.offset + size > len(data):
+        raise UserError(
+            f"{header.path}: this GGUF file is truncated (tensor {name!r} ends at byte {info.offset + size}, "
+            f"the file at {len(data)}): copy or download it again"
+        )
+    raw = np.frombuffer(data[info.offset : info.offset + size], dtype=np.uint8)
+    if kind is gguf.GGMLQuantizationType.F32:
+        return raw.view(np.float32).reshape(info.shape).copy()
+    if kind is gguf.GGMLQuantizationType.F16:
+        return raw.view(np.float16).reshape(info.shape).astype(np.float32)
+    try:
+        # Broken scales give infinities here; the loader names the tensor.
+        with np.errstate(all="ignore"):
+            values = gguf.dequantize(raw.reshape(*info.shape[:-1], -1), kind)
+    except NotImplementedError:
+        raise Unsupported(
+            f"{header.path}: tensors of type {kind.name} cannot be dequantised; use another one"
+        ) from None
+    return np.ascontiguousarray(values.reshape(info.shape), dtype=np.float32)
+
+
+def _unpermute(weight: Tensor, heads: int) -> Tensor:
+    """Rows of a query or key projection from GGUF's pairs-beside order to Hugging Face's two halves."""
+    rows = weight.shape[0]
+    if rows % (2 * heads):
+        return weight  # the shape check of the loader says it better
+    rest = weight.shape[1:]
+    return weight.reshape(heads, rows // heads // 2, 2, *rest).transpose(1, 2).reshape(rows, *rest).contiguous()
+
+
+PARTS = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_norm": "post_attention_layernorm",
+}
+TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+
+def _hf_name(name: str) -> str | None:
+    words = name.split(".")
+    if len(words) == 2 and words[0] in TOP:
+        return f"{TOP[words[0]]}.{words[1]}"
+    if len(words) == 4 and words[0] == "blk" and words[2] in PARTS:
+        return f"model.layers.{words[1]}.{PARTS[words[2]]}.{words[3]}"
+    return None
+
+
+def llama_config(header: Header) -> LlamaConfig:
+    """Shape of the network. Raises `UserError` for missing fields, `Unsupported` for what `models.llama` has not."""
+    from ponder.models.architecture import hf_config
+    from ponder.models.architecture import llama_config as checked
+    from ponder.models.llama import LlamaConfig
+
+    if header.get("expert_count", 0):
+        raise Unsupported(f"{header.path}: a mixture of experts; only dense Llama models are read from GGUF")
+    if header.fields.get("split.count", 1) > 1:
+        raise Unsupported(f"{header.path}: one part of a split GGUF file: merge the parts with gguf-split first")
+    if "token_embd.weight" not in header.tensors:
+        raise UserError(f"{header.path}: no tensor 'token_embd.weight'; this GGUF file holds no whole model")
+    heads, width = header.get("attention.head_count"), header.get("embedding_length")
+    if isinstance(heads, list) or not heads:
+        raise Unsupported(f"{header.path}: head_count {heads!r} is not one number for all layers")
+    head_dim = header.get("attention.key_length", width // heads)
+    rotated = header.get("rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        raise Unsupported(f"{header.path}: rotary embeddings over {rotated} of {head_dim} dimensions")
+    theta = float(header.get("rope.freq_base", 10000.0))
+    config = LlamaConfig(
+        vocab_size=header.tensors["token_embd.weight"].shape[0],
+        hidden_size=width,
+        intermediate_size=header.get("feed_forward_length"),
+        num_hidden_layers=header.get("block_count"),
+        num_attention_heads=heads,
+        num_key_value_heads=header.get("attention.head_count_kv", heads),
+        head_dim=head_dim,
+        max_position_embeddings=header.get("context_length"),
+        rms_norm_eps=float(header.get("attention.layer_norm_rms_epsilon")),
+        rope_theta=theta,
+        rope_scaling=_rope_scaling(header, theta, head_dim),
+        tie_word_embeddings="output.weight" not in header.tensors,
+        attention_bias="blk.0.attn_q.bias" in header.tensors,
+        mlp_bias="blk.0.ffn_up.bias" in header.tensors,
+    )
+    return checked(hf_config(config), str(header.path))
+
+
+def _rope_scaling(header: Header, theta: float, head_dim: int) -> dict[str, Any]:
+    """Llama 3's scaling is stored as a factor per frequency; find the settings that make those factors."""
+    kind = header.get("rope.scaling.type", "none")
+    if "rope_freqs.weight" in header.tensors:
+        return _llama3_scaling(header, theta, head_dim)
+    if kind == "none":
+        return {}
+    return {"rope_type": kind, "factor": float(header.get("rope.scaling.factor"))}
+
+
+def _llama3_scaling(header: Header, theta: float, head_dim: int) -> dict[str, Any]:
+    import numpy as np
+
+    with open(header.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        stored = _dequantise(header, "rope_freqs.weight", header.tensors["rope_freqs.weight"], data)
+    factor = float(stored.max())
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": header.get("rope.scaling.original_context_length", 8192),
+    }
+    inverse = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    smooth = (scaling["original_max_position_embeddings"] * inverse / (2 * math.pi) - 1.0) / 3.0
+    smooth = smooth.clip(0.0, 1.0)
+    factors = 1.0 / (smooth + (1 - smooth) / factor)
+    if stored.shape != factors.shape or not np.allclose(stored, factors, rtol=1e-3):
+        raise Unsupported(f"{header.path}: its rotary factors (rope_freqs) are not those of Llama 3")
+    return scaling
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise MissingExtra("a GGUF file", "hf") from None
+    return gguf

@@ -1,0 +1,96 @@
+"""`save`: a model as a Hugging Face folder that transformers, vLLM and others load, and that `load` verifies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ponder.models.architecture import hf_config
+from ponder.models.base import LoadedModel
+from ponder.models.weights import publish, write_checksums, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def save(model: LoadedModel, folder: str | Path, *, replace: bool = False) -> Path:
+    """Write config, weights, tokenizer, chat template, generation settings and checksums; returns the folder.
+
+    The folder appears whole or not at all. Raises `UserError` if it exists and `replace` is false, `PonderError` if
+    the disk is full; either way what was there before stays.
+    """
+    folder = Path(folder)
+    with publish(folder, replace=replace) as beside:
+        write_model(model, beside)
+        write_checksums(beside)
+    return folder
+
+
+def write_model(model: LoadedModel, folder: Path) -> None:
+    """Write the files of a model into a folder that exists, without checksums: for a checkpoint with more in it."""
+    from ponder.models.llama import Llama
+    from ponder.models.other import TransformersLM
+
+    config = model.config
+    if isinstance(model.module, Llama):
+        config = {**hf_config(model.module.config), **{k: v for k, v in model.config.items() if k in _KEPT}}
+        write_tensors(folder / "model.safetensors", weights(model.module))
+    else:
+        assert isinstance(model.module, TransformersLM)
+        # Transformers knows how an architecture's names in memory become those on disk.
+        model.module.whole[0].save_pretrained(folder)
+        config = {**config, **json.loads((folder / "config.json").read_text(encoding="utf-8"))}
+    write_json(folder / "config.json", {**config, **_ids(model), **_dtype(model.module), "ponder": _ponder(model)})
+    write_json(folder / "generation_config.json", _ids(model))
+    model.tokenizer.save(folder / "tokenizer.json")  # type: ignore[attr-defined]
+    write_json(folder / "tokenizer_config.json", tokenizer_config(model))
+
+
+_KEPT = ("architectures", "pretraining_tp", "attention_dropout")
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Name to tensor, tied tensors once (under the first name)."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in module.state_dict().items():
+        if tensor.data_ptr() not in seen or not tensor.numel():
+            found[name] = tensor
+        seen.add(tensor.data_ptr())
+    return found
+
+
+def tokenizer_config(model: LoadedModel) -> dict[str, Any]:
+    """Hugging Face's `tokenizer_config.json`, the chat template included."""
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **model.special_tokens,
+        "model_max_length": model.info.context,
+        "clean_up_tokenization_spaces": False,
+    }
+    return config if model.chat_template is None else {**config, "chat_template": model.chat_template}
+
+
+def _ids(model: LoadedModel) -> dict[str, Any]:
+    bos = model.special_tokens.get("bos_token")
+    ends = list(model.end_ids)
+    ids = {
+        "bos_token_id": model.tokenizer.id_of(bos) if bos else None,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": model.pad_id if "pad_token" in model.special_tokens else None,
+    }
+    return {k: v for k, v in ids.items() if v is not None}
+
+
+def _dtype(module: nn.Module) -> dict[str, str]:
+    name = str(next(module.parameters()).dtype).removeprefix("torch.")
+    return {"dtype": name, "torch_dtype": name}
+
+
+def _ponder(model: LoadedModel) -> dict[str, Any]:
+    thought = model.thought
+    return {
+        "thought": thought
+        and {"open": thought.open, "close": thought.close, "opened_by_template": thought.opened_by_template}
+    }

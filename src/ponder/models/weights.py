@@ -1,0 +1,182 @@
+"""Tensors and folders on disk: safetensors only, a checksum per file, a folder that appears whole or not at all.
+
+A checkpoint is data, never code: nothing here reads or writes pickles. `publish` writes beside and renames, so that a
+full disk, a crash or Ctrl-C leaves what was there before. `checksums.json` holds the SHA-256 of each file; whoever
+reads the folder verifies it first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ponder.errors import PonderError, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKSUMS = "checksums.json"
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: str | Path) -> None:
+    """Write `checksums.json` for every file in the folder and below it."""
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / CHECKSUMS)
+    sums = {p.relative_to(folder).as_posix(): sha256(p) for p in files}
+    write_json(folder / CHECKSUMS, {"algorithm": "sha256", "files": sums})
+
+
+def verify_checksums(folder: str | Path) -> bool:
+    """Compare each file with `checksums.json`; False if the folder has none.
+
+    Raises `UserError` that names the first file that is missing or differs.
+    """
+    folder = Path(folder)
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return False
+    files = read_json(path).get("files")
+    if not isinstance(files, dict):
+        raise UserError(f"{path}: no table 'files' in it; copy the folder again, or delete this file to skip the check")
+    for name, wanted in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise UserError(f"{file} is missing although {CHECKSUMS} lists it: copy the whole folder again")
+        if sha256(file) != wanted:
+            raise UserError(
+                f"{file} is corrupt (its checksum differs from {CHECKSUMS}): "
+                "copy the folder again from where it came, or take another checkpoint"
+            )
+    return True
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object. Raises `UserError` that names the file and the line."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON: line {error.lineno}: {error.msg}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds a {type(value).__name__} where a JSON object belongs")
+    return value
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON for people and programs: indented, UTF-8."""
+    Path(path).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file. Tensors that share memory are written once each, whole."""
+    import safetensors
+    import safetensors.torch
+
+    # A copy each, since safetensors refuses views and shared storage.
+    plain = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+    try:
+        safetensors.torch.save_file(plain, str(path), metadata={"format": "pt", **(metadata or {})})
+    except safetensors.SafetensorError as error:
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise PonderError(f"{path}: cannot be written: {error}") from None
+    # The library makes it readable to the owner alone.
+    Path(path).chmod(0o666 & ~_umask())
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU. Raises `UserError` if it is missing, truncated or something else."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+            # Cloned: the library maps the file, and a file that changes under a map kills the process.
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}): copy it again from where it came") from None
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def publish(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give an empty folder to write into; it takes the name `folder`, synced, when the block ends without error.
+
+    On any error nothing of it stays and what was at `folder` is untouched. Raises `UserError` if `folder` exists and
+    `replace` is false, `PonderError` if the disk is full.
+    """
+    folder = Path(folder)
+    if not replace and folder.exists():
+        raise UserError(f"{folder} exists already: choose another folder, or remove it first")
+    beside: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        beside.chmod(0o777 & ~_umask())
+        yield beside
+        _sync(beside)
+        _take_name(beside, folder)
+        handle = os.open(folder.parent, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+    except OSError as error:
+        raise _sentence(folder, error) from None
+    finally:
+        if beside is not None:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def _take_name(beside: Path, folder: Path) -> None:
+    if not folder.exists():
+        beside.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    folder.rename(old / folder.name)
+    try:
+        beside.rename(folder)
+    except OSError:
+        (old / folder.name).rename(folder)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sentence(folder: Path, error: OSError) -> PonderError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return PonderError(
+            f"{folder}: the disk is full; nothing was written and what was there before is untouched: "
+            "free some space or choose another folder"
+        )
+    return UserError(f"{folder}: cannot be written: {error.strerror or error}: choose another folder")
