@@ -1,0 +1,1 @@
+"""Estimators, intervals, curves, and the evaluation of a strategy on problems."""
