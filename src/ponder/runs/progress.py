@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -25,7 +26,9 @@ def duration(seconds: float) -> str:
 def quantity(value: float) -> str:
     """A number for people: `0.412`, `37.5`, `8,210`, `1.2e+13`."""
     size = abs(value)
-    if value == int(value) and size < 1e7:
+    if not math.isfinite(value):
+        return str(value)
+    if value == int(value) and size < 1e10:
         return f"{int(value):,}"
     if size >= 1e7:
         return f"{value:.2g}"

@@ -1,0 +1,214 @@
+"""Reports: every part that a run has, none that it lacks, and model text that cannot break out."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import runs_fixture as fixture
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ponder.errors import UserError
+from ponder.runs import plots, results
+from ponder.runs.report import _fence, render, to_html, to_markdown
+from ponder.runs.sections import Sample, Section, visible
+
+pytest.importorskip("matplotlib")
+
+
+class Page(HTMLParser):
+    """Tags, attributes and the text that a reader sees."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.seen = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data", "background")]
+
+    def handle_data(self, data: str) -> None:
+        self.seen += data
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = fixture.make(tmp_path_factory.mktemp("runs") / "full")
+    render(path)
+    return path
+
+
+def headings(path: Path) -> list[str]:
+    return re.findall(r"^## (.*)$", (path / "report.md").read_text(), flags=re.M)
+
+
+def test_a_full_run_shows_every_part(run: Path) -> None:
+    assert headings(run) == [
+        "Result", "Both curves", "More samples", "Training", "Samples", "What it cost", "What to try next",
+        "How it was made",
+    ]  # fmt: skip
+    for name in ("curves.png", "parallel.png", "training.png"):
+        assert (run / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(run.glob("*narrow*"))
+
+
+def test_both_reports_say_the_same_numbers(run: Path) -> None:
+    page, markdown = Page((run / "report.html").read_text()), (run / "report.md").read_text()
+    for text in ("38.0 %", "66.0 %", "+28.0 points", "Wilson score", "n = 512", "3,600,000", "4 min 50 s", "1.43 GB"):
+        assert text in page.seen
+        assert text in markdown
+    # A rung of the ladder with its interval, base beside trained.
+    assert "57.5 % [53.2, 61.8]" in page.seen
+    assert "28.5 % [24.6, 32.4]" in page.seen
+
+
+def test_the_page_needs_no_network_and_runs_no_script(run: Path) -> None:
+    page = Page((run / "report.html").read_text())
+    assert page.links
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert not {"script", "link", "iframe", "object", "embed", "form"} & set(page.tags)
+    assert "@import" not in (run / "report.html").read_text()
+    assert "url(" not in (run / "report.html").read_text()
+
+
+def test_model_text_is_shown_and_not_obeyed(run: Path) -> None:
+    html = (run / "report.html").read_text()
+    page = Page(html)
+    assert "<script>alert(1)</script>" in page.seen
+    assert {"b", "i", "script", "think"}.isdisjoint(page.tags)
+    for text in (html, (run / "report.md").read_text()):
+        assert "\x00" not in text
+        assert "\u202e" not in text
+        assert "\u2400" in text
+        assert r"\ud800" in text
+
+
+def test_a_fence_in_model_text_does_not_end_the_block(run: Path) -> None:
+    markdown = (run / "report.md").read_text()
+    block = re.search(r"^(`{4,})text\n(.*?)\n\1$", markdown, flags=re.M | re.S)
+    assert block is not None
+    assert "</pre>" in block[2]
+    assert block[2].endswith("<b>8</b>")
+
+
+@given(st.text(st.characters() | st.sampled_from("`~\n<>&\"'")))
+def test_no_text_escapes_its_fence_or_its_element(text: str) -> None:
+    shown = visible(text)
+    fenced = _fence(shown).splitlines()
+    assert not any(line.strip().startswith(fenced[0].removesuffix("text")) for line in fenced[1:-1])
+    sample = Sample(shown, shown, shown, ((shown, shown, shown, shown),))
+    page = Page(to_html(shown, [Section("Samples", (sample,))], {}))
+    clean = Page(to_html("x", [Section("Samples", (Sample("x", "x", "x", (("x", "x", "x", "x"),)),))], {}))
+    assert page.tags == clean.tags or not text.strip()
+    markdown = to_markdown(shown, [Section("Samples", (sample,))])
+    markdown.encode("utf-8")
+    assert sum(line.startswith("#") for line in re.sub(r"(?ms)^(`{3,})text\n.*?\n\1$", "", markdown).splitlines()) == 3
+
+
+def test_long_responses_are_cut_and_say_so() -> None:
+    assert visible("9" * 1_000_000).endswith("… (996,000 more characters)")
+    assert len(visible("9" * 1_000_000)) < 4100
+
+
+PARTS = [
+    (("metrics", "summary"), ["Result", "Training", "What it cost", "What to try next", "How it was made"]),
+    (("summary", "samples"), ["Result", "Samples", "What it cost", "What to try next", "How it was made"]),
+    (("metrics",), ["Training", "What it cost", "How it was made"]),
+    ((), ["What it cost", "How it was made"]),
+]
+
+
+@pytest.mark.parametrize(("parts", "expected"), PARTS)
+def test_what_a_run_lacks_is_left_out(tmp_path: Path, parts: tuple[str, ...], expected: list[str]) -> None:
+    path = fixture.make(tmp_path / "run", parts=parts)
+    render(path)
+    assert headings(path) == expected
+    assert (path / "training.png").exists() == ("metrics" in parts)
+
+
+def test_a_training_run_without_a_test_ladder_draws_its_one_curve(tmp_path: Path) -> None:
+    path = fixture.make(tmp_path / "run", parts=())
+    curves = fixture.curves()
+    for rest in ({"train": curves["train"]}, {"train": curves["train"][:1]}, {"test": curves["test"]}):
+        (path / "curves.json").write_text(json.dumps(rest))
+        render(path)
+        assert "Both curves" in headings(path)
+        assert (path / "curves.png").exists()
+
+
+def test_one_point_curves_with_equal_ends_can_be_drawn(tmp_path: Path) -> None:
+    path = fixture.make(tmp_path / "run", parts=())
+    one = {"budget_tokens": 8, "mean_tokens": 8.0, "accuracy": 0.0, "low": 0.0, "high": 0.0, "no_answer": 1.0, "n": 1}
+    many = {"samples": 1, "mean_tokens": 8.0, "accuracy": 1.0, "coverage": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+    ladder = {"sequential": [one], "parallel": [many]}
+    train = [{"step": 1, "flops": 1e9, "sampled_tokens": 1, "accuracy": 1.0, "low": 1.0, "high": 1.0, "n": 1}]
+    (path / "curves.json").write_text(json.dumps({"train": train, "test": ladder, "base": ladder}))
+    render(path)
+    assert (path / "parallel.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"train": 3}', "'train' must be a JSON array"),
+        ('{"train": [{"flops": 1}]}', "point 0 of 'train' has no number 'accuracy'"),
+        ('{"test": {"sequential": ["x"]}}', "point 0 of 'sequential' has no number 'mean_tokens'"),
+    ],
+)
+def test_broken_curves_are_named_by_file_and_field(tmp_path: Path, text: str, said: str) -> None:
+    path = fixture.make(tmp_path / "run", parts=())
+    (path / "curves.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        render(path)
+    assert "curves.json" in str(caught.value)
+
+
+def test_a_torn_line_of_metrics_is_reported(tmp_path: Path) -> None:
+    path = fixture.make(tmp_path / "run", parts=("metrics",))
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 121, "rew')
+    render(path)
+    assert "line 121 is torn" in (path / "report.md").read_text()
+
+
+def test_the_same_run_gives_the_same_pictures(run: Path) -> None:
+    found = results.read(run)
+    assert plots.draw(found) == plots.draw(found)
+
+
+def test_panels_take_the_numbers_and_skip_what_is_null() -> None:
+    rows = [{"step": 1, "reward": 0.5, "entropy": None}, {"step": 2, "reward": None}, {"step": 3, "reward": 0.7}]
+    assert plots.panels(rows) == {"reward": [(1, 0.5), (3, 0.7)]}
+
+
+def test_the_running_mean_keeps_a_constant_and_stays_in_range() -> None:
+    assert plots.running_mean([2.0] * 7, 5) == [2.0] * 7
+    assert plots.running_mean([0.0, 0.0, 3.0, 0.0, 0.0], 3) == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+@given(st.floats(1e-3, 1e21), st.floats(1.0001, 1e9))
+def test_ticks_are_few_and_in_order(low: float, ratio: float) -> None:
+    ticks = plots._powers_of_two(low, low * ratio)
+    assert 2 <= len(ticks) <= 8
+    assert ticks == sorted(ticks)
+
+
+def test_without_matplotlib_the_report_has_its_tables_and_says_what_is_missing(tmp_path: Path) -> None:
+    path = fixture.make(tmp_path / "run")
+    script = "import sys; sys.modules['matplotlib'] = None; from ponder.runs.report import render; render(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+    html = (path / "report.html").read_text()
+    assert "pip install" in html
+    assert "57.5 % [53.2, 61.8]" in html
+    assert not (path / "curves.png").exists()
