@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +12,23 @@ from ponder.errors import MissingExtra, UserError
 if TYPE_CHECKING:
     import tokenizers
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 class FastTokenizer:
     """Wraps `tokenizers.Tokenizer`; see `models.base.Tokenizer`."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        # Two copies, since the switch is a field of the tokenizer and several threads encode.
+        tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self._with_markers: tokenizers.Tokenizer | None = None
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
-        added = tokenizer.get_added_tokens_decoder()
-        self.markers = tuple(t.content for t in added.values())
+        added = tokenizer.get_added_tokens_decoder().values()
+        self.markers = tuple(t.content for t in added)
+        # Tokenizers spell out only markers that are called special; Qwen's `<think>` is not.
+        loose = [t.content for t in added if not t.special and re.fullmatch(r"[<\[].+[>\]]", t.content)]
+        self._loose = re.compile("|".join(map(re.escape, sorted(loose, key=len, reverse=True)))) if loose else None
 
     @classmethod
     def from_file(cls, path: str | Path) -> FastTokenizer:
@@ -35,9 +44,21 @@ class FastTokenizer:
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         # Lone surrogates have no UTF-8; they become U+FFFD rather than an exception.
-        text = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
-        self._tokenizer.encode_special_tokens = not special
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        text = text if text.isascii() else SURROGATE.sub("\ufffd", text)
+        if special:
+            if self._with_markers is None:
+                import tokenizers
+
+                self._with_markers = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+            return self._with_markers.encode(text, add_special_tokens=False).ids
+        ids: list[int] = []
+        at = 0
+        for found in self._loose.finditer(text) if self._loose else ():
+            # Cut inside the marker: neither half is one.
+            cut = found.start() + 1
+            ids += self._tokenizer.encode(text[at:cut], add_special_tokens=False).ids
+            at = cut
+        return ids + self._tokenizer.encode(text[at:], add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
@@ -46,4 +67,4 @@ class FastTokenizer:
         return self._tokenizer.token_to_id(token)
 
     def save(self, path: str | Path) -> None:
-        self._tokenizer.save(str(path))
+        Path(path).write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")

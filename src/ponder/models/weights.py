@@ -94,7 +94,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     try:
         safetensors.torch.save_file(plain, str(path), metadata={"format": "pt", **(metadata or {})})
     except safetensors.SafetensorError as error:
-        if f"os error {errno.ENOSPC}" in str(error):
+        if _full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         raise PonderError(f"{path}: cannot be written: {error}") from None
     # The library makes it readable to the owner alone.
@@ -147,6 +147,10 @@ def publish(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
         os.close(handle)
     except OSError as error:
         raise _sentence(folder, error) from None
+    except Exception as error:
+        if _full(error):  # libraries in Rust raise kinds of their own
+            raise _sentence(folder, OSError(errno.ENOSPC, "")) from None
+        raise
     finally:
         if beside is not None:
             shutil.rmtree(beside, ignore_errors=True)
@@ -165,6 +169,10 @@ def _take_name(beside: Path, folder: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _full(error: Exception) -> bool:
+    return f"os error {errno.ENOSPC}" in str(error)
 
 
 def _umask() -> int:

