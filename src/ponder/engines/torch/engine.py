@@ -1,0 +1,323 @@
+"""The in-process engine: an asynchronous face over one decoding thread with continuous batching."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from ponder.engines.torch.batch import Batch
+from ponder.engines.torch.jobs import Job, Markers, Sink, prepare
+from ponder.engines.torch.text import TextStream, Vocabulary
+from ponder.engines.torch.weights import copy_weights, state_of
+from ponder.engines.torch.worker import CLOSED, Worker
+from ponder.errors import EngineClosed, UserError
+from ponder.models.base import LoadedModel
+from ponder.types import Capabilities, Completion, Delta, Prompt, Request
+
+_EXIT_SECONDS = 5.0
+
+
+class TorchEngine:
+    """Samples from a `LoadedModel` in this process; see `protocols.Engine`.
+
+    Rows join and leave the running batch at every step; what does not fit into `max_rows` rows or `kv_memory` bytes
+    waits, first in, first out. Requests that are submitted together (one `asyncio.gather`, one `generate_many`) to an
+    idle engine form one group and give the same tokens and log-probabilities bit for bit each time, on one machine
+    with one number of threads. In another company a sample draws the same random numbers, but its logits may differ
+    in the last bits, as matrix products of another shape round differently.
+
+    Log-probabilities are of the distribution that was sampled from: after temperature, top-k, top-p and min-p; they
+    are 0 for greedy samples.
+
+    The module is used as it is, not copied: a trainer that shares it steps between calls and then announces the new
+    version with `load_weights(model.module, version)`. `path` is `"native"` (own cache) or `"transformers"` (a module
+    that does not support the cache; whole rows are computed again at every step: right, but slow).
+    """
+
+    def __init__(
+        self, model: LoadedModel, *, max_rows: int = 512, kv_memory: int | None = None, version: str = "0"
+    ) -> None:
+        """`kv_memory` is the most bytes that keys and values may take; None takes a quarter of what is available,
+
+        1 GiB at most (on a GPU half of what is free there).
+        """
+        if max_rows < 1:
+            raise UserError(f"max_rows is {max_rows}: it must be at least 1")
+        if kv_memory is not None and kv_memory < 1:
+            raise UserError(f"kv_memory is {kv_memory}: it must be a positive number of bytes")
+        self.model = model
+        self.info = model.info
+        self.kv_memory = default_kv_memory(model.device) if kv_memory is None else kv_memory
+        self._vocabulary = Vocabulary(model.tokenizer, vocabulary_size(model))
+        self._markers = Markers.of(model)
+        batch = Batch(model, self._vocabulary, self._markers, version)
+        self.path = batch.forward.path
+        self._bytes_per_token = batch.forward.bytes_per_token
+        self.capabilities = Capabilities(
+            ids=True,
+            logprobs=True,
+            seed=True,
+            n=True,
+            prefix=True,
+            thinking=model.info.thought is not None,
+            leases=False,
+            load_weights=True,
+            exact=model.device.type == "cpu",
+        )
+        self._batch = batch
+        self._worker = Worker(batch, max_rows=max_rows, memory=self.kv_memory)
+        self._pending: dict[asyncio.AbstractEventLoop, list[Job]] = {}
+        self._lock = threading.Lock()
+        # Ends the thread when the engine is forgotten and, before torch is torn down, when Python exits.
+        self._finalizer = weakref.finalize(self, self._worker.shutdown, _EXIT_SECONDS)
+
+    @property
+    def weights_version(self) -> str:
+        return self._batch.version
+
+    @property
+    def running(self) -> int:
+        """Rows that are being sampled now."""
+        return len(self._batch)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a row."""
+        return len(self._worker.queue)
+
+    def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
+        return len(self.model.prompt_ids(prompt))
+
+    async def generate(self, request: Request) -> tuple[Completion, ...]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[tuple[Completion, ...]] = loop.create_future()
+        job = self._prepare(request, _FutureSink(loop, future))
+        self._submit_soon(loop, job)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._worker.cancel([job])
+            raise
+
+    def stream(self, request: Request) -> AsyncIterator[Delta]:
+        sink = _StreamSink()
+        return self._stream(self._prepare(request, sink, streams=True), sink)
+
+    async def _stream(self, job: Job, sink: _StreamSink) -> AsyncIterator[Delta]:
+        loop = asyncio.get_running_loop()
+        sink.open(loop)
+        self._submit_soon(loop, job)
+        texts = [TextStream(self._vocabulary, job.params.stop) for _ in range(job.request.n)]
+        shown = [0] * job.request.n
+        left = job.request.n
+        try:
+            for sample, text in enumerate(texts):
+                piece = text.push(job.prefix)
+                if piece:
+                    shown[sample] = len(text.ids)
+                    yield Delta(sample, piece, job.prefix)
+            while left:
+                event = await sink.events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                sample, ids, completion = event
+                text = texts[sample]
+                if completion is not None:
+                    left -= 1
+                    yield Delta(sample, text.finish(completion.text), completion.ids[shown[sample] :], completion)
+                    continue
+                piece = text.push(ids)
+                if piece:
+                    new = tuple(text.ids[shown[sample] :])
+                    shown[sample] = len(text.ids)
+                    yield Delta(sample, piece, new)
+        finally:
+            if left:
+                self._worker.cancel([job])
+
+    def generate_many(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
+        """Sample several requests as one group and wait for all; completions in the order of the requests.
+
+        For scripts and the trainer; not to be called on an event loop's thread. Raises what `generate` raises; then
+        none of the requests goes on.
+        """
+        futures: list[concurrent.futures.Future[tuple[Completion, ...]]] = []
+        jobs = []
+        for request in requests:
+            futures.append(concurrent.futures.Future())
+            jobs.append(self._prepare(request, _SyncSink(futures[-1])))
+        self._worker.submit(jobs)
+        try:
+            return [f.result() for f in futures]
+        except BaseException:
+            self._worker.cancel(jobs)
+            raise
+
+    async def load_weights(self, source: Any, version: str) -> None:
+        """Take new weights between two steps: a module, a loaded model, a state dict or a folder of safetensors.
+
+        The very module that the engine uses only gets the new version. Requests that are running carry on with the
+        new weights over the keys and values that they have; their segments say which version sampled what. Raises
+        `UserError` if the weights do not fit; the old ones then stay.
+        """
+        state = await asyncio.to_thread(self._new_state, source)
+        await asyncio.wrap_future(self._worker.call(self._loader(state, version)))
+
+    def load_weights_now(self, source: Any, version: str) -> None:
+        """`load_weights` for a caller without an event loop."""
+        self._worker.call(self._loader(self._new_state(source), version)).result()
+
+    def _new_state(self, source: Any) -> Any:
+        same = getattr(source, "module", source) is self.model.module
+        return None if same and isinstance(self.model.module, nn.Module) else state_of(source)
+
+    def _loader(self, state: Any, version: str) -> Callable[[], None]:
+        worker, module = self._worker, self.model.module
+
+        def load() -> None:
+            if state is not None:
+                copy_weights(module, state)
+            worker.drop_caches()
+            worker.batch.set_version(version)
+
+        return load
+
+    async def close(self) -> None:
+        self._flush_all()
+        self._worker.shutdown()
+        await asyncio.shield(asyncio.wrap_future(self._worker.ended))
+
+    def close_now(self) -> None:
+        """`close` for a caller without an event loop."""
+        self._flush_all()
+        self._worker.shutdown(timeout=None)
+
+    def _prepare(self, request: Request, sink: Sink, streams: bool = False) -> Job:
+        if not self._finalizer.alive or self._worker.closing:
+            raise EngineClosed(CLOSED)
+        return prepare(
+            request,
+            self.model,
+            self._vocabulary,
+            self._markers,
+            sink,
+            bytes_per_token=self._bytes_per_token,
+            memory=self.kv_memory,
+            streams=streams,
+        )
+
+    def _submit_soon(self, loop: asyncio.AbstractEventLoop, job: Job) -> None:
+        """Hand over all jobs of one turn of the event loop as one group, so that the batch does not depend on luck."""
+        with self._lock:
+            jobs = self._pending.setdefault(loop, [])
+            jobs.append(job)
+        if len(jobs) == 1:
+            loop.call_soon(self._flush, loop)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            jobs = self._pending.pop(loop, [])
+        if not jobs:
+            return
+        try:
+            self._worker.submit(jobs)
+        except EngineClosed as error:
+            for job in jobs:
+                job.sink.failed(EngineClosed(*error.args))
+
+    def _flush_all(self) -> None:
+        for loop in list(self._pending):
+            self._flush(loop)
+
+
+def default_kv_memory(device: torch.device) -> int:
+    """A bounded share of the memory that is available now, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] // 2)
+    return min(psutil.virtual_memory().available // 4, 1 << 30)
+
+
+def vocabulary_size(model: LoadedModel) -> int:
+    """Number of ids that the module knows; may be more than the tokenizer's."""
+    module: Any = model.module
+    known = model.config.get("vocab_size") or getattr(getattr(module, "config", None), "vocab_size", None)
+    return int(known or model.tokenizer.vocab_size)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, action: Callable[..., None], *args: Any) -> None:
+    try:
+        loop.call_soon_threadsafe(action, *args)
+    except RuntimeError:
+        # The loop is gone, and whoever waited on it too.
+        return
+
+
+class _FutureSink:
+    """Settles one asyncio future."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[tuple[Completion, ...]]) -> None:
+        self.loop, self.future = loop, future
+
+    def tokens(self, sample: int, ids: list[int]) -> None: ...
+
+    def sample(self, sample: int, completion: Completion) -> None: ...
+
+    def done(self, completions: tuple[Completion, ...]) -> None:
+        _tell(self.loop, lambda: None if self.future.done() else self.future.set_result(completions))
+
+    def failed(self, error: BaseException) -> None:
+        _tell(self.loop, lambda: None if self.future.done() else self.future.set_exception(error))
+
+
+class _SyncSink:
+    """Settles one thread-safe future."""
+
+    def __init__(self, future: concurrent.futures.Future[tuple[Completion, ...]]) -> None:
+        self.future = future
+
+    def tokens(self, sample: int, ids: list[int]) -> None: ...
+
+    def sample(self, sample: int, completion: Completion) -> None: ...
+
+    def done(self, completions: tuple[Completion, ...]) -> None:
+        self.future.set_result(completions)
+
+    def failed(self, error: BaseException) -> None:
+        self.future.set_exception(error)
+
+
+_Event = tuple[int, list[int], Completion | None] | BaseException
+
+
+class _StreamSink:
+    """Queues what happens for one iterator."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[_Event] = asyncio.Queue()
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+
+    def _put(self, event: _Event) -> None:
+        assert self.loop is not None
+        _tell(self.loop, self.events.put_nowait, event)
+
+    def tokens(self, sample: int, ids: list[int]) -> None:
+        self._put((sample, ids, None))
+
+    def sample(self, sample: int, completion: Completion) -> None:
+        self._put((sample, [], completion))
+
+    def done(self, completions: tuple[Completion, ...]) -> None: ...
+
+    def failed(self, error: BaseException) -> None:
+        self._put(error)

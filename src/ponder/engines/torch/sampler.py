@@ -1,0 +1,175 @@
+"""Drawing one token a row: temperature, truncation, and an inverse-CDF draw from a counter-based stream.
+
+Each row has a key made of (seed, sample index); the uniform number for position `t` of its response is a hash of
+(key, t). So a sample draws the same numbers whatever else is in the batch, and no state has to be kept or moved.
+One uniform number a row is all that is drawn: the token is where the cumulated probability passes it, found in two
+levels (blocks, then within one block), in float64, without a sort and without noise over the vocabulary.
+
+Hash: SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ponder.errors import PonderError
+from ponder.types import SamplingParams
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MASK = (1 << 64) - 1
+_TOP_P_CANDIDATES = 1024
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64, on uint64 of any shape."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def stream_keys(seed: int, indices: np.ndarray) -> np.ndarray:
+    """Keys of the streams `(seed, index)`, uint64, one per index."""
+    base = mix(np.array([seed & _MASK], dtype=np.uint64) + _GOLDEN)
+    return mix(base ^ mix((indices.astype(np.uint64) + np.uint64(1)) * _GOLDEN))
+
+
+def uniforms(keys_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
+    """One number in [0, 1) per row, float64: the number at a position of each row's stream."""
+    bits = mix(keys_B + (positions_B.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How each row of a batch samples, as tensors on the model's device; None where no row needs it."""
+
+    inverse_temperature_B1: Tensor | None
+    greedy_B: Tensor | None
+    cut_rows: Tensor | None
+    """Rows with a truncated distribution; the next three are theirs, in this order."""
+    top_k: Tensor | None
+    top_p: Tensor | None
+    min_p: Tensor | None
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Rules:
+        if all(p.temperature == 1.0 and not p.truncates for p in {id(p): p for p in params}.values()):
+            return cls(None, None, None, None, None, None)
+        temperature = np.array([p.temperature for p in params])
+        greedy = temperature == 0.0
+        inverse = None
+        if (temperature != 1.0).any():
+            scale = np.where(greedy, 1.0, 1.0 / np.where(greedy, 1.0, temperature))
+            inverse = torch.tensor(scale, dtype=torch.float32, device=device).unsqueeze(1)
+        cut = [i for i, p in enumerate(params) if p.truncates and p.temperature > 0.0]
+        chosen = [params[i] for i in cut]
+
+        def column(values: list[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)
+
+        return cls(
+            inverse,
+            torch.tensor(greedy, device=device) if greedy.any() else None,
+            torch.tensor(cut, device=device) if cut else None,
+            column([p.top_k for p in chosen], torch.int64) if any(p.top_k for p in chosen) else None,
+            column([p.top_p for p in chosen], torch.float64) if any(p.top_p < 1.0 for p in chosen) else None,
+            column([p.min_p for p in chosen], torch.float64) if any(p.min_p for p in chosen) else None,
+        )
+
+
+def draw(logits_BV: Tensor, rules: Rules, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw a token a row; returns ids (int64) and log-probabilities (float64), both of shape B.
+
+    The log-probability is of the distribution that was drawn from: after temperature, top-k, top-p and min-p. A greedy
+    row draws from a point mass, so that its log-probability is 0. `logits_BV` (float32) is overwritten. Raises
+    `PonderError` if a row has no finite distribution.
+    """
+    if rules.inverse_temperature_B1 is not None:
+        logits_BV.mul_(rules.inverse_temperature_B1)
+    greedy_ids = logits_BV.argmax(-1) if rules.greedy_B is not None else None
+    if rules.cut_rows is not None:
+        _truncate(logits_BV, rules)
+    top_B1 = logits_BV.amax(-1, keepdim=True)
+    ids_B, total_B = _inverse_cdf(logits_BV - top_B1, uniforms_B)
+    logprobs_B = (logits_BV.gather(1, ids_B.unsqueeze(1)) - top_B1).squeeze(1).double() - total_B.log()
+    if rules.greedy_B is not None and greedy_ids is not None:
+        ids_B = torch.where(rules.greedy_B, greedy_ids, ids_B)
+        logprobs_B = logprobs_B.masked_fill(rules.greedy_B, 0.0)
+    return ids_B, logprobs_B
+
+
+def _inverse_cdf(shifted_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
+    """First id whose cumulated weight passes `u · total`; and the totals. Weights are exp of the argument."""
+    rows, vocab = shifted_BV.shape
+    width = 32 if vocab <= 4096 else 256
+    blocks = -(-vocab // width)
+    if blocks * width == vocab:
+        weights_BV = shifted_BV.exp_()
+    else:
+        weights_BV = shifted_BV.new_zeros(rows, blocks * width)
+        torch.exp(shifted_BV, out=weights_BV[:, :vocab])
+    weights = weights_BV.view(rows, blocks, width)
+    cumulated = weights.sum(-1, dtype=torch.float64).cumsum(-1)
+    total_B = cumulated[:, -1].contiguous()
+    if not bool(torch.isfinite(total_B).all()):
+        raise PonderError("the model's logits are not finite: its weights are broken or training has diverged")
+    # Rounding may lift u · total to total, past the last token that has weight.
+    target_B = torch.minimum(uniforms_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
+    block_B = (cumulated <= target_B.unsqueeze(1)).sum(-1)
+    before_B = torch.where(
+        block_B > 0, cumulated.gather(1, (block_B - 1).clamp_min(0).unsqueeze(1)).squeeze(1), torch.zeros_like(total_B)
+    )
+    inner = weights[torch.arange(rows, device=weights.device), block_B].double()
+    inside_B = (inner.cumsum(-1) <= (target_B - before_B).unsqueeze(1)).sum(-1)
+    last_B = width - 1 - (inner.flip(-1) > 0).to(torch.uint8).argmax(-1)
+    return block_B * width + torch.minimum(inside_B, last_B), total_B
+
+
+def _truncate(logits_BV: Tensor, rules: Rules) -> None:
+    """Set what top-k, then top-p, then min-p leave out to -inf, in place; ties with the last kept one stay."""
+    whole = len(rules.cut_rows) == len(logits_BV)  # type: ignore[arg-type]
+    x = logits_BV if whole else logits_BV[rules.cut_rows]
+    top = x.amax(-1, keepdim=True)
+    floor = torch.full_like(top, -torch.inf)
+    if rules.top_k is not None or rules.top_p is not None:
+        floor = _nucleus_floor(x, top, rules)
+    if rules.min_p is not None:
+        floor = torch.maximum(floor, (top.double() + rules.min_p.log()).to(x.dtype))
+    x = x.masked_fill(x < floor, -torch.inf)
+    if whole:
+        logits_BV.copy_(x)
+    else:
+        logits_BV[rules.cut_rows] = x
+
+
+def _nucleus_floor(x: Tensor, top: Tensor, rules: Rules) -> Tensor:
+    """The smallest logit that top-k and top-p keep; top-p counts within what top-k keeps (Holtzman et al. 2020,
+
+    arXiv:1904.09751). A full sort is made only if the candidates do not hold the nucleus.
+    """
+    vocab = x.shape[-1]
+    k = torch.full((len(x), 1), vocab, dtype=torch.int64, device=x.device)
+    if rules.top_k is not None:
+        k = torch.where(rules.top_k > 0, rules.top_k.clamp_max(vocab), k)
+    p = rules.top_p if rules.top_p is not None else torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
+    limited = int(torch.where(k < vocab, k, 0).max())
+    size = min(vocab, max(limited, _TOP_P_CANDIDATES if rules.top_p is not None else 1))
+    whole = (x - top).double().exp().sum(-1, keepdim=True)
+    while True:
+        values = x.topk(size, dim=-1).values
+        rank = torch.arange(size, device=x.device)
+        weights = (values - top).double().exp() * (rank < k)
+        cumulated = weights.cumsum(-1)
+        total = torch.where(k < vocab, cumulated[:, -1:], whole)
+        kept = ((rank < k) & (cumulated - weights < p * total)).sum(-1, keepdim=True)
+        unfinished = (kept == size) & (k > size) & (p < 1.0)
+        if size == vocab or not bool(unfinished.any()):
+            break
+        size = vocab
+    floor = values.gather(1, kept - 1)
+    return torch.where((k == vocab) & (p >= 1.0), torch.full_like(floor, -torch.inf), floor)

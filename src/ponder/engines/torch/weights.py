@@ -1,0 +1,68 @@
+"""New weights for a module that is in use: checked in full before the first one is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ponder.errors import UserError
+
+
+def state_of(source: Any) -> Mapping[str, Tensor]:
+    """Tensors by name of a module, a loaded model, a state dict, or a folder or file of safetensors.
+
+    Raises `UserError` if the source is none of these or cannot be read.
+    """
+    module = getattr(source, "module", source)
+    if isinstance(module, nn.Module):
+        return module.state_dict()
+    if isinstance(source, Mapping):
+        return source
+    if isinstance(source, str | Path):
+        return _read(Path(source))
+    raise UserError(f"cannot load weights from {type(source).__name__}: give a module, a state dict or a folder")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{path}: no *.safetensors file there: name the folder of a saved model")
+    state: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            state.update(load_file(file))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file}: cannot be read as safetensors: {error}") from None
+    return state
+
+
+def copy_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a state into a module, in the module's dtype and on its device. Raises `UserError` if it does not fit."""
+    targets = dict(module.named_parameters(remove_duplicate=False)) | _persistent_buffers(module)
+    unknown = sorted(set(state) - set(targets))
+    if unknown:
+        raise UserError(f"the new weights hold {unknown[0]!r}, which the model does not have")
+    # A tied tensor has two names and needs only one of them.
+    given = {id(targets[name]) for name in state}
+    missing = sorted(name for name, t in targets.items() if id(t) not in given)
+    if missing:
+        raise UserError(f"the new weights lack {missing[0]!r} ({len(missing)} tensors in all)")
+    for name, tensor in state.items():
+        if tensor.shape != targets[name].shape:
+            want, have = tuple(targets[name].shape), tuple(tensor.shape)
+            raise UserError(f"the new weights have {name!r} of shape {have}, the model has {want}")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            targets[name].copy_(tensor)
+
+
+def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    saved = set(module.state_dict())
+    return {name: b for name, b in module.named_buffers(remove_duplicate=False) if name in saved}
