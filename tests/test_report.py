@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import runs_fixture as fixture
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ponder.errors import UserError
@@ -100,6 +100,7 @@ def test_a_fence_in_model_text_does_not_end_the_block(run: Path) -> None:
     assert block[2].endswith("<b>8</b>")
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.text(st.characters() | st.sampled_from("`~\n<>&\"'")))
 def test_no_text_escapes_its_fence_or_its_element(text: str) -> None:
     shown = visible(text)
@@ -197,6 +198,7 @@ def test_the_running_mean_keeps_a_constant_and_stays_in_range() -> None:
     assert plots.running_mean([0.0, 0.0, 3.0, 0.0, 0.0], 3) == [0.0, 1.0, 1.0, 1.0, 0.0]
 
 
+@settings(deadline=None)
 @given(st.floats(1e-3, 1e21), st.floats(1.0001, 1e9))
 def test_ticks_are_few_and_in_order(low: float, ratio: float) -> None:
     ticks = plots._powers_of_two(low, low * ratio)

@@ -9,7 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ponder.errors import PonderError, UserError
@@ -126,6 +126,7 @@ def test_resuming_drops_what_the_checkpoint_does_not_know(tmp_path: Path) -> Non
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@settings(deadline=None, max_examples=50)
 @given(rows=st.lists(st.dictionaries(st.text(), JSON, max_size=3), min_size=1, max_size=4), data=st.data())
 def test_a_file_torn_anywhere_loses_its_last_line_at_most(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, object]], data: st.DataObject

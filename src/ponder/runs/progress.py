@@ -61,7 +61,6 @@ class Progress:
         self._start = clock()
         self._printed: float | None = None
         self._line = ""
-        self._done = 0.0
         self._first: tuple[float, float] | None = None
         self._bar: Bar | None = None
 
@@ -73,14 +72,17 @@ class Progress:
             self._bar.add_task(self._label, total=self._total, fields="")
         return self
 
-    def update(self, done: float, *, left: float | None = None, **fields: float | str | None) -> None:
-        """Say that `done` of `total` is done. `left` is the time left in seconds, estimated from the rate if None.
+    def update(
+        self, done: float, *, total: float | None = None, left: float | None = None, **fields: float | str | None
+    ) -> None:
+        """Say that `done` of `total` is done; a total that became known meanwhile replaces the first.
 
+        `left` is the time left in seconds, estimated from the rate if None.
         Fields are shown in order, `_` in their names as a space; None is left out.
         """
         if self._first is None:
             self._first = (done, self._clock())
-        self._done = done
+        self._total = self._total if total is None else total
         left = self._left(done) if left is None else left
         shown = [
             f"{k.replace('_', ' ')} {v if isinstance(v, str) else quantity(v)}"
@@ -91,7 +93,7 @@ class Progress:
             shown.append(f"{duration(left)} left")
         text = " · ".join(shown)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, fields=text)
+            self._bar.update(self._bar.task_ids[0], completed=done, total=self._total, fields=text)
             return
         count = quantity(done) + (f"/{quantity(self._total)}" if self._total is not None else "")
         self._line = f"{self._label} {count}{' ' + self._unit if self._unit else ''}  {text}".rstrip()

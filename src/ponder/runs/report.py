@@ -6,14 +6,19 @@ The HTML is one file without scripts and without network: styles inline, picture
 from __future__ import annotations
 
 import base64
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ponder.errors import MissingExtra
 from ponder.runs import plots, results
 from ponder.runs.files import write_text
 from ponder.runs.sections import Commands, Picture, Sample, Section, Table, Text, sections, title
+
+if TYPE_CHECKING:
+    import jinja2
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -40,16 +45,19 @@ def render(run_dir: str | Path) -> tuple[Path, Path]:
 
 def to_html(heading: str, parts: Sequence[Section], pictures: Mapping[str, bytes], missing: str = "") -> str:
     """The page as text. Everything goes through the template's escaping."""
+    embedded = {n: f"data:image/png;base64,{base64.b64encode(data).decode()}" for n, data in pictures.items()}
+    return _template().render(heading=heading, sections=parts, pictures=embedded, missing=missing)
+
+
+@functools.cache
+def _template() -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.tests["of"] = lambda block, name: type(block).__name__ == name
-    embedded = {n: f"data:image/png;base64,{base64.b64encode(data).decode()}" for n, data in pictures.items()}
-    return environment.get_template("report.html.j2").render(
-        heading=heading, sections=parts, pictures=embedded, missing=missing
-    )
+    return environment.get_template("report.html.j2")
 
 
 def to_markdown(heading: str, parts: Sequence[Section], missing: str = "") -> str:

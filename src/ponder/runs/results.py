@@ -37,7 +37,8 @@ class Results:
     sequential: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     """`base` and `trained`: `budget_tokens`, `mean_tokens`, `accuracy`, `low`, `high`, `no_answer`, `n`."""
     parallel: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
-    """`base` and `trained`: `samples`, `mean_tokens`, `accuracy`, `coverage`, `low`, `high`, `n`."""
+    """`base` and `trained`: `samples`, `mean_tokens`, `accuracy`, `low`, `high` (None without a checker),
+    `coverage`, `coverage_low`, `coverage_high` (where known), `n`."""
     curves: Row = field(default_factory=dict)
     """The whole of `curves.json`."""
     metrics: tuple[Row, ...] = ()
@@ -63,9 +64,7 @@ def read(path: str | Path) -> Results:
             who: _points(part, "sequential", ("mean_tokens", "accuracy", "low", "high"), path)
             for who, part in both.items()
         },
-        parallel={
-            who: _points(part, "parallel", ("samples", "accuracy", "low", "high"), path) for who, part in both.items()
-        },
+        parallel={who: _points(part, "parallel", ("samples", "coverage"), path) for who, part in both.items()},
         curves=curves,
         metrics=lines.rows,
         samples=tuple(s for s in _optional(path / "samples.json", list) if isinstance(s, dict)),

@@ -1,7 +1,7 @@
 """`Run`: a directory that holds all that one command did, enough to resume and to repeat it.
 
     config.toml  manifest.json  metrics.jsonl  rollouts.jsonl  checkpoints/step-000100/
-    curves.json  summary.json  samples.json  *.png  report.md  report.html
+    model/  curves.json  evaluation.json  summary.json  samples.json  *.png  report.md  report.html
 
 A run is locked while a process has it open, so that two commands never write one directory.
 """
@@ -34,8 +34,9 @@ from ponder.runs.files import (
 
 FORMAT = "ponder-run-1"
 Status = Literal["running", "done", "failed", "interrupted"]
-OWNED = ("config.toml", "manifest.json", "metrics.jsonl", "rollouts.jsonl", "curves.json", "summary.json")
-OWNED_ALSO = ("samples.json", "report.md", "report.html", "curves.png", "parallel.png", "training.png", "checkpoints")
+DATA = ("config.toml", "manifest.json", "metrics.jsonl", "rollouts.jsonl", "curves.json", "evaluation.json")
+SHOWN = ("summary.json", "samples.json", "report.md", "report.html", "curves.png", "parallel.png", "training.png")
+FOLDERS = ("checkpoints", "model")
 
 
 def now() -> str:
@@ -199,7 +200,8 @@ class Run:
             return
         # A full disk must not hide the error that ended the work.
         with contextlib.suppress(Exception):
-            self.finish("interrupted" if issubclass(kind, KeyboardInterrupt) else "failed", error=str(error))
+            stopped = issubclass(kind, KeyboardInterrupt) or getattr(error, "exit_code", 1) == 130
+            self.finish("interrupted" if stopped else "failed", error=str(error))
         self.close()
 
 
@@ -223,7 +225,7 @@ def _make_room(path: Path, overwrite: bool) -> None:
         raise UserError(f"{path}: already holds a run; continue it with --resume or choose another --out")
     read_manifest(path)
     with disk_errors(path, "cleared"):
-        for name in (*OWNED, *OWNED_ALSO):
+        for name in (*DATA, *SHOWN, *FOLDERS):
             target = path / name
             if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)

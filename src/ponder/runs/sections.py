@@ -136,6 +136,8 @@ def _result(results: Results) -> list[Block]:
     blocks: list[Block] = []
     curves = results.curves
     base, trained = curves.get("base_accuracy"), curves.get("trained_accuracy")
+    if len(results.train) > 1 and not (_number(base) and _number(trained)):
+        base, trained = results.train[0]["accuracy"], results.train[-1]["accuracy"]
     if _number(base) and _number(trained):
         gain = 100 * (trained - base)
         before = _measured(base, [*results.train[:1], *results.sequential.get("base", ())])
@@ -143,7 +145,9 @@ def _result(results: Results) -> list[Block]:
         problems = f" on {_counts(results.train)} held-out problems" if results.train else ""
         blocks.append(Text(f"Training took accuracy from {before} to {after} ({gain:+.1f} points){problems}."))
     facts = results.summary.get("facts")
-    rows = [(visible(k, 80), _cell(v)) for k, v in facts.items()] if isinstance(facts, Mapping) else []
+    if not isinstance(facts, Mapping):
+        facts = {k: v for k, v in results.summary.items() if k != "title" and isinstance(v, str | int | float)}
+    rows = [(visible(k, 80), _cell(v)) for k, v in facts.items()]
     if rows:
         blocks.append(Table(("", ""), tuple(rows)))
     verdicts = results.summary.get("verdicts")
