@@ -55,6 +55,9 @@ def _builtin(room: str) -> list[str]:
 
 
 def _class_in(module_name: str) -> type | None:
+    """The class that a module is named after; None if there is no such module or class."""
+    if importlib.util.find_spec(module_name) is None:
+        return None
     module = importlib.import_module(module_name)
     wanted = module_name.rpartition(".")[2].replace("_", "").lower()
     for name, value in vars(module).items():
@@ -78,14 +81,14 @@ def find(room: str, spec: str) -> tuple[type, str | None]:
     if head.endswith(".py") or "/" in head:
         return _from_file(Path(head), argument, room), None
     name = canonical(head)
-    if name in _builtin(room):
-        found = _class_in(f"ponder.{room}.{name}")
-        assert found is not None
+    builtin = name.isidentifier() and name not in HELPERS and not name.startswith("_")
+    if builtin and (found := _class_in(f"ponder.{room}.{name}")) is not None:
         return found, argument if colon else None
     installed = _entry_points(room)
     if name in installed:
         return installed[name].load(), argument if colon else None
-    what = {"strategies": "strategy"}.get(room, room.rstrip("s")).rpartition(".")[2]
+    last = room.rpartition(".")[2]
+    what = {"strategies": "strategy"}.get(last, last.rstrip("s"))
     raise UserError(f"unknown {what} {spec!r}{nearest(name, names(room))}")
 
 

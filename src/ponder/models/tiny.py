@@ -16,6 +16,7 @@ from ponder.types import ThoughtFormat
 if TYPE_CHECKING:
     import tokenizers
 
+    from ponder.models.base import LoadedModel
     from ponder.models.llama import LlamaConfig
 
 END = "<|end|>"
@@ -83,6 +84,57 @@ def architecture() -> LlamaConfig:
         max_position_embeddings=1024,
         rope_theta=10000.0,
         tie_word_embeddings=True,
+    )
+
+
+def new_model(seed: int) -> LoadedModel:
+    """ponder-tiny with random weights."""
+    import dataclasses
+
+    import torch
+
+    from ponder.models.base import LoadedModel, forward_flops
+    from ponder.models.llama import Llama
+    from ponder.models.tokenizer import FastTokenizer
+    from ponder.types import ModelInfo
+
+    shape = architecture()
+    module = Llama(shape)
+    module.initialise(torch.Generator().manual_seed(seed))
+    tokenizer = FastTokenizer(build_tokenizer())
+    parameters = sum(p.numel() for p in module.parameters())
+    embedding = shape.vocab_size * shape.hidden_size
+    end, pad = tokenizer.id_of(END), tokenizer.id_of(PAD)
+    assert end is not None and pad is not None
+    return LoadedModel(
+        module=module,
+        tokenizer=tokenizer,
+        info=ModelInfo(
+            name="ponder-tiny",
+            context=shape.max_position_embeddings,
+            parameters=parameters,
+            flops_per_token=forward_flops(
+                shape.hidden_size, shape.num_hidden_layers, parameters - embedding, shape.vocab_size, 0
+            ),
+            thought=THOUGHT,
+            chat=True,
+        ),
+        end_ids=(end,),
+        chat_template=TEMPLATE,
+        pad_id=pad,
+        special_tokens={"eos_token": END, "pad_token": PAD},
+        config={
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            **{k: v for k, v in dataclasses.asdict(shape).items() if k not in ("rope_theta", "rope_scaling")},
+            "hidden_act": "silu",
+            "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+            "bos_token_id": None,
+            "eos_token_id": end,
+            "pad_token_id": pad,
+            "dtype": "float32",
+        },
+        source="ponder-tiny (random weights)",
     )
 
 

@@ -1,0 +1,51 @@
+"""Train a model: `pretrain` from random weights, `sft` on worked examples, `rl` on answers that can be checked."""
+
+from __future__ import annotations
+
+import sys
+
+from ponder.config import parse
+from ponder.errors import UserError, nearest
+
+USAGE = """usage: ponder train pretrain|sft|rl [--config FILE.toml] [flags]
+
+  pretrain   make a base model from random weights, on procedural text
+  sft        fine-tune a model on chats: procedural ones, or the rows of a JSONL file
+  rl         teach a model by reinforcement learning on answers that can be checked
+
+examples:
+  ponder train pretrain --out runs/pretrain
+  ponder train sft --model runs/pretrain --out runs/sft
+  ponder train rl --model ponder-tiny --environment countdown --steps 100 --out runs/rl
+  ponder train rl --config runs/rl/config.toml --resume
+
+`ponder train KIND --help` lists every flag.
+"""
+
+
+def main(args: list[str]) -> int:
+    """Run one kind of training; prints where the model is."""
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if args else 2
+    kind, rest = args[0], args[1:]
+    prog = f"ponder train {kind}"
+    if kind == "pretrain":
+        from ponder.training.supervised import PretrainConfig, pretrain
+
+        final = pretrain(parse(PretrainConfig, rest, prog=prog))
+    elif kind == "sft":
+        from ponder.training.supervised import SFTConfig, sft
+
+        final = sft(parse(SFTConfig, rest, prog=prog))
+    elif kind == "rl":
+        from ponder.training.rl_config import RLConfig
+
+        config = parse(RLConfig, rest, prog=prog)
+        from ponder.training.rl_run import train
+
+        final = train(config)
+    else:
+        raise UserError(f"unknown kind of training {kind!r}{nearest(kind, ('pretrain', 'sft', 'rl'))}")
+    print(f"model: {final}", file=sys.stdout)
+    return 0

@@ -1,0 +1,1 @@
+"""Advantage estimators, one file each: `__call__(rollouts) -> advantages_BT`."""

@@ -1,0 +1,42 @@
+"""Ctrl-C in a training loop: the first asks the loop to stop at a safe place, the second stops at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+
+from ponder.errors import PonderError
+
+
+class Interrupted(PonderError):
+    """A run that was stopped after a checkpoint; the message is the command to continue."""
+
+    exit_code = 130
+
+
+class Interrupt:
+    """While open, SIGINT and SIGTERM set `requested`; a second one raises `KeyboardInterrupt`."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupt:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)

@@ -1,0 +1,164 @@
+"""Next-token training on batches with a mask: the loop under `ponder train pretrain` and `ponder train sft`.
+
+Leaves out gradient accumulation (a batch is what fits), mixed precision and several devices. The schedule is
+warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395): the stable phase ends by itself when the validation loss no
+longer improves, or at `max_tokens`; then the rate falls linearly to zero over `decay` of the tokens seen so far.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from ponder.errors import TrainingDiverged
+from ponder.training.data import Batch, Position, RowSource, batches
+from ponder.training.interrupt import Interrupt
+from ponder.training.optim import adamw, clip_gradients, set_rate
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ponder.models.base import LoadedModel
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """How to fit a model to text."""
+
+    rate: float = 2e-3
+    """Learning rate of the stable phase (AdamW)."""
+    batch_tokens: int = 16384
+    """Tokens of a batch, padding included."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    max_tokens: int = 8_000_000
+    """Most tokens before the decay begins, padding included."""
+    decay: float = 0.25
+    """Tokens of the decay as a share of those before it."""
+    eval_every: int = 50
+    """Steps between looks at the validation loss."""
+    patience: int = 4
+    """Looks without an improvement of `min_gain` after which the decay begins."""
+    min_gain: float = 0.002
+    """The least relative improvement of the validation loss that counts."""
+    weight_decay: float = 0.05
+    """AdamW's decay of matrices."""
+    beta2: float = 0.98
+    """AdamW's second beta."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 is no limit."""
+
+
+@dataclass
+class LMState:
+    """Where a run stands; all that a checkpoint holds besides weights and optimiser."""
+
+    step: int = 0
+    tokens: int = 0
+    position: Position = field(default_factory=Position)
+    best: float = math.inf
+    stale: int = 0
+    decay_from: int | None = None
+    """Tokens seen when the decay began."""
+
+
+def loss_sum(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+    """Summed negative log-likelihood (nats) of the masked targets, and how many there are.
+
+    The head runs at target positions only.
+    """
+    hidden_BTD = module(batch.ids_BT[:, :-1])
+    chosen_BT = batch.mask_BT[:, 1:]
+    logits_NV = module.logits(hidden_BTD[chosen_BT])  # type: ignore[operator]
+    targets_N = batch.ids_BT[:, 1:][chosen_BT]
+    return F.cross_entropy(logits_NV, targets_N, reduction="sum"), len(targets_N)
+
+
+@torch.no_grad()
+def mean_loss(module: nn.Module, held_out: Sequence[Batch]) -> float:
+    """Validation loss, nats a target token."""
+    total, count = 0.0, 0
+    for batch in held_out:
+        loss, n = loss_sum(module, batch)
+        total, count = total + float(loss), count + n
+    return total / count
+
+
+def rate_at(config: LMConfig, state: LMState) -> float:
+    """The learning rate of the next step; 0 when the decay is over."""
+    if state.step < config.warmup_steps:
+        return config.rate * (state.step + 1) / config.warmup_steps
+    if state.decay_from is None:
+        return config.rate
+    length = max(1.0, config.decay * state.decay_from)
+    return config.rate * max(0.0, 1.0 - (state.tokens - state.decay_from) / length)
+
+
+def make_optimiser(module: nn.Module, config: LMConfig) -> torch.optim.Optimizer:
+    return adamw(module, rate=config.rate, weight_decay=config.weight_decay, betas=(0.9, config.beta2))
+
+
+def train(
+    model: LoadedModel,
+    source: RowSource,
+    held_out: Sequence[Batch],
+    config: LMConfig,
+    state: LMState,
+    *,
+    optimiser: torch.optim.Optimizer,
+    on_step: Callable[[LMState, dict[str, Any]], None] = lambda state, row: None,
+    interrupt: Interrupt | None = None,
+) -> None:
+    """Train until the decay is over (or an interrupt asks to stop); `state` is moved along.
+
+    `on_step` gets each step's metrics: loss, rate, gradient norm, tokens/s, and `validation_loss` where it was looked
+    at. Raises `TrainingDiverged` with the step if the loss is not finite; the step is not taken.
+    """
+    module = model.module
+    stream: Iterator[tuple[Position, Batch]] = batches(source, state.position, config.batch_tokens, model.pad_id)
+    while not (interrupt and interrupt.requested):
+        rate = rate_at(config, state)
+        if state.decay_from is not None and rate <= 0:
+            break
+        began = time.perf_counter()
+        position, batch = next(stream)
+        made = time.perf_counter()
+        set_rate(optimiser, rate)
+        optimiser.zero_grad(set_to_none=True)
+        loss, targets = loss_sum(module, batch)
+        (loss / targets).backward()
+        norm = clip_gradients(module, config.clip)
+        if not math.isfinite(norm) or not math.isfinite(float(loss.detach())):
+            value = float(loss.detach()) / targets
+            raise TrainingDiverged(f"step {state.step + 1}: the loss is {value} (gradient norm {norm})")
+        optimiser.step()
+        state.step += 1
+        state.tokens += batch.ids_BT.numel()
+        state.position = position
+        seconds = time.perf_counter() - began
+        row: dict[str, Any] = {
+            "step": state.step,
+            "tokens": state.tokens,
+            "loss": float(loss.detach()) / targets,
+            "rate": rate,
+            "gradient_norm": norm,
+            "seconds": seconds,
+            "seconds_data": made - began,
+            "tokens_per_second": batch.ids_BT.numel() / seconds,
+        }
+        if state.step % config.eval_every == 0:
+            row["validation_loss"] = held = mean_loss(module, held_out)
+            if held < state.best * (1 - config.min_gain):
+                state.best, state.stale = held, 0
+            else:
+                state.stale += 1
+        if state.decay_from is None and (state.stale >= config.patience or state.tokens >= config.max_tokens):
+            state.decay_from = state.tokens
+            row["decay_began"] = True
+        on_step(state, row)

@@ -1,0 +1,31 @@
+"""AdamW with the groups and the schedule that all loops share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def adamw(module: nn.Module, *, rate: float, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101); vectors (norms, biases) are not decayed."""
+    import torch
+
+    matrices = [p for p in module.parameters() if p.requires_grad and p.dim() >= 2]
+    vectors = [p for p in module.parameters() if p.requires_grad and p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=rate, betas=betas, fused=True)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(module: nn.Module, limit: float) -> float:
+    """Scale gradients to a norm of at most `limit` (0: never); return the norm before."""
+    import torch
+
+    return float(torch.nn.utils.clip_grad_norm_(module.parameters(), limit if limit > 0 else float("inf")))

@@ -1,0 +1,132 @@
+"""One policy-gradient update: micro-batches, loss, step. The loss is divided by the token count of the whole batch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from ponder.errors import TrainingDiverged
+from ponder.training.losses.base import LossInput, PolicyLoss
+from ponder.training.optim import clip_gradients
+from ponder.training.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from ponder.models.base import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateStats:
+    """What one update was like; means are over trained tokens."""
+
+    tokens: int
+    """Trained tokens (targets)."""
+    computed_tokens: int
+    """Ids that went through the network, prompts and padding included."""
+    loss: float
+    entropy: float
+    """Of the trainer's distribution, nats."""
+    mismatch_mean: float
+    """Mean |log-probability of the trainer − of the sampler|."""
+    mismatch_max: float
+    mismatch_k3: float
+    """Schulman's k3 estimate of KL(sampler ‖ trainer): mean of r − 1 − log r."""
+    clipped: float
+    """Share of tokens whose gradient the clip removed."""
+    gradient_norm: float
+    seconds: float
+
+
+def micro_batches(rollouts: Rollouts, rows_B: Tensor, tokens: int) -> Iterator[Tensor]:
+    """Split rows into groups of like length, each of at most `tokens` ids with padding (at least one row)."""
+    order = rows_B[torch.argsort(rollouts.lengths_B[rows_B], stable=True)]
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and int(rollouts.lengths_B[order[end]]) * (end + 1 - start) <= tokens:
+            end += 1
+        yield order[start:end]
+        start = end
+
+
+def token_logprobs(module: nn.Module, ids_BT: Tensor, chosen_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of each chosen id (flat, with gradient) and the entropy of its distribution (without).
+
+    `chosen_BT` marks targets; the first column cannot be one. Logits are made at the chosen positions only and divided
+    by the sampling temperature, as the sampler did.
+    """
+    hidden_BTD = module(ids_BT[:, :-1])
+    mask = chosen_BT[:, 1:]
+    logits_NV = module.logits(hidden_BTD[mask]) / temperature  # type: ignore[operator]
+    logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
+    with torch.no_grad():
+        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+    return logprobs_NV.gather(1, ids_BT[:, 1:][mask].unsqueeze(1)).squeeze(1), entropy_N
+
+
+def update(
+    model: LoadedModel,
+    optimiser: torch.optim.Optimizer,
+    loss: PolicyLoss,
+    rollouts: Rollouts,
+    advantages_BT: Tensor,
+    *,
+    temperature: float,
+    clip: float,
+    micro_tokens: int,
+) -> UpdateStats:
+    """Take one optimiser step on the rows whose advantage is not zero everywhere.
+
+    Raises `TrainingDiverged` before the weights are touched if loss or gradient is not finite.
+    """
+    began = time.perf_counter()
+    device = model.device
+    mask_BT = rollouts.mask_BT & (advantages_BT != 0)
+    rows_B = mask_BT.any(dim=1).nonzero().squeeze(1)
+    total = int(rollouts.mask_BT[rows_B].sum())
+    if total == 0:
+        return UpdateStats(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, time.perf_counter() - began)
+    optimiser.zero_grad(set_to_none=True)
+    sums = dict.fromkeys(("loss", "entropy", "difference", "k3"), 0.0)
+    computed, clipped, worst = 0, 0, 0.0
+    for rows in micro_batches(rollouts, rows_B, micro_tokens):
+        length = int(rollouts.lengths_B[rows].max())
+        ids_BT = rollouts.ids_BT[rows, :length].to(device)
+        chosen_BT = rollouts.mask_BT[rows, :length].clone()
+        chosen_BT[:, 0] = False
+        logprobs_N, entropy_N = token_logprobs(model.module, ids_BT, chosen_BT.to(device), temperature)
+        sampler_N = rollouts.logprobs_BT[rows, :length][chosen_BT].to(device)
+        row_N = rows.unsqueeze(1).expand(-1, length)[chosen_BT]
+        advantages_N = advantages_BT[rows, :length][chosen_BT].to(device)
+        out = loss(LossInput(logprobs_N, sampler_N, advantages_N, row_N))
+        (out.sum / total).backward()
+        with torch.no_grad():
+            ratio = logprobs_N - sampler_N
+            sums["loss"] += float(out.sum)
+            sums["entropy"] += float(entropy_N.sum())
+            sums["difference"] += float(ratio.abs().sum())
+            sums["k3"] += float((ratio.exp() - 1 - ratio).sum())
+            worst = max(worst, float(ratio.abs().max()))
+        clipped += out.clipped
+        computed += ids_BT.numel()
+    norm = clip_gradients(model.module, clip)
+    if not (math.isfinite(norm) and math.isfinite(sums["loss"])):
+        raise TrainingDiverged(f"the loss is {sums['loss'] / total} and the gradient norm {norm}")
+    optimiser.step()
+    return UpdateStats(
+        tokens=total,
+        computed_tokens=computed,
+        loss=sums["loss"] / total,
+        entropy=sums["entropy"] / total,
+        mismatch_mean=sums["difference"] / total,
+        mismatch_max=worst,
+        mismatch_k3=sums["k3"] / total,
+        clipped=clipped / total,
+        gradient_norm=norm,
+        seconds=time.perf_counter() - began,
+    )

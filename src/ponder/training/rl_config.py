@@ -1,0 +1,99 @@
+"""The config of `ponder train rl`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ponder.config import Options
+from ponder.errors import UserError
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """Teach a model by reinforcement learning on answers that can be checked."""
+
+    model: str = "ponder-tiny"
+    """Folder, GGUF file, hub id, run directory or built-in name of the model to start from."""
+    out: str = "runs/rl"
+    """Run directory to make."""
+    environment: str = "countdown"
+    """Where the problems come from (see `ponder list environments`), or ./FILE.py:Class."""
+    environment_options: Options = field(default_factory=dict)
+    """Options of the environment."""
+    strategy: str = "budget_forcing"
+    """How the rollouts are sampled (see `ponder list strategies`); it must draw `n` samples of its own."""
+    strategy_options: Options = field(default_factory=lambda: {"thought_tokens": 64, "answer_tokens": 16})
+    """Options of the strategy; `n` is the group size."""
+    problems: int = 32
+    """Problems of a step."""
+    group: int = 16
+    """Samples of a problem."""
+    steps: int = 100
+    """Training steps."""
+    minutes: float | None = None
+    """Time for the whole loop instead of `steps`: resolved to a number of steps after the first few, and written to the
+    run's config, so that a repeated run does the same."""
+    rate: float = 2e-4
+    """Learning rate (AdamW)."""
+    warmup_steps: int = 5
+    """Steps of linear warm-up."""
+    final_rate: float = 1.0
+    """Share of the learning rate at the last step; the rate falls linearly to it after the warm-up."""
+    weight_decay: float = 0.0
+    """AdamW's decay of matrices."""
+    beta2: float = 0.95
+    """AdamW's second beta."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 is no limit."""
+    updates: int = 1
+    """Optimiser steps per batch of rollouts; with more than one the later ones are off-policy and the clip matters."""
+    advantage: str = "mean_only"
+    """Advantage estimator (see `ponder list advantages`)."""
+    loss: str = "dapo"
+    """Policy loss (see `ponder list losses`)."""
+    loss_options: Options = field(default_factory=dict)
+    """Options of the loss, such as clip_low and clip_high."""
+    mask_truncated: bool = True
+    """Leave the tokens of truncated responses out of the loss (they are counted either way)."""
+    resample: int = 0
+    """Dynamic sampling: most extra rounds that replace groups without signal by new problems."""
+    rewards: Literal["judge", "shuffled"] = "judge"
+    """`shuffled` deals each group's rewards out at random: a control that teaches nothing about being right."""
+    eval_every: int = 20
+    """Steps between held-out evaluations; 0 is only before and after."""
+    eval_problems: int = 500
+    """Held-out problems, the same each time."""
+    eval_strategy: str = ""
+    """Strategy of the held-out evaluation; empty for the one of the rollouts."""
+    eval_strategy_options: Options = field(default_factory=dict)
+    """Options of the evaluation's strategy; empty for those of the rollouts."""
+    micro_tokens: int = 8192
+    """Most ids of a micro-batch, padding included; memory grows with it, the gradient does not change."""
+    max_rows: int = 512
+    """Most samples that are decoded at once."""
+    seed: int = 0
+    """Seed of problems and samples."""
+    checkpoint_every: int = 50
+    """Steps between checkpoints."""
+    keep_checkpoints: int = 2
+    """Checkpoints that are kept."""
+    record_problems: int = 4
+    """Problems of a step whose samples are written to rollouts.jsonl; -1 for all."""
+    record_tokens: bool = False
+    """Write ids, mask and log-probabilities with them."""
+    resume: bool = False
+    """Continue the run in `out` from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("problems", 1), ("group", 2), ("steps", 1), ("updates", 1), ("eval_problems", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} = {getattr(self, name)}: give at least {least}")
+        for name in ("rate", "micro_tokens", "max_rows", "checkpoint_every"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} = {getattr(self, name)}: give more than 0")
+        for name in ("resample", "eval_every", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
+        if self.minutes is not None and not self.minutes > 0:
+            raise UserError(f"minutes = {self.minutes}: give more than 0")

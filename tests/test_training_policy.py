@@ -1,0 +1,195 @@
+"""Advantages, losses and updates: what must hold of the gradient."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ponder.errors import TrainingDiverged
+from ponder.models.tiny import new_model
+from ponder.training.advantages.mean_only import MeanOnly
+from ponder.training.losses.base import LossInput
+from ponder.training.losses.dapo import Dapo
+from ponder.training.optim import adamw
+from ponder.training.policy import micro_batches, token_logprobs, update
+from ponder.training.rollouts import Rollouts
+
+
+def random_rollouts(rows: int = 12, group: int = 4, seed: int = 0) -> Rollouts:
+    """Rows of unequal length, the first third of each given, one forced id in the middle."""
+    g = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(9, 24, (rows,), generator=g)
+    width = int(lengths.max())
+    ids = torch.randint(20, 400, (rows, width), generator=g)
+    mask = torch.zeros(rows, width, dtype=torch.bool)
+    for i, n in enumerate(lengths.tolist()):
+        mask[i, n // 3 : n] = True
+        mask[i, n // 2] = False
+    rewards = torch.randint(0, 2, (rows,), generator=g).float()
+    groups = torch.arange(rows) // group
+    return Rollouts(ids, mask, -torch.rand(rows, width, generator=g) * mask, rewards, groups, lengths)
+
+
+def gradients(micro_tokens: int, rollouts: Rollouts) -> tuple[list[torch.Tensor], float]:
+    model = new_model(3)
+    optimiser = torch.optim.SGD(model.module.parameters(), lr=0.0)
+    stats = update(
+        model,
+        optimiser,
+        Dapo(),
+        rollouts,
+        MeanOnly()(rollouts),
+        temperature=1.0,
+        clip=0.0,
+        micro_tokens=micro_tokens,
+    )
+    return [p.grad.clone() for p in model.module.parameters() if p.grad is not None], stats.loss
+
+
+def test_micro_batching_does_not_change_the_gradient_or_the_loss() -> None:
+    rollouts = random_rollouts()
+    whole, loss_whole = gradients(1_000_000, rollouts)
+    for micro_tokens in (1, 40, 100):
+        parts, loss_parts = gradients(micro_tokens, rollouts)
+        assert loss_parts == pytest.approx(loss_whole, abs=1e-6)
+        for a, b in zip(whole, parts, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_padding_does_not_change_the_gradient() -> None:
+    r = random_rollouts()
+    extra = torch.full((len(r), 7), 0)
+    wider = Rollouts(
+        torch.cat([r.ids_BT, extra], 1),
+        torch.cat([r.mask_BT, extra.bool()], 1),
+        torch.cat([r.logprobs_BT, extra.float()], 1),
+        r.rewards_B,
+        r.group_B,
+        r.lengths_B,
+    )
+    for a, b in zip(gradients(100, r)[0], gradients(100, wider)[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+
+
+def test_the_gradient_is_the_reinforce_gradient_over_all_trained_tokens() -> None:
+    """On policy the clipped loss has the gradient of -(1/N) sum A log p, N the tokens of the whole batch."""
+    rollouts, model = random_rollouts(), new_model(3)
+    with torch.no_grad():
+        on_policy = torch.zeros_like(rollouts.logprobs_BT)
+        on_policy[rollouts.mask_BT] = token_logprobs(model.module, rollouts.ids_BT, rollouts.mask_BT, 1.0)[0]
+    rollouts = Rollouts(
+        rollouts.ids_BT, rollouts.mask_BT, on_policy, rollouts.rewards_B, rollouts.group_B, rollouts.lengths_B
+    )
+    advantages = MeanOnly()(rollouts)
+    got, _ = gradients(64, rollouts)
+    used = (advantages != 0).any(dim=1).unsqueeze(1) & rollouts.mask_BT
+    logprobs, _ = token_logprobs(model.module, rollouts.ids_BT, used, 1.0)
+    (-(advantages[used] * logprobs).sum() / used.sum()).backward()
+    for a, p in zip(got, model.module.parameters(), strict=True):
+        assert p.grad is not None
+        torch.testing.assert_close(a, p.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_only_sampled_tokens_have_a_gradient() -> None:
+    """The log-probability of a given or forced id may be anything without a change of the gradient."""
+    r = random_rollouts()
+    noise = torch.where(r.mask_BT, r.logprobs_BT, torch.full_like(r.logprobs_BT, -50.0))
+    noisy = Rollouts(r.ids_BT, r.mask_BT, noise, r.rewards_B, r.group_B, r.lengths_B)
+    for a, b in zip(gradients(64, r)[0], gradients(64, noisy)[0], strict=True):
+        assert torch.equal(a, b)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 200))
+@settings(max_examples=60, deadline=None)
+def test_micro_batches_hold_every_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
+    n = torch.tensor(lengths)
+    empty = torch.zeros(len(lengths), 1)
+    rollouts = Rollouts(empty.long(), empty.bool(), empty, empty[:, 0], empty[:, 0].long(), n)
+    parts = list(micro_batches(rollouts, torch.arange(len(lengths)), limit))
+    assert sorted(int(i) for p in parts for i in p) == list(range(len(lengths)))
+    assert all(len(p) == 1 or len(p) * int(n[p].max()) <= limit for p in parts)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 1.0, math.nan]), min_size=8, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_mean_only_advantages_sum_to_zero_in_each_group_and_skip_failed_judgements(rewards: list[float]) -> None:
+    mask = torch.ones(8, 3, dtype=torch.bool)
+    rollouts = Rollouts(
+        torch.zeros(8, 3).long(), mask, torch.zeros(8, 3), torch.tensor(rewards), torch.arange(8) // 4, torch.full((8,), 3)
+    )
+    advantages = MeanOnly()(rollouts)
+    assert advantages.isfinite().all()
+    assert (advantages[rollouts.rewards_B.isnan()] == 0).all()
+    for group in (advantages[:4, 0], advantages[4:, 0]):
+        assert float(group.sum()) == pytest.approx(0.0, abs=1e-6)
+
+
+def loss_of(ratio: float, advantage: float) -> tuple[float, float, int]:
+    logprobs = torch.tensor([math.log(ratio)], requires_grad=True)
+    out = Dapo()(LossInput(logprobs, torch.zeros(1), torch.tensor([advantage]), torch.zeros(1)))
+    out.sum.backward()
+    assert logprobs.grad is not None
+    return float(out.sum.detach()), float(logprobs.grad), out.clipped
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient", "clipped"),
+    [
+        (1.0, 1.0, -1.0, -1.0, 0),
+        (1.0, -1.0, 1.0, 1.0, 0),
+        (1.25, 1.0, -1.25, -1.25, 0),  # below the higher upper clip
+        (1.5, 1.0, -1.28, 0.0, 1),
+        (0.5, 1.0, -0.5, -0.5, 0),  # a fall of a good token is never clipped
+        (0.5, -1.0, 0.8, 0.0, 1),
+        (1.5, -1.0, 1.5, 1.5, 0),  # a rise of a bad token is never clipped
+    ],
+)
+def test_dapo_clips_as_equation_8_says(
+    ratio: float, advantage: float, loss: float, gradient: float, clipped: int
+) -> None:
+    got = loss_of(ratio, advantage)
+    assert got[0] == pytest.approx(loss, rel=1e-5)
+    assert got[1] == pytest.approx(gradient, rel=1e-5, abs=1e-9)
+    assert got[2] == clipped
+
+
+def test_a_group_without_signal_moves_nothing() -> None:
+    r = random_rollouts()
+    same = Rollouts(r.ids_BT, r.mask_BT, r.logprobs_BT, torch.ones(len(r)), r.group_B, r.lengths_B)
+    model = new_model(0)
+    before = [p.clone() for p in model.module.parameters()]
+    optimiser = adamw(model.module, rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
+    stats = update(
+        model, optimiser, Dapo(), same, MeanOnly()(same), temperature=1.0, clip=1.0, micro_tokens=4096
+    )
+    assert stats.tokens == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched() -> None:
+    r = random_rollouts()
+    broken = Rollouts(
+        r.ids_BT, r.mask_BT, torch.full_like(r.logprobs_BT, math.nan), r.rewards_B, r.group_B, r.lengths_B
+    )
+    model = new_model(0)
+    before = [p.clone() for p in model.module.parameters()]
+    optimiser = adamw(model.module, rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
+    with pytest.raises(TrainingDiverged, match="nan"):
+        update(model, optimiser, Dapo(), broken, MeanOnly()(r), temperature=1.0, clip=1.0, micro_tokens=4096)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
+
+
+def test_log_probabilities_are_those_of_a_plain_softmax_at_the_sampling_temperature() -> None:
+    model, r = new_model(1), random_rollouts(rows=4)
+    logprobs, entropy = token_logprobs(model.module, r.ids_BT, r.mask_BT, 0.7)
+    with torch.no_grad():
+        full = torch.log_softmax(model.module.logits(model.module(r.ids_BT)) / 0.7, dim=-1)
+    rows, columns = r.mask_BT.nonzero(as_tuple=True)
+    expected = full[rows, columns - 1, r.ids_BT[rows, columns]]
+    torch.testing.assert_close(logprobs.detach(), expected, rtol=1e-4, atol=1e-5)
+    at = full[rows, columns - 1]
+    torch.testing.assert_close(entropy, -(at.exp() * at).sum(-1), rtol=1e-4, atol=1e-5)
