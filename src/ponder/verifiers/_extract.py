@@ -93,13 +93,13 @@ def _after(text: str, marker: re.Match[str]) -> tuple[str, int]:
     if marker.lastgroup == "tag":
         end = text.lower().find("</answer>", start)
         return (text[start:end].strip(), end + 9) if end >= 0 else ("", len(text))
-    piece = text[start:].lstrip(" \t*$:") if marker.lastgroup == "said" else text[start:].lstrip(" \t")
+    piece = text[start:].lstrip(" \t*:") if marker.lastgroup == "said" else text[start:].lstrip(" \t")
     offset = len(text) - len(piece)
     if marker.lastgroup == "said" and piece.startswith(("\n", "\r")):
         piece = piece.lstrip()
         offset = len(text) - len(piece)
     line = piece.split("\n", 1)[0]
-    return line.strip(), offset + len(line)
+    return line.strip(" \t\r*").removesuffix("."), offset + len(line)
 
 
 def _is_bare(line: str) -> bool:
