@@ -182,7 +182,7 @@ def _umask() -> int:
 
 
 def _sentence(folder: Path, error: OSError) -> PonderError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return PonderError(
             f"{folder}: the disk is full; nothing was written and what was there before is untouched: "
             "free some space or choose another folder"
