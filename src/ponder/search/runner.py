@@ -10,7 +10,7 @@ from typing import Any
 from ponder.errors import BudgetExceeded, Unsupported, UserError
 from ponder.protocols import Ask, Checker, Engine, Scorer, SearchContext, Strategy
 from ponder.search.meter import Meter, Prices
-from ponder.types import Budget, Delta, Outcome, Problem, StopReason
+from ponder.types import Budget, Delta, Outcome, Problem, Request, StopReason
 
 
 async def solve(
@@ -29,7 +29,7 @@ async def solve(
     """Solve one problem with a strategy under a budget (and under the budget of `parent`, if there is one).
 
     `seed` is the run's; the strategy derives each sample's from it. `on_delta` gets the pieces of the leading
-    request (one at a time: the first to start, then the next) as they are sampled.
+    response as they are sampled: the first sample of the first call, then of the next one to start, one at a time.
 
     What fails is told to the search, which goes on with what it has: the outcome then stops with `BUDGET` or
     `FAILED`, with the best so far and the reason. Raises `UserError` if the very first call was refused as bad input
@@ -99,8 +99,7 @@ class _Calls:
         self._meter = meter
         self._checker = checker
         self._scorer = scorer
-        self._on_delta = on_delta
-        self._leading = False
+        self._leader = None if on_delta is None else _Leader(on_delta)
         self.stop = StopReason.FINISHED
         self.reason = ""
 
@@ -118,25 +117,21 @@ class _Calls:
             if ask.request is not None:
                 self.stop = StopReason.FAILED
                 self.reason = _sentence(error)
+            else:
+                part = "checker" if ask.check is not None else "scorer"
+                self.reason = self.reason or f"the {part} failed: {_sentence(error)}"
             return error
 
     async def _call(self, ask: Ask) -> Any:
         if ask.request is not None:
-            if self._on_delta is None or self._leading:
-                return await self._meter.generate(
-                    self._engine, ask.request, minimum=ask.minimum, answer=ask.answer_reserve
-                )
-            self._leading = True
+            on_delta = self._leader.follow(ask.request) if self._leader is not None else None
             try:
                 return await self._meter.generate(
-                    self._engine,
-                    ask.request,
-                    minimum=ask.minimum,
-                    answer=ask.answer_reserve,
-                    on_delta=self._on_delta,
+                    self._engine, ask.request, minimum=ask.minimum, answer=ask.answer_reserve, on_delta=on_delta
                 )
             finally:
-                self._leading = False
+                if on_delta is not None and self._leader is not None:
+                    self._leader.busy = False
         if ask.check is not None:
             if self._checker is None:
                 raise Unsupported("the search asks for a checker and there is none")
@@ -146,6 +141,42 @@ class _Calls:
                 raise Unsupported("the search asks for a scorer and there is none")
             return await self._meter.score(self._scorer, self._problem, ask.score)
         raise ValueError(f"ask {ask.id} asks for nothing")
+
+
+class _Leader:
+    """Passes on the first sample of one call at a time. A call that continues a response shows only what is new."""
+
+    def __init__(self, on_delta: Callable[[Delta], None]) -> None:
+        self._on_delta = on_delta
+        self._shown = ""
+        self._text = ""
+        self._prefix = ""
+        self.busy = False
+
+    def follow(self, request: Request) -> Callable[[Delta], None] | None:
+        """Where the pieces of this call go; None if another call leads, or it continues a response not shown."""
+        if self.busy or (request.prefix and not request.prefix.startswith(self._shown)):
+            return None
+        self.busy = True
+        self._text, self._prefix = "", request.prefix
+        if not request.prefix:
+            self._shown = ""
+        return self._pass_on
+
+    def _pass_on(self, delta: Delta) -> None:
+        if delta.sample != 0:
+            return
+        self._text += delta.text
+        if not self._prefix:
+            self._shown += delta.text
+            self._on_delta(delta)
+            return
+        # Engines differ in whether the prefix is part of what they stream.
+        if self._prefix.startswith(self._text) and delta.completion is None:
+            return
+        whole = self._text if self._text.startswith(self._prefix) else self._prefix + self._text
+        new, self._shown = whole[len(self._shown) :], whole
+        self._on_delta(dataclasses.replace(delta, text=new))
 
 
 def _sentence(error: Exception) -> str:

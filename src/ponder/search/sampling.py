@@ -237,7 +237,8 @@ class Sampling:
         used = completion.spend.response_tokens
         next_id = ask_id + self.n
         seed = derive(self.context.seed, f"{self.problem.id}\x1f{stage + 1}", index)
-        if stopped and used < budget.min_thought_tokens:
+        # The marker that ended the thought is not thought.
+        if stopped and used - 1 < budget.min_thought_tokens:
             prefix, most, minimum, reserve = text + budget.extend, budget.thought_tokens, used + 1, budget.answer_tokens
             stop: tuple[str, ...] = (self._close,)
         else:

@@ -1,0 +1,268 @@
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mocks import ALL, MockEngine, MockEnvironment, doubler
+
+from ponder.errors import Unsupported, UserError
+from ponder.protocols import Ask, SearchContext
+from ponder.search import Meter, derive, solve
+from ponder.search.strategies.best_of_n import BestOfN
+from ponder.search.strategies.budget_forcing import BudgetForcing
+from ponder.search.strategies.direct import Direct
+from ponder.types import Budget, Capabilities, Outcome, Request, Response, SamplingParams, Spend, StopReason
+
+ENV = MockEnvironment()
+PROBLEM = ENV.problem("test", 3)
+ONE_BY_ONE = Capabilities(ids=True, logprobs=True, seed=True, prefix=True)
+
+
+def run(strategy, engine, **options):
+    return asyncio.run(solve(strategy, PROBLEM, engine, **options))
+
+
+def test_the_same_seed_gives_the_same_outcome_and_another_seed_another():
+    outcomes = [run(BestOfN(n=5), MockEngine(doubler(0.5)), seed=s, checker=ENV.checker) for s in (1, 1, 2)]
+    texts = [[n.completion.text for n in o.trace.nodes] for o in outcomes]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_seeds_are_the_same_on_every_machine_and_differ_by_each_argument():
+    assert derive(0, "p", 0) == 3948840340099779185
+    seeds = {
+        derive(run, problem, i) for run in range(20) for problem in ("a", "b", "1\x1fa", "\ud800") for i in range(20)
+    }
+    assert len(seeds) == 20 * 4 * 20
+    assert all(0 <= s < 2**63 for s in seeds)
+
+
+def test_samples_run_at_once_where_the_engine_takes_only_one():
+    engine = MockEngine(doubler(0.5), capabilities=ONE_BY_ONE, delay=0.001)
+    outcome = run(Direct(n=16), engine)
+    assert (engine.calls, engine.peak) == (16, 16)
+    assert len({n.completion.text for n in outcome.trace.nodes}) > 4
+
+
+def test_spend_counts_every_sample_and_check_not_only_the_winner():
+    engine = MockEngine(doubler(0.5))
+    outcome = run(BestOfN(n=8), engine, checker=ENV.checker)
+    assert outcome.spend.tokens == engine.used.tokens
+    assert outcome.spend.verifier_calls == 8
+    assert outcome.spend.tokens > outcome.trace.nodes[outcome.chosen].completion.spend.tokens
+
+
+def test_cancelling_ends_every_call_that_was_started():
+    async def cancelled():
+        engine = MockEngine(capabilities=ONE_BY_ONE, delay=60)
+        meter = Meter()
+        task = asyncio.create_task(solve(Direct(n=5), PROBLEM, engine, parent=meter))
+        await asyncio.sleep(0.01)
+        assert engine.in_flight == 5
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (engine.in_flight, engine.cancelled) == (0, 5)
+        assert meter.spend.tokens == engine.used.tokens > 0
+
+    asyncio.run(cancelled())
+
+
+def test_a_spent_budget_gives_the_best_so_far_with_the_numbers():
+    outcome = run(
+        BestOfN(n=8, max_tokens=60), MockEngine(doubler(0.4)), budget=Budget(tokens=150), checker=ENV.checker, seed=3
+    )
+    assert outcome.stop is StopReason.BUDGET
+    assert outcome.chosen is not None
+    assert "of the budget's 150 tokens are left" in outcome.reason
+    assert outcome.spend.tokens <= 150
+
+
+def test_a_budget_too_small_for_the_prompt_sends_nothing():
+    engine = MockEngine()
+    outcome = run(Direct(), engine, budget=Budget(tokens=3))
+    assert (outcome.stop, outcome.chosen, outcome.response.answer) == (StopReason.BUDGET, None, None)
+    assert "prompt of 9" in outcome.reason
+    assert engine.calls == 0
+
+
+def test_seconds_end_a_search_with_what_there_is():
+    def delay(request):
+        return 0.0 if request.params.seed == derive(0, PROBLEM.id, 1) else 60.0
+
+    engine = MockEngine(doubler(1.0), capabilities=ONE_BY_ONE, delay=delay)
+    started = time.perf_counter()
+    outcome = run(BestOfN(n=4), engine, budget=Budget(seconds=0.1), checker=ENV.checker)
+    assert time.perf_counter() - started < 2
+    assert (outcome.stop, outcome.chosen) == (StopReason.BUDGET, 1)
+    assert engine.in_flight == 0
+
+
+def test_an_engine_that_fails_leaves_the_best_so_far_and_says_so():
+    def fail(number, request):
+        return ConnectionError("reset by peer") if number % 2 else None
+
+    outcome = run(BestOfN(n=6), MockEngine(doubler(1.0), capabilities=ONE_BY_ONE, fail=fail))
+    assert outcome.stop is StopReason.FAILED
+    assert outcome.response.answer == "206"
+    assert "ConnectionError: reset by peer" in outcome.reason
+    nothing = run(Direct(), MockEngine(fail=lambda number, request: ConnectionError("gone")))
+    assert (nothing.stop, nothing.chosen, nothing.trace.nodes) == (StopReason.FAILED, None, ())
+
+
+def test_bad_input_on_the_first_call_is_raised_as_it_is():
+    with pytest.raises(UserError, match="do not fit the context of 20"):
+        run(Direct(), MockEngine(context=20))
+
+
+def test_a_broken_checker_does_not_stop_a_search():
+    def broken(problem, response):
+        raise RuntimeError("no")
+
+    outcome = run(BestOfN(n=4), MockEngine(doubler(1.0)), checker=broken)
+    assert outcome.stop is StopReason.FINISHED
+    assert outcome.reason == "chosen by mean log-probability; the checker failed: RuntimeError: no"
+
+
+def test_pieces_of_the_leading_response_are_passed_on_as_they_come():
+    pieces = []
+    outcome = run(Direct(n=3), MockEngine(doubler(1.0)), on_delta=pieces.append)
+    assert {d.sample for d in pieces} == {0}
+    assert "".join(d.text for d in pieces) == outcome.response.text
+    assert len(outcome.trace.nodes) == 3
+    # One call at a time leads; the others are not streamed.
+    pieces.clear()
+    engine = MockEngine(["..</think>7"], capabilities=ONE_BY_ONE, delay=0.001)
+    run(Direct(n=3), engine, on_delta=pieces.append)
+    assert "".join(d.text for d in pieces) == "..</think>7"
+
+
+def test_a_thought_that_is_closed_by_a_second_call_is_streamed_once():
+    pieces = []
+    engine = MockEngine("." * 30 + "</think>7", capabilities=ONE_BY_ONE)
+    outcome = run(BudgetForcing(10), engine, on_delta=pieces.append)
+    assert engine.calls == 2
+    assert "".join(d.text for d in pieces) == outcome.response.text == "." * 10 + "</think>7"
+
+
+def context(engine, checker=False, scorer=False):
+    return SearchContext(engine.info, engine.capabilities, 7, checker, scorer)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([Direct(n=5), BestOfN(n=5), BestOfN(n=5, thought_tokens=6), BudgetForcing(6, n=5)]),
+    st.sampled_from([ALL, ONE_BY_ONE]),
+    st.randoms(use_true_random=False),
+    st.sets(st.integers(0, 12)),
+)
+def test_the_outcome_depends_on_what_was_told_and_not_on_the_order(strategy, capabilities, rng, failing):
+    engine = MockEngine(doubler(0.5, 8), capabilities=capabilities)
+
+    def answer(ask):
+        if ask.id in failing:
+            return ConnectionError("x")
+        if ask.request is not None:
+            return tuple(engine.complete(ask.request, i) for i in range(ask.request.n))
+        return ENV.checker(PROBLEM, ask.check)
+
+    def play(shuffle):
+        search = strategy.start(PROBLEM, context(engine, checker=True))
+        waiting, asked = [], {}
+        while not search.done:
+            for ask in search.ask():
+                assert ask.id not in asked
+                asked[ask.id] = ask
+                waiting.append(ask)
+            ask = waiting.pop(rng.randrange(len(waiting)) if shuffle else 0)
+            search.tell(ask.id, answer(ask))
+            search.tell(ask.id, ConnectionError("told twice"))
+        assert not search.ask()
+        assert not waiting
+        return search.outcome(Spend(), StopReason.FINISHED), asked
+
+    assert play(False) == play(True)
+
+
+def test_an_outcome_may_be_asked_for_at_any_time():
+    for strategy in (Direct(n=3), BestOfN(n=3), BudgetForcing(5)):
+        outcome = strategy.start(PROBLEM, context(MockEngine())).outcome(Spend(), StopReason.CANCELLED)
+        assert outcome == Outcome(
+            Response(None), None, outcome.trace, Spend(), StopReason.CANCELLED, None, outcome.reason
+        )
+
+
+def test_a_search_that_is_done_early_cancels_what_is_in_flight():
+    class Race:
+        """Done with the first answer of three."""
+
+        def __init__(self):
+            self.answers = []
+
+        def ask(self):
+            asks, self.asked = ([] if hasattr(self, "asked") else range(3)), True
+            return [Ask(i, Request(PROBLEM.prompt, SamplingParams(50, seed=i))) for i in asks]
+
+        def tell(self, ask_id, answer):
+            self.answers.append(ask_id)
+
+        @property
+        def done(self):
+            return bool(self.answers)
+
+        def outcome(self, spend, stop):
+            return Outcome(Response(str(self.answers)), None, None, spend, stop)
+
+    @dataclass(frozen=True)
+    class Racing:
+        def start(self, problem, context):
+            return Race()
+
+    engine = MockEngine("xxxx", delay=lambda r: 0.01 if r.params.seed == 1 else 60)
+    outcome = run(Racing(), engine)
+    assert outcome.response.answer == "[1]"
+    assert (engine.cancelled, engine.in_flight) == (2, 0)
+    assert outcome.spend.tokens == engine.used.tokens
+
+
+def test_many_searches_share_one_budget_and_none_exceeds_it():
+    async def crowd():
+        meter = Meter(Budget(tokens=5000))
+        engine = MockEngine(doubler(0.5), delay=lambda r: random.Random(r.params.seed).random() * 0.01)
+        problems = ENV.problems("test", 100)
+        outcomes = await asyncio.gather(*(solve(Direct(n=4), p, engine, parent=meter) for p in problems))
+        return meter, engine, outcomes
+
+    meter, engine, outcomes = asyncio.run(crowd())
+    assert 4500 < meter.spend.tokens == engine.used.tokens <= 5000
+    assert {o.stop for o in outcomes} == {StopReason.FINISHED, StopReason.BUDGET}
+    assert sum(o.spend.tokens for o in outcomes) == meter.spend.tokens
+
+
+def test_a_strategy_that_does_not_go_with_the_engine_says_so_at_the_start():
+    with pytest.raises(Unsupported, match=r"mock has no thought markers.*use the strategy direct"):
+        run(BudgetForcing(5), MockEngine(thought=None))
+    with pytest.raises(Unsupported, match="neither bound a thought nor continue"):
+        run(BudgetForcing(5), MockEngine(capabilities=Capabilities()))
+
+
+def test_a_simple_search_costs_little():
+    class Instant(MockEngine):
+        async def generate(self, request):
+            return ready
+
+    engine = Instant()
+    ready = (engine.complete(Request("x", SamplingParams(10)), 0),)
+
+    async def timed(budget):
+        started = time.perf_counter()
+        for _ in range(200):
+            await solve(Direct(), PROBLEM, engine, budget=budget)
+        return (time.perf_counter() - started) / 200
+
+    # The best of several, since the machine may be busy; measured: 40 µs without limits, 70 µs with.
+    assert min(asyncio.run(timed(Budget())) for _ in range(10)) < 200e-6
+    assert min(asyncio.run(timed(Budget(tokens=1000, seconds=60))) for _ in range(10)) < 400e-6
