@@ -25,6 +25,8 @@ from ponder.types import Completion, FinishReason, Segment, SegmentKind, Spend
 if TYPE_CHECKING:
     from ponder.models.base import CausalLM, LoadedModel
 
+TIDY_STEPS = 16
+"""How often slots are sorted by length, if it pays."""
 _REDRAW = np.uint64(0xD1B54A32D192ED03)
 
 
@@ -55,7 +57,7 @@ class Batch:
         self.module = cast("CausalLM", model.module)
         self.forward: Forward = forward_of(model)
         self.rows: list[Row] = []
-        self.cache_rows = 0
+        self.cache_rows = self._steps = 0
         self.is_end_V = np.zeros(vocabulary.size, dtype=bool)
         self.is_end_V[[i for i in model.end_ids if 0 <= i < vocabulary.size]] = True
         self._rules: Rules | None = None
@@ -104,6 +106,8 @@ class Batch:
         """
         now = time.perf_counter()
         first, count = len(self), len(self) + len(samples)
+        if not first:
+            self._steps = 0  # when slots are sorted must not depend on what ran before
         contexts = [job.context for job, _ in samples]
         live = int(self.at[:first].max()) if first else 0  # the last known token is not computed yet
         longest = max(live + 1, max(map(len, contexts)))
@@ -175,6 +179,9 @@ class Batch:
         """Give every row its next token; rows that ended leave. Returns them with their completions, in slot order."""
         n = len(self)
         slots = np.arange(n)
+        self._steps += 1
+        if self._steps % TIDY_STEPS == 0:
+            self._tidy()
         with torch.inference_mode():
             hidden = self._hidden(n)
             logits = self.module.logits(hidden)
@@ -338,6 +345,19 @@ class Batch:
             for hole, mover in zip(holes, movers, strict=True):
                 self.rows[hole] = self.rows[mover]
         del self.rows[left:]
+        self._changed()
+
+    @torch.inference_mode()
+    def _tidy(self) -> None:
+        n = len(self)
+        order = self.forward.better_order(self.at[:n] + 1)
+        if order is None:
+            return
+        self.forward.permute(order, int(self.at[:n].max()))
+        for name in self._ALL:
+            array = getattr(self, name)
+            array[:n] = array[order]
+        self.rows = [self.rows[i] for i in order.tolist()]
         self._changed()
 
     def set_version(self, version: str) -> None:

@@ -3,7 +3,8 @@
 One slot per running sample. Keys lie as [slot, kv head, dimension, position] and values as [slot, kv head, position,
 dimension]: with one query a row, `bmm` on that layout was the fastest of the variants measured on a CPU (bmm on
 untransposed keys 1.4 times, torch's scaled_dot_product_attention with a mask 1.4 to 1.7 times as long). Attention
-reads blocks of slots, each only up to its own longest row, so that one long row does not make all others pay.
+reads blocks of slots, each only up to its own longest row, and slots are sorted by length now and then, so that one
+long row does not make all others pay.
 
 Memory is bounded by the caller, which admits no more rows than fit; `reserve` grows in steps of `CHUNK` positions.
 """
@@ -21,14 +22,54 @@ from torch import Tensor
 
 CHUNK = 64
 """Positions by which the cache grows."""
-BLOCK = 128
-"""Slots that attend together."""
+UNIT = 16
+"""Slots are cut into blocks at multiples of this."""
 ROUND = 16
 """Attention lengths are rounded up to this, so that few shapes occur."""
+PADDING_WORTH_A_BLOCK = 1 << 16
+"""Numbers of padding that cost about as much to read as one more block costs to start."""
 
 
 def rounded(length: int, to: int = CHUNK) -> int:
     return -(-length // to) * to
+
+
+def cut_blocks(lengths_B: np.ndarray, numbers_per_position: int) -> list[tuple[int, int, int]]:
+    """Cut slots into (first, end, length) blocks that attend together, each padded to its longest row.
+
+    Neighbours share a block unless the padding would cost more than the block.
+    """
+    starts = np.arange(0, len(lengths_B), UNIT)
+    longest = np.maximum.reduceat(lengths_B, starts)
+    blocks: list[tuple[int, int, int]] = []
+    for start, length in zip(starts.tolist(), rounded_array(longest).tolist(), strict=True):
+        end = min(start + UNIT, len(lengths_B))
+        if blocks:
+            first, middle, other = blocks[-1]
+            both = max(length, other)
+            padding = (both - other) * (middle - first) + (both - length) * (end - start)
+            if padding * numbers_per_position <= PADDING_WORTH_A_BLOCK:
+                blocks[-1] = (first, end, both)
+                continue
+        blocks.append((start, end, length))
+    return blocks
+
+
+def rounded_array(lengths: np.ndarray) -> np.ndarray:
+    return -(-lengths // ROUND) * ROUND
+
+
+def better_order(lengths_B: np.ndarray, numbers_per_position: int) -> np.ndarray | None:
+    """The order of slots by length, longest first, if it would save much of what attention reads; else None."""
+
+    def read(lengths: np.ndarray) -> int:
+        return sum((end - start) * length for start, end, length in cut_blocks(lengths, numbers_per_position))
+
+    now = read(lengths_B)
+    if now <= 1.25 * int(lengths_B.sum()):
+        return None
+    order = np.argsort(-lengths_B, kind="stable")
+    return order if read(lengths_B[order]) < 0.75 * now else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +84,12 @@ class CacheShape:
 
     @property
     def bytes_per_token(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+        return self.layers * self.numbers_per_position * self.dtype.itemsize
+
+    @property
+    def numbers_per_position(self) -> int:
+        """Of one layer: keys and values."""
+        return 2 * self.kv_heads * self.head_dim
 
 
 class KVCache:
@@ -145,9 +191,7 @@ class Step:
         self.positions_B = torch.as_tensor(positions_B, device=device)
         self.scale = 1.0 / math.sqrt(cache.shape.head_dim)
         self.blocks: list[tuple[int, int, int, Tensor]] = []
-        for start in range(0, len(positions_B), BLOCK):
-            end = min(start + BLOCK, len(positions_B))
-            length = min(rounded(int(positions_B[start:end].max()) + 1, ROUND), cache.length)
+        for start, end, length in cut_blocks(positions_B + 1, cache.shape.numbers_per_position):
             hidden = torch.arange(length, device=device) > self.positions_B[start:end, None]
             bias = torch.zeros(hidden.shape, dtype=cache.shape.dtype, device=device).masked_fill_(hidden, -torch.inf)
             self.blocks.append((start, end, length, bias[:, None, None, :]))

@@ -11,7 +11,6 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
 
 from ponder.engines.torch.batch import Batch
 from ponder.engines.torch.jobs import Job, Markers, Sink, prepare
@@ -168,16 +167,16 @@ class TorchEngine:
         new weights over the keys and values that they have; their segments say which version sampled what. Raises
         `UserError` if the weights do not fit; the old ones then stay.
         """
-        state = await asyncio.to_thread(self._new_state, source)
+        state = None if self._is_own(source) else await asyncio.to_thread(state_of, source)
         await asyncio.wrap_future(self._worker.call(self._loader(state, version)))
 
     def load_weights_now(self, source: Any, version: str) -> None:
         """`load_weights` for a caller without an event loop."""
-        self._worker.call(self._loader(self._new_state(source), version)).result()
+        state = None if self._is_own(source) else state_of(source)
+        self._worker.call(self._loader(state, version)).result()
 
-    def _new_state(self, source: Any) -> Any:
-        same = getattr(source, "module", source) is self.model.module
-        return None if same and isinstance(self.model.module, nn.Module) else state_of(source)
+    def _is_own(self, source: Any) -> bool:
+        return source is self.model.module or source is self.model
 
     def _loader(self, state: Any, version: str) -> Callable[[], None]:
         worker, module = self._worker, self.model.module

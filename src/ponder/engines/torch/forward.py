@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ponder.engines.torch.cache import CacheShape, KVCache, Prefill, Step, rounded
+from ponder.engines.torch.cache import CacheShape, KVCache, Prefill, Step, better_order, rounded
 from ponder.models.base import forward_flops
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ class Forward(Protocol):
     def prefill(self, prompts: Sequence[np.ndarray], slots: Sequence[int]) -> None: ...
 
     def copy(self, sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, length: int) -> None: ...
+
+    def better_order(self, lengths_B: np.ndarray) -> np.ndarray | None: ...
 
     def permute(self, order: np.ndarray, length: int) -> None: ...
 
@@ -122,6 +124,10 @@ class Native:
     def copy(self, sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, length: int) -> None:
         self.cache.copy(sources, targets, length)
 
+    def better_order(self, lengths_B: np.ndarray) -> np.ndarray | None:
+        """An order of the slots in which attention reads much less; None if today's is good enough."""
+        return better_order(lengths_B, self.cache.shape.numbers_per_position)
+
     def permute(self, order: np.ndarray, length: int) -> None:
         self.cache.permute(order, length)
 
@@ -163,6 +169,9 @@ class Recompute:
     def prefill(self, prompts: Sequence[np.ndarray], slots: Sequence[int]) -> None: ...
 
     def copy(self, sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, length: int) -> None: ...
+
+    def better_order(self, lengths_B: np.ndarray) -> np.ndarray | None:
+        return None
 
     def permute(self, order: np.ndarray, length: int) -> None: ...
 

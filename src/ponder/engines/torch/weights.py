@@ -10,37 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from ponder.errors import UserError
+from ponder.models.base import LoadedModel
+from ponder.models.load import load
 
 
 def state_of(source: Any) -> Mapping[str, Tensor]:
-    """Tensors by name of a module, a loaded model, a state dict, or a folder or file of safetensors.
+    """Tensors by name of a module, a loaded model, a state dict, or whatever `models.load` can name.
 
     Raises `UserError` if the source is none of these or cannot be read.
     """
-    module = getattr(source, "module", source)
+    module = source.module if isinstance(source, LoadedModel) else source
     if isinstance(module, nn.Module):
         return module.state_dict()
     if isinstance(source, Mapping):
         return source
     if isinstance(source, str | Path):
-        return _read(Path(source))
+        # `load` verifies checksums and knows checkpoints, runs and GGUF files too.
+        return load(str(source), device="cpu").module.state_dict()
     raise UserError(f"cannot load weights from {type(source).__name__}: give a module, a state dict or a folder")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{path}: no *.safetensors file there: name the folder of a saved model")
-    state: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            state.update(load_file(file))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: cannot be read as safetensors: {error}") from None
-    return state
 
 
 def copy_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
