@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -15,7 +16,8 @@ from ponder.training.advantages.mean_only import MeanOnly
 from ponder.training.losses.base import LossInput
 from ponder.training.losses.dapo import Dapo
 from ponder.training.optim import adamw
-from ponder.training.policy import micro_batches, token_logprobs, update
+from ponder.training.forward import row_logprobs
+from ponder.training.policy import micro_batches, update
 from ponder.training.rollouts import Rollouts
 
 
@@ -25,13 +27,16 @@ def random_rollouts(rows: int = 12, group: int = 4, seed: int = 0) -> Rollouts:
     lengths = torch.randint(9, 24, (rows,), generator=g)
     width = int(lengths.max())
     ids = torch.randint(20, 400, (rows, width), generator=g)
+    prompts = 2 + torch.arange(rows) // group % 2
+    for i in range(rows):  # siblings share their prompt
+        ids[i, : prompts[i]] = ids[i - i % group, : prompts[i]]
     mask = torch.zeros(rows, width, dtype=torch.bool)
     for i, n in enumerate(lengths.tolist()):
         mask[i, n // 3 : n] = True
         mask[i, n // 2] = False
     rewards = torch.randint(0, 2, (rows,), generator=g).float()
     groups = torch.arange(rows) // group
-    return Rollouts(ids, mask, -torch.rand(rows, width, generator=g) * mask, rewards, groups, lengths)
+    return Rollouts(ids, mask, -torch.rand(rows, width, generator=g) * mask, rewards, groups, lengths, prompts)
 
 
 def gradients(micro_tokens: int, rollouts: Rollouts) -> tuple[list[torch.Tensor], float]:
@@ -70,6 +75,7 @@ def test_padding_does_not_change_the_gradient() -> None:
         r.rewards_B,
         r.group_B,
         r.lengths_B,
+        r.prompt_lengths_B,
     )
     for a, b in zip(gradients(100, r)[0], gradients(100, wider)[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
@@ -80,15 +86,14 @@ def test_the_gradient_is_the_reinforce_gradient_over_all_trained_tokens() -> Non
     rollouts, model = random_rollouts(), new_model(3)
     with torch.no_grad():
         on_policy = torch.zeros_like(rollouts.logprobs_BT)
-        on_policy[rollouts.mask_BT] = token_logprobs(model.module, rollouts.ids_BT, rollouts.mask_BT, 1.0)[0]
-    rollouts = Rollouts(
-        rollouts.ids_BT, rollouts.mask_BT, on_policy, rollouts.rewards_B, rollouts.group_B, rollouts.lengths_B
-    )
+        on_policy[rollouts.mask_BT] = row_logprobs(model, rollouts, torch.arange(len(rollouts)), 1.0).logprobs_N
+    rollouts = dataclasses.replace(rollouts, logprobs_BT=on_policy)
     advantages = MeanOnly()(rollouts)
     got, _ = gradients(64, rollouts)
-    used = (advantages != 0).any(dim=1).unsqueeze(1) & rollouts.mask_BT
-    logprobs, _ = token_logprobs(model.module, rollouts.ids_BT, used, 1.0)
-    (-(advantages[used] * logprobs).sum() / used.sum()).backward()
+    rows, columns = ((advantages != 0).any(dim=1).unsqueeze(1) & rollouts.mask_BT).nonzero(as_tuple=True)
+    full = torch.log_softmax(model.module.logits(model.module(rollouts.ids_BT)), dim=-1)
+    logprobs = full[rows, columns - 1, rollouts.ids_BT[rows, columns]]
+    (-(advantages[rows, columns] * logprobs).sum() / len(rows)).backward()
     for a, p in zip(got, model.module.parameters(), strict=True):
         assert p.grad is not None
         torch.testing.assert_close(a, p.grad, rtol=1e-3, atol=1e-6)
@@ -98,7 +103,7 @@ def test_only_sampled_tokens_have_a_gradient() -> None:
     """The log-probability of a given or forced id may be anything without a change of the gradient."""
     r = random_rollouts()
     noise = torch.where(r.mask_BT, r.logprobs_BT, torch.full_like(r.logprobs_BT, -50.0))
-    noisy = Rollouts(r.ids_BT, r.mask_BT, noise, r.rewards_B, r.group_B, r.lengths_B)
+    noisy = Rollouts(r.ids_BT, r.mask_BT, noise, r.rewards_B, r.group_B, r.lengths_B, r.prompt_lengths_B)
     for a, b in zip(gradients(64, r)[0], gradients(64, noisy)[0], strict=True):
         assert torch.equal(a, b)
 
@@ -108,7 +113,7 @@ def test_only_sampled_tokens_have_a_gradient() -> None:
 def test_micro_batches_hold_every_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
     n = torch.tensor(lengths)
     empty = torch.zeros(len(lengths), 1)
-    rollouts = Rollouts(empty.long(), empty.bool(), empty, empty[:, 0], empty[:, 0].long(), n)
+    rollouts = Rollouts(empty.long(), empty.bool(), empty, empty[:, 0], empty[:, 0].long(), n, n)
     parts = list(micro_batches(rollouts, torch.arange(len(lengths)), limit))
     assert sorted(int(i) for p in parts for i in p) == list(range(len(lengths)))
     assert all(len(p) == 1 or len(p) * int(n[p].max()) <= limit for p in parts)
@@ -119,7 +124,13 @@ def test_micro_batches_hold_every_row_once_within_the_limit(lengths: list[int], 
 def test_mean_only_advantages_sum_to_zero_in_each_group_and_skip_failed_judgements(rewards: list[float]) -> None:
     mask = torch.ones(8, 3, dtype=torch.bool)
     rollouts = Rollouts(
-        torch.zeros(8, 3).long(), mask, torch.zeros(8, 3), torch.tensor(rewards), torch.arange(8) // 4, torch.full((8,), 3)
+        torch.zeros(8, 3).long(),
+        mask,
+        torch.zeros(8, 3),
+        torch.tensor(rewards),
+        torch.arange(8) // 4,
+        torch.full((8,), 3),
+        torch.ones(8).long(),
     )
     advantages = MeanOnly()(rollouts)
     assert advantages.isfinite().all()
@@ -159,7 +170,7 @@ def test_dapo_clips_as_equation_8_says(
 
 def test_a_group_without_signal_moves_nothing() -> None:
     r = random_rollouts()
-    same = Rollouts(r.ids_BT, r.mask_BT, r.logprobs_BT, torch.ones(len(r)), r.group_B, r.lengths_B)
+    same = Rollouts(r.ids_BT, r.mask_BT, r.logprobs_BT, torch.ones(len(r)), r.group_B, r.lengths_B, r.prompt_lengths_B)
     model = new_model(0)
     before = [p.clone() for p in model.module.parameters()]
     optimiser = adamw(model.module, rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
@@ -173,7 +184,7 @@ def test_a_group_without_signal_moves_nothing() -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched() -> None:
     r = random_rollouts()
     broken = Rollouts(
-        r.ids_BT, r.mask_BT, torch.full_like(r.logprobs_BT, math.nan), r.rewards_B, r.group_B, r.lengths_B
+        r.ids_BT, r.mask_BT, torch.full_like(r.logprobs_BT, math.nan), r.rewards_B, r.group_B, r.lengths_B, r.prompt_lengths_B
     )
     model = new_model(0)
     before = [p.clone() for p in model.module.parameters()]
@@ -183,13 +194,27 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched() -> Non
     assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
 
 
-def test_log_probabilities_are_those_of_a_plain_softmax_at_the_sampling_temperature() -> None:
-    model, r = new_model(1), random_rollouts(rows=4)
-    logprobs, entropy = token_logprobs(model.module, r.ids_BT, r.mask_BT, 0.7)
+@pytest.mark.parametrize("shared", [True, False])
+def test_log_probabilities_are_those_of_a_plain_softmax_at_the_sampling_temperature(shared: bool) -> None:
+    model, r = new_model(1), random_rollouts(rows=6, group=2)
+    model.supports_cache = shared
+    got = row_logprobs(model, r, torch.tensor([0, 1, 3, 5]), 0.7)
     with torch.no_grad():
         full = torch.log_softmax(model.module.logits(model.module(r.ids_BT)) / 0.7, dim=-1)
-    rows, columns = r.mask_BT.nonzero(as_tuple=True)
-    expected = full[rows, columns - 1, r.ids_BT[rows, columns]]
-    torch.testing.assert_close(logprobs.detach(), expected, rtol=1e-4, atol=1e-5)
+    keep = torch.tensor([True, True, False, True, False, True])
+    rows, columns = (r.mask_BT & keep.unsqueeze(1)).nonzero(as_tuple=True)
     at = full[rows, columns - 1]
-    torch.testing.assert_close(entropy, -(at.exp() * at).sum(-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.logprobs_N.detach(), at.gather(1, r.ids_BT[rows, columns, None])[:, 0])
+    torch.testing.assert_close(got.entropy_N, -(at.exp() * at).sum(-1))
+
+
+def test_sharing_prompts_does_not_change_the_gradient() -> None:
+    r = random_rollouts(rows=16)
+    grads = []
+    for shared in (True, False):
+        model = new_model(1)
+        model.supports_cache = shared
+        row_logprobs(model, r, torch.arange(16), 1.0).logprobs_N.sum().backward()
+        grads.append([p.grad for p in model.module.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)

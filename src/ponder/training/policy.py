@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ponder.errors import TrainingDiverged
+from ponder.training.forward import row_logprobs
 from ponder.training.losses.base import LossInput, PolicyLoss
 from ponder.training.optim import clip_gradients
 from ponder.training.rollouts import Rollouts
@@ -54,21 +55,6 @@ def micro_batches(rollouts: Rollouts, rows_B: Tensor, tokens: int) -> Iterator[T
         start = end
 
 
-def token_logprobs(module: nn.Module, ids_BT: Tensor, chosen_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability of each chosen id (flat, with gradient) and the entropy of its distribution (without).
-
-    `chosen_BT` marks targets; the first column cannot be one. Logits are made at the chosen positions only and divided
-    by the sampling temperature, as the sampler did.
-    """
-    hidden_BTD = module(ids_BT[:, :-1])
-    mask = chosen_BT[:, 1:]
-    logits_NV = module.logits(hidden_BTD[mask]) / temperature  # type: ignore[operator]
-    logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
-    with torch.no_grad():
-        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-    return logprobs_NV.gather(1, ids_BT[:, 1:][mask].unsqueeze(1)).squeeze(1), entropy_N
-
-
 def update(
     model: LoadedModel,
     optimiser: torch.optim.Optimizer,
@@ -95,25 +81,22 @@ def update(
     sums = dict.fromkeys(("loss", "entropy", "difference", "k3"), 0.0)
     computed, clipped, worst = 0, 0, 0.0
     for rows in micro_batches(rollouts, rows_B, micro_tokens):
-        length = int(rollouts.lengths_B[rows].max())
-        ids_BT = rollouts.ids_BT[rows, :length].to(device)
-        chosen_BT = rollouts.mask_BT[rows, :length].clone()
-        chosen_BT[:, 0] = False
-        logprobs_N, entropy_N = token_logprobs(model.module, ids_BT, chosen_BT.to(device), temperature)
-        sampler_N = rollouts.logprobs_BT[rows, :length][chosen_BT].to(device)
-        row_N = rows.unsqueeze(1).expand(-1, length)[chosen_BT]
-        advantages_N = advantages_BT[rows, :length][chosen_BT].to(device)
+        new = row_logprobs(model, rollouts, rows, temperature)
+        logprobs_N, chosen_BT = new.logprobs_N, rollouts.mask_BT[rows]
+        sampler_N = rollouts.logprobs_BT[rows][chosen_BT].to(device)
+        row_N = rows.unsqueeze(1).expand_as(chosen_BT)[chosen_BT].to(device)
+        advantages_N = advantages_BT[rows][chosen_BT].to(device)
         out = loss(LossInput(logprobs_N, sampler_N, advantages_N, row_N))
         (out.sum / total).backward()
         with torch.no_grad():
             ratio = logprobs_N - sampler_N
             sums["loss"] += float(out.sum)
-            sums["entropy"] += float(entropy_N.sum())
+            sums["entropy"] += float(new.entropy_N.sum())
             sums["difference"] += float(ratio.abs().sum())
             sums["k3"] += float((ratio.exp() - 1 - ratio).sum())
             worst = max(worst, float(ratio.abs().max()))
         clipped += out.clipped
-        computed += ids_BT.numel()
+        computed += new.computed
     norm = clip_gradients(model.module, clip)
     if not (math.isfinite(norm) and math.isfinite(sums["loss"])):
         raise TrainingDiverged(f"the loss is {sums['loss'] / total} and the gradient norm {norm}")

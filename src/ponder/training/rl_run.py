@@ -89,6 +89,10 @@ class RLRun:
     def _fix_steps(self, steps: int) -> None:
         self.config = self.trainer.config = dataclasses.replace(self.config, steps=steps, minutes=None)
 
+    def limit(self, minutes: float) -> None:
+        """Give the loop another time limit before it begins."""
+        self.config = self.trainer.config = dataclasses.replace(self.config, minutes=minutes)
+
     # The loop -----------------------------------------------------------------------------------------------------
 
     def train(self, *, on_evaluation: Callable[[int, Evaluation], None] = lambda step, result: None) -> Path:

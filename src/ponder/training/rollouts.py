@@ -44,6 +44,8 @@ class Rollouts:
     """Number of the problem that a sample belongs to."""
     lengths_B: Tensor
     """Ids of prompt and response."""
+    prompt_lengths_B: Tensor
+    """Ids of the prompt, the same ones for all samples of a group."""
 
     def __len__(self) -> int:
         return self.ids_BT.shape[0]
@@ -58,6 +60,7 @@ class Rollouts:
             self.rewards_B[rows],
             self.group_B[rows],
             self.lengths_B[rows],
+            self.prompt_lengths_B[rows],
         )
 
 
@@ -90,4 +93,5 @@ def to_rollouts(groups: Sequence[Sequence[Sample]], pad_id: int, *, mask_truncat
         torch.tensor(rewards, dtype=torch.float32),
         torch.tensor(group),
         torch.tensor([len(t.ids) for t in transcripts]),
+        torch.tensor([len(s.completion.prompt_ids) for s in samples]),
     )

@@ -1,0 +1,317 @@
+"""Teach the built-in base model to think, and draw accuracy against train-time and test-time compute."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ponder.config import parse, to_toml
+from ponder.errors import UserError
+from ponder.runs.progress import Progress, duration
+from ponder.runs.run import Run
+
+if TYPE_CHECKING:
+    from ponder.evaluation.curves import Curves
+    from ponder.evaluation.testtime import Ladder, Parallel
+    from ponder.training.rl_run import RLRun
+
+RUNGS = (20, 40, 80, 160, 320)
+"""Tokens of thought of the sequential curve; the smallest fits one whole attempt with four numbers (18 tokens)."""
+ANSWER_TOKENS = 16
+TRAINED_AT = 80
+"""Tokens of thought in training, and the rung at which base and trained model are compared."""
+PARALLEL_AT = 20
+"""Tokens of thought of each parallel sample."""
+SHOWN = 6
+"""Problems whose responses before and after stand in the report."""
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Train ponder-tiny by RL on Countdown and draw both curves, with a report."""
+
+    out: str = "runs/quickstart"
+    """Run directory to make."""
+    minutes: float = 8.0
+    """Time for everything; what the evaluations leave goes into training."""
+    seed: int = 0
+    """Seed of problems and samples."""
+    problems: int = 500
+    """Held-out problems, the same at every point."""
+    samples: int = 64
+    """Parallel samples of each problem, at most."""
+    model: str = "ponder-tiny"
+    """The base model: one that marks its thoughts."""
+    overwrite: bool = False
+    """Replace the run that `out` holds."""
+    json: bool = False
+    """Print curves.json instead of the table."""
+
+    def __post_init__(self) -> None:
+        if not self.minutes >= 1:
+            raise UserError(f"minutes = {self.minutes}: the evaluations alone need more than that; give at least 1")
+        if self.problems < 50:
+            raise UserError(f"problems = {self.problems}: give at least 50, or the intervals say nothing")
+        if self.samples < 2:
+            raise UserError(f"samples = {self.samples}: give at least 2")
+
+
+def main(args: list[str]) -> int:
+    """Run the quickstart; prints a table and the path of the report."""
+    config = parse(QuickstartConfig, args, prog="ponder quickstart", description=__doc__)
+    began = time.monotonic()
+    for module in ("torch", "safetensors", "tokenizers"):
+        _need(module)
+    from ponder.evaluation.curves import to_mapping
+    from ponder.runs.report import render
+
+    run = Run.create(config.out, to_toml(config), config.seed, overwrite=config.overwrite)
+    with run:
+        curves = quickstart(config, run, began)
+        _, page = render(run.path)
+    if config.json:
+        import json
+
+        print(json.dumps(to_mapping(curves)))
+    else:
+        print(table(curves))
+        print(f"\nreport: {page}")
+    return 0
+
+
+def _need(module: str) -> None:
+    import importlib.util
+
+    from ponder.errors import MissingExtra
+
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtra("the quickstart", "torch,plots")
+
+
+def quickstart(config: QuickstartConfig, run: Run, began: float) -> Curves:
+    """Evaluate the base, train, evaluate again; writes `curves.json`, `summary.json` and `samples.json`."""
+    from ponder.evaluation import curves as files
+    from ponder.training.rl_run import RLRun, show
+    from ponder.types import Spend
+
+    quiet = config.json
+    rl = RLRun.begin(rl_config(config, 1.0), run=run)
+    try:
+        measured = time.monotonic()
+        base, base_pool = _test_time(rl, config, "base", quiet)
+        evaluation_seconds = time.monotonic() - measured
+        # The trained model is evaluated in the same way; the rest of the time is for training.
+        spent = time.monotonic() - began
+        left = config.minutes * 60 - spent - 1.15 * evaluation_seconds - REPORT_SECONDS
+        rl.limit(max(20.0, left) / 60)
+        rl.train(on_evaluation=lambda step, result: None)
+        trained, trained_pool = _test_time(rl, config, "trained", quiet)
+        at = RUNGS.index(TRAINED_AT)
+        before, after = base.evaluations[at], trained.evaluations[at]
+        seconds = time.monotonic() - began
+        from ponder.training.rl import peak_memory
+
+        curves = files.Curves(
+            train=tuple(files.TrainPoint(**p) for p in rl.evaluations),
+            test=files.TestTime(trained.points, trained_pool.points),
+            base=files.TestTime(base.points, base_pool.points),
+            base_accuracy=before.accuracy.value,
+            trained_accuracy=after.accuracy.value,
+            seconds=seconds,
+            peak_memory_bytes=peak_memory(),
+            seed=config.seed,
+        )
+        files.write(run.path / "curves.json", curves)
+        run.write_json("samples.json", _samples(rl, before, after))
+        looks = sum((e.spend for e in rl.results.values()), Spend())
+        cost = [
+            _cost("evaluation of the base", base, base_pool),
+            {
+                "phase": "training",
+                "seconds": rl.trainer.state.seconds,
+                "sampled_tokens": rl.trainer.state.sampled_tokens,
+                "trained_tokens": rl.trainer.state.trained_tokens,
+                "flops": rl.trainer.state.flops,
+            },
+            {
+                "phase": "evaluation along the way",
+                "seconds": sum(e.seconds for e in rl.results.values()),
+                "sampled_tokens": looks.sampled_tokens,
+                "trained_tokens": 0,
+                "flops": looks.flops,
+            },
+            _cost("evaluation of the trained model", trained, trained_pool),
+        ]
+        run.write_json("summary.json", _summary(rl, curves, before, after, cost, show))
+        return curves
+    finally:
+        rl.close()
+
+
+REPORT_SECONDS = 12.0
+
+
+def rl_config(config: QuickstartConfig, minutes: float) -> Any:
+    """The training run of the quickstart."""
+    from ponder.training.rl_config import RLConfig
+
+    return RLConfig(
+        model=config.model,
+        out=config.out,
+        environment="countdown",
+        strategy="budget_forcing",
+        strategy_options={"thought_tokens": TRAINED_AT, "answer_tokens": ANSWER_TOKENS},
+        problems=32,
+        group=16,
+        minutes=minutes,
+        rate=3e-4,
+        eval_every=15,
+        eval_problems=config.problems,
+        checkpoint_every=1000,
+        seed=config.seed,
+    )
+
+
+def _test_time(rl: RLRun, config: QuickstartConfig, who: str, quiet: bool) -> tuple[Ladder, Parallel]:
+    from ponder import registry, sync
+    from ponder.evaluation.testtime import ladder, parallel
+
+    def strategy(thought_tokens: int) -> Any:
+        options = {"thought_tokens": thought_tokens, "answer_tokens": ANSWER_TOKENS}
+        return registry.build("search.strategies", "budget_forcing", options)
+
+    environment, engine = rl.trainer.environment, rl.trainer.engine
+    total = len(RUNGS) * config.problems
+    done = 0
+    with Progress(f"{who}: thinking longer", total, unit="responses", quiet=quiet) as progress:
+
+        def step(p: Any) -> None:
+            progress.update(
+                done + p.done, tokens_per_s=p.response_tokens / max(1e-9, p.seconds), correct=p.correct / p.done
+            )
+
+        results = []
+        for rung in RUNGS:
+            results.append(
+                sync.run(
+                    ladder(
+                        strategy(rung), environment, engine, rl.held_out, (rung,), seed=config.seed, on_progress=step
+                    )
+                )
+            )
+            done += config.problems
+    with Progress(f"{who}: sampling more", config.problems, unit="problems", quiet=quiet) as progress:
+        pool = sync.run(
+            parallel(
+                strategy(PARALLEL_AT),
+                environment,
+                engine,
+                rl.held_out,
+                n=config.samples,
+                seed=config.seed,
+                on_progress=lambda p: progress.update(
+                    p.done, tokens_per_s=p.response_tokens / max(1e-9, p.seconds)
+                ),
+            )
+        )
+    joined = dataclasses.replace(
+        results[0],
+        points=tuple(p for r in results for p in r.points),
+        evaluations=tuple(e for r in results for e in r.evaluations),
+    )
+    return joined, pool
+
+
+def _samples(rl: RLRun, before: Any, after: Any) -> list[dict[str, Any]]:
+    """Responses of both models to the same problems: first those that were learned, then the rest."""
+    pairs = list(zip(rl.held_out, before.rows, after.rows, strict=True))
+    learned = [p for p in pairs if p[1].correct == 0 and p[2].correct == 1]
+    unsolved = [p for p in pairs if p[2].correct == 0]
+    both = [p for p in pairs if p[1].correct == 1 and p[2].correct == 1]
+    chosen = [*learned[: SHOWN - 3], *both[:1], *unsolved[:2]]
+
+    def response(row: Any) -> dict[str, Any]:
+        return {"text": row.texts[0], "verdict": row.kinds[0].value, "reason": row.reasons[0]}
+
+    return [
+        {
+            "problem_id": problem.id,
+            "prompt": problem.prompt,
+            "gold": str(rl.trainer.environment.gold(problem).answer),
+            "before": response(a),
+            "after": response(b),
+        }
+        for problem, a, b in chosen
+    ]
+
+
+def _cost(phase: str, ladder: Ladder, pool: Parallel) -> dict[str, Any]:
+    from ponder.types import Spend
+
+    spend = sum((e.spend for e in ladder.evaluations), Spend()) + pool.pool.spend
+    return {
+        "phase": phase,
+        "seconds": sum(e.seconds for e in ladder.evaluations) + pool.pool.seconds,
+        "sampled_tokens": spend.sampled_tokens,
+        "trained_tokens": 0,
+        "flops": spend.flops,
+    }
+
+
+def _summary(rl: RLRun, curves: Curves, before: Any, after: Any, cost: Any, show: Any) -> dict[str, Any]:
+    from ponder.evaluation.intervals import paired_difference
+
+    gain = paired_difference(after.correct_P, before.correct_P, curves.seed)
+    rungs = curves.test.sequential
+    span = paired_span(rl, curves)
+    out = rl.run.path
+    return {
+        "title": "Quickstart: a next-token model learns to think",
+        "facts": {
+            f"Base, {TRAINED_AT} tokens of thought": show(before),
+            f"Trained, {TRAINED_AT} tokens of thought": show(after),
+            "Gain (paired)": f"{gain.value * 100:+.1f} points ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})",
+            f"Trained, {rungs[0].budget_tokens} to {rungs[-1].budget_tokens} tokens of thought": span,
+            "Training steps": rl.trainer.state.step,
+            "Seconds": round(curves.seconds, 1),
+            "Peak memory": f"{curves.peak_memory_bytes / 2**20:.0f} MiB",
+        },
+        "cost": cost,
+        "next": [
+            f'ponder solve "Make 24 from 3 5 7 2." --model {out}',
+            f"ponder eval --model {out} --environment countdown --environment-options max_numbers=5 -n 200",
+            f"ponder quickstart --minutes 20 --out {out}-20-minutes",
+            "ponder train rl --model ponder-tiny --environment arithmetic --steps 50 --out runs/arithmetic",
+            f"ponder export {out} my-model",
+        ],
+    }
+
+
+def paired_span(rl: RLRun, curves: Curves) -> str:
+    first, last = curves.test.sequential[0], curves.test.sequential[-1]
+    return f"{first.accuracy:.1%} to {last.accuracy:.1%} ({(last.accuracy - first.accuracy) * 100:+.1f} points)"
+
+
+def table(curves: Curves) -> str:
+    """Both curves as a short table."""
+    lines = ["", "thinking longer      base                     trained                  no answer"]
+    for a, b in zip(curves.base.sequential, curves.test.sequential, strict=True):
+        lines.append(
+            f"{a.budget_tokens:>5} tokens     {_cell(a)}   {_cell(b)}   {a.no_answer:.1%} -> {b.no_answer:.1%}"
+        )
+    lines += ["", f"sampling more        base                     trained                  (best by the checker, thoughts of {PARALLEL_AT})"]
+    for c, d in zip(curves.base.parallel, curves.test.parallel, strict=True):
+        lines.append(f"{c.samples:>5} samples    {_cell(c)}   {_cell(d)}")
+    lines += ["", f"{duration(curves.seconds)}, {curves.peak_memory_bytes / 2**20:.0f} MiB at most, seed {curves.seed}"]
+    return "\n".join(lines)
+
+
+def _cell(point: Any) -> str:
+    value, low, high = (
+        (point.accuracy, point.low, point.high)
+        if point.accuracy is not None
+        else (point.coverage, point.coverage_low, point.coverage_high)
+    )
+    return f"{value:6.1%} ({low:.1%} to {high:.1%})".ljust(22)
