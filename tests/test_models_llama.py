@@ -101,6 +101,7 @@ def test_the_config_that_we_write_is_the_one_that_we_read(variant: str) -> None:
     [
         ({"hidden_size": None}, UserError, "no 'hidden_size'"),
         ({"num_hidden_layers": 0}, UserError, "'num_hidden_layers' is 0"),
+        ({"max_position_embeddings": 2**40}, UserError, "more than 4194304"),
         ({"vocab_size": "many"}, UserError, "'vocab_size' is 'many'"),
         ({"num_key_value_heads": 4}, UserError, "not a multiple of num_key_value_heads 4"),
         ({"head_dim": 7}, UserError, "head_dim 7 is odd"),

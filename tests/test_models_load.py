@@ -65,7 +65,7 @@ def test_a_loaded_model_computes_what_it_did(saved: Path) -> None:
 
 def test_dtype_and_device_are_kept_or_refused(saved: Path) -> None:
     assert next(load(str(saved), dtype="bfloat16", device="cpu").module.parameters()).dtype == torch.bfloat16
-    with pytest.raises(UserError, match="'bfloat61'.*did you mean 'bfloat16'"):
+    with pytest.raises(UserError, match=r"'bfloat61'.*did you mean 'bfloat16'"):
         load(str(saved), dtype="bfloat61", device="cpu")
     with pytest.raises(UserError, match="device 'gpu'"):
         load(str(saved), device="gpu")

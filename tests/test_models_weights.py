@@ -45,9 +45,14 @@ def test_whatever_goes_wrong_the_old_folder_stays_and_nothing_is_left_beside(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
-    with pytest.raises((KeyboardInterrupt, ValueError)), weights.publish(tmp_path / "out", replace=True) as beside:
-        (beside / "new").write_text("half")
-        raise fault
+
+    def half_way() -> None:
+        with weights.publish(tmp_path / "out", replace=True) as beside:
+            (beside / "new").write_text("half")
+            raise fault
+
+    with pytest.raises((KeyboardInterrupt, ValueError)):
+        half_way()
     assert files(tmp_path) == {"out/old": b"old"}
 
 
@@ -115,7 +120,7 @@ def test_any_flipped_byte_is_noticed(tmp_path_factory: pytest.TempPathFactory, d
     with pytest.raises(UserError, match=rf"{victim} is corrupt \(its checksum differs"):
         weights.verify_checksums(folder)
     victim.unlink()
-    with pytest.raises(UserError, match="is missing although checksums.json lists it"):
+    with pytest.raises(UserError, match=r"is missing although checksums.json lists it"):
         weights.verify_checksums(folder)
 
 

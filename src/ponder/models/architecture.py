@@ -20,6 +20,8 @@ ROPE_NEEDS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 """Rotary kinds of `models.llama`, and what each must come with."""
+MOST = {"num_hidden_layers": 1024, "max_position_embeddings": 2**22}
+"""Beyond any model there is: a garbled file must not take all memory before its weights are looked at."""
 
 
 def is_native(config: Mapping[str, Any]) -> bool:
@@ -114,6 +116,8 @@ def _positive(config: Mapping[str, Any], key: str, where: str, default: int | No
         raise UserError(f"{where}: no {key!r} in it, which a Llama model needs")
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{where}: {key!r} is {value!r}; it must be a positive whole number")
+    if value > MOST.get(key, value):
+        raise UserError(f"{where}: {key!r} is {value}, more than {MOST[key]}: the file is garbled or not supported")
     return value
 
 
