@@ -154,6 +154,8 @@ class Procedural(SingleTurn):
     """
 
     seed: int
+    test_one_in = TEST_ONE_IN
+    """One key in so many belongs to the test split."""
 
     def draw(self, rng: Random) -> tuple[str, Any]:
         """Draw one problem: its key (what it asks, in a canonical form) and what `item` needs."""
@@ -213,7 +215,7 @@ class Procedural(SingleTurn):
         rng = Random(stable_int(self.name, self.seed, split, number))
         for _ in range(100_000):
             key, drawn = self.draw(rng)
-            if split_of(key) == split:
+            if split_of(key, self.test_one_in) == split:
                 return key, drawn
         raise UserError(f"{self.name}: these options leave no problem for the {split} split; widen their ranges")
 
@@ -241,7 +243,7 @@ class Procedural(SingleTurn):
                 every = self.enumerate_all()
                 tables: dict[str, list[Any]] = {} if every is None else {"train": [], "test": []}
                 for key, drawn in every or ():
-                    tables[split_of(key)].append(drawn)
+                    tables[split_of(key, self.test_one_in)].append(drawn)
                 for split, rows in tables.items():
                     Random(stable_int(self.name, self.seed, split)).shuffle(rows)
                     if not rows:

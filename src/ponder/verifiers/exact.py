@@ -26,9 +26,8 @@ class Exact:
 
     def __call__(self, gold: Any, answer: str) -> Verdict:
         """Raises `UserError` if the gold is empty."""
+        self.check_gold(gold)
         wanted = self._plain(str(gold))
-        if not wanted:
-            raise UserError(f"the gold {gold!r} is empty")
         long = too_long(answer)
         if long is not None:
             return long
@@ -47,6 +46,11 @@ class Exact:
         if any(c.isdigit() for c in given) and final_number(answer) == "the answer lists numbers instead of giving one":
             return verdict(VerdictKind.NO_ANSWER, "the answer lists numbers instead of giving one")
         return verdict(VerdictKind.CORRECT, f"{text!r} is right", given)
+
+    def check_gold(self, gold: Any) -> None:
+        """Raises `UserError` if nothing is left of the gold to compare with."""
+        if not self._plain(str(gold)):
+            raise UserError(f"the gold {str(gold)[:60]!r} is empty")
 
     def _plain(self, text: str) -> str:
         text = _SPACE.sub(" ", text).strip(" \"'`$.,;:")

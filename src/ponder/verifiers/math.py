@@ -47,9 +47,8 @@ class Math:
 
     def __call__(self, gold: Any, answer: str) -> Verdict:
         """Raises `UserError` if the gold is empty."""
+        self.check_gold(gold)
         wanted = str(gold).strip()
-        if not wanted:
-            raise UserError("the gold is empty")
         long = too_long(answer)
         if long is not None:
             return long
@@ -66,6 +65,11 @@ class Math:
             return _judged(quick, given, wanted)
         marked = piece is not None
         return self._in_worker(wanted, given if marked else given[-_TAIL:], marked)
+
+    def check_gold(self, gold: Any) -> None:
+        """Raises `UserError` if the gold is empty; whether math-verify can read it shows when it is judged."""
+        if not str(gold).strip():
+            raise UserError("the gold is empty")
 
     def _in_worker(self, gold: str, given: str, marked: bool) -> Verdict:
         try:

@@ -50,6 +50,10 @@ class Numeric:
             return verdict(VerdictKind.NO_ANSWER, found)
         return _result(any(map(self._equal, *_readings(wanted, found))), found.text, gold, _canonical(found))
 
+    def check_gold(self, gold: Any) -> None:
+        """Raises `UserError` if the gold is not a number."""
+        read_gold(gold)
+
     def _equal(self, gold: Fraction, value: Fraction) -> bool:
         if gold == value:
             return True

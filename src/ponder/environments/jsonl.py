@@ -1,0 +1,87 @@
+"""Any JSON Lines file with a prompt field and an answer field, judged by a verifier of your choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ponder import registry
+from ponder.config import Options
+from ponder.environments._rows import Row, Rows, read_jsonl, read_prompt, split_by_hash, take
+from ponder.errors import UserError
+from ponder.types import Gold, Message, Problem, Prompt, Split, Verdict
+
+
+@dataclass(frozen=True, eq=False)
+class Jsonl(Rows):
+    """Problems of a JSON Lines file: a prompt field, an answer field, a verifier by name.
+
+    Without `test_data` a hash of each prompt decides its split, so a prompt that comes twice is never in both. With it,
+    training rows that ask what a test row asks are left out.
+    """
+
+    data: str = ""
+    """Path of the file (`.jsonl`, may be `.gz`)."""
+    prompt_field: str = "prompt"
+    """Field with the question: text, or a list of messages with role and content."""
+    answer_field: str = "answer"
+    """Field with the right answer."""
+    verifier: str = "numeric"
+    """How answers are judged: exact, numeric, math, or another verifier by name or PATH.py:Class."""
+    verifier_options: Options = field(default_factory=dict)
+    """Options of the verifier."""
+    test_data: str = ""
+    """A second file for the test split; without it a share of `data` is held out."""
+    test_share: float = 0.1
+    """Share of `data` that is held out for testing, without `test_data`."""
+    instructions: str = ""
+    """Added after each question, on a line of its own."""
+    seed: int = 0
+    """Seed of the problems' order; which split a row is in does not depend on it."""
+
+    name = "jsonl"
+
+    def __post_init__(self) -> None:
+        if not self.data:
+            raise UserError("jsonl needs a file: give it as data=PATH")
+        if not 0.0 <= self.test_share <= 1.0:
+            raise UserError(f"test_share must be between 0 and 1, not {self.test_share}")
+        verifier = registry.build("verifiers", self.verifier, self.verifier_options)
+        self.__dict__["_verify"] = verifier
+        check = getattr(verifier, "check_gold", lambda gold: None)
+        rows = list(self._read(self.data, check))
+        if self.test_data:
+            train, test = rows, list(self._read(self.test_data, check))
+        else:
+            train, test = split_by_hash(rows, self.test_share)
+        self._keep(train, test, self.seed)
+
+    def _read(self, path: str, check: Callable[[Any], None]) -> Iterator[Row]:
+        for number, row in read_jsonl(path):
+            where = f"{path}: line {number}"
+            prompt = read_prompt(take(row, self.prompt_field, where), where)
+            answer = take(row, self.answer_field, where)
+            if answer is None or answer == "":
+                raise UserError(f"{where}: the field {self.answer_field!r} is empty")
+            try:
+                check(answer)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+            yield Row(f"{Path(path).name}:{number}", self._with_instructions(prompt), Gold(answer))
+
+    def _with_instructions(self, prompt: Prompt) -> Prompt:
+        if not self.instructions:
+            return prompt
+        if isinstance(prompt, str):
+            return f"{prompt}\n{self.instructions}"
+        last = prompt[-1]
+        return (*prompt[:-1], Message(last.role, f"{last.content}\n{self.instructions}"))
+
+    def problem(self, split: Split, index: int) -> Problem:
+        row = self.row(split, index)
+        return Problem(f"{self.name}-{split}-{index}", row.prompt, {}, {"family": "jsonl", "source": row.source})
+
+    def verdict(self, problem: Problem, answer: str) -> Verdict:
+        return self.__dict__["_verify"](self.gold(problem).answer, answer)

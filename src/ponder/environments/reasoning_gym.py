@@ -1,0 +1,124 @@
+"""All tasks of the library `reasoning_gym` with their own scorers (Stojanovski et al. 2025, arXiv:2505.24760)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+from ponder.config import Options
+from ponder.environments.base import Item, Procedural
+from ponder.errors import MissingExtra, PonderError, UserError, nearest
+from ponder.types import Gold, Problem, Split, Verdict, VerdictKind
+from ponder.verifiers._extract import final_piece
+from ponder.verifiers._pool import Result, shared
+from ponder.verifiers.base import verdict
+
+_WORKER = "ponder.environments._gym_worker"
+_MEMORY = 3 << 30
+_KINDS = {"timeout": VerdictKind.TIMEOUT, "memory": VerdictKind.MEMORY, "error": VerdictKind.ERROR}
+
+
+def tasks() -> list[str]:
+    """Names of all tasks. Raises `MissingExtra` if the library is not installed."""
+    return list(_call("tasks", [], 60.0).value)
+
+
+def _call(function: str, arguments: list[Any], seconds: float) -> Result:
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise MissingExtra("the environment 'reasoning-gym'", "gym")
+    return shared(_MEMORY).call(f"{_WORKER}:{function}", arguments, seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class ReasoningGym(Procedural):
+    """A task of reasoning-gym, named after the colon: `reasoning-gym:chain_sum`.
+
+    The library makes the problems and scores the answers, in worker processes: its scorers run model-written text
+    through `eval`-like code that may hang or fail, which is then the answer's fault. An answer is correct if its score
+    is 1. Other seeds do not make other problems there, so a hash of the question decides the split; one question in
+    four is for testing. A marker in the answer (`<answer>`, `\\boxed`, `The answer is`) names what is scored, otherwise
+    all of it is.
+    """
+
+    task: str = ""
+    """Name of the task."""
+    options: Options = field(default_factory=dict)
+    """Options of the task's own config (difficulty)."""
+    partial: bool = False
+    """Give a wrong answer the task's partial score as its reward. Some scorers pay a little for anything at all."""
+    instructions: str = ""
+    """Added after each question, on a line of its own."""
+    seconds: float = 10.0
+    """Longest that making or scoring one problem may take."""
+    seed: int = 0
+    """Seed of the problems' order; the splits are the same for every seed."""
+
+    name = "reasoning-gym"
+    test_one_in = 4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds <= 600:
+            raise UserError("seconds must be above 0 and at most 600")
+        if self.task not in (known := tasks()):
+            if not self.task:
+                raise UserError(f"name a task, as in reasoning-gym:chain_sum; known: {', '.join(known)}")
+            raise UserError(f"unknown task {self.task!r} of reasoning-gym{nearest(self.task, known)}")
+        for key in ("seed", "size"):
+            if key in self.options:
+                raise UserError(f"options: {key!r} is set by the environment; leave it out")
+        self.__dict__["name"] = f"reasoning-gym:{self.task}"
+        try:
+            self.__dict__["_options"] = json.dumps(self.options, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"options: {error}") from None
+        self.problem("train", 0)  # wrong options fail here, not in the middle of a run
+
+    def draw(self, rng: Random) -> tuple[str, dict[str, Any]]:
+        number = rng.getrandbits(31)
+        made = _call("make", [self.task, self.__dict__["_options"], number], self.seconds)
+        if made.kind != "ok":
+            raise UserError(f"{self.name} cannot make a problem with options {self.options}: {made.reason}")
+        return " ".join(made.value["question"].split()), {**made.value, "number": number}
+
+    def item(self, drawn: dict[str, Any], split: Split, index: int) -> Item:
+        question = drawn["question"]
+        prompt = f"{question}\n{self.instructions}" if self.instructions else question
+        gold = Gold(drawn["answer"], {"entry": drawn["entry"]})
+        metadata = {"family": "reasoning-gym", "task": self.task, "number": drawn["number"]}
+        return Item(prompt, gold, {"question": question}, metadata)
+
+    def verdict(self, problem: Problem, answer: str) -> Verdict:
+        gold = self.gold(problem)
+        exact = gold.answer is not None and answer == gold.answer.strip()
+        piece = None if exact else final_piece(answer)
+        given = gold.answer if exact else answer if piece is None else piece.text
+        if not given:
+            return verdict(VerdictKind.NO_ANSWER, "nothing follows the answer's marker")
+        result = self._score(gold, given)
+        if result.kind != "ok":
+            own = None if gold.answer is None else self._score(gold, gold.answer)
+            if own is None or own.kind != "ok":
+                return verdict(VerdictKind.JUDGE_ERROR, f"{self.task} cannot score its own gold: {result.reason}")
+            return verdict(_KINDS[result.kind], f"scoring the answer: {result.reason}")
+        score = float(result.value)
+        if not math.isfinite(score):
+            return verdict(VerdictKind.JUDGE_ERROR, f"{self.task} gave the score {score}")
+        if score >= 1 - 1e-9:
+            return verdict(VerdictKind.CORRECT, f"{self.task} scored it 1", given)
+        reward = max(0.0, score) if self.partial else 0.0
+        return verdict(VerdictKind.WRONG, f"{self.task} scored it {score:.3g}", given, reward)
+
+    def _score(self, gold: Gold, answer: str) -> Result:
+        arguments = [self.task, self.__dict__["_options"], gold.metadata["entry"], answer]
+        return _call("score", arguments, self.seconds)
+
+    def gold_response(self, problem: Problem) -> str:
+        """The library's answer, or one that was worked out for it. Raises `PonderError` where there is none."""
+        answer = self.gold(problem).answer
+        if answer is None:
+            raise PonderError(f"{self.name} gives no answer to its own problem {problem.id}")
+        return answer
