@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
 
 
 def quantity(value: float) -> str:
-    """A number for people: `0.412`, `37.5`, `8,210`, `1.2e+13`."""
+    """A number for people: `0.412`, `5.63`, `37.5`, `8,210`, `1.2e+13`."""
     size = abs(value)
     if not math.isfinite(value):
         return str(value)
@@ -34,7 +34,7 @@ def quantity(value: float) -> str:
         return f"{value:.2g}"
     if size >= 1000:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if size >= 10 else f"{value:.3f}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
 
 
 class Progress:
@@ -78,17 +78,13 @@ class Progress:
         """Say that `done` of `total` is done; a total that became known meanwhile replaces the first.
 
         `left` is the time left in seconds, estimated from the rate if None.
-        Fields are shown in order, `_` in their names as a space; None is left out.
+        Fields are shown in order, `tokens_per_s` as `tokens/s`, `_` as a space; None is left out.
         """
         if self._first is None:
             self._first = (done, self._clock())
         self._total = self._total if total is None else total
         left = self._left(done) if left is None else left
-        shown = [
-            f"{k.replace('_', ' ')} {v if isinstance(v, str) else quantity(v)}"
-            for k, v in fields.items()
-            if v is not None
-        ]
+        shown = [f"{_name(k)} {v if isinstance(v, str) else quantity(v)}" for k, v in fields.items() if v is not None]
         if left is not None:
             shown.append(f"{duration(left)} left")
         text = " · ".join(shown)
@@ -132,6 +128,10 @@ class Progress:
             self._bar = None
         else:
             self._print()
+
+
+def _name(field: str) -> str:
+    return field.replace("_per_", "/").replace("_", " ")
 
 
 def _bar(stream: TextIO) -> Bar:

@@ -72,14 +72,13 @@ class Run:
         removed; other files of the directory stay. Raises `UserError` if the directory holds anything else.
         """
         path = Path(path)
+        refuse_existing(path, overwrite)
         with disk_errors(path, "made"):
-            if path.exists() and not path.is_dir():
-                raise UserError(f"{path}: is a file, not a directory; choose another --out")
             path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
         try:
-            if any(path.iterdir()):
-                _make_room(path, overwrite)
+            refuse_existing(path, overwrite)
+            _clear(path)
             run = cls(path, lock)
             write_text(path / "config.toml", config_toml)
             run._write_manifest(
@@ -217,13 +216,23 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _make_room(path: Path, overwrite: bool) -> None:
-    is_run = (path / "manifest.json").exists()
-    if not is_run:
+def refuse_existing(path: str | Path, overwrite: bool = False) -> None:
+    """Raise `UserError` unless a run may begin here; makes and changes nothing, so it can be asked early."""
+    path = Path(path)
+    with disk_errors(path, "read"):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file, not a directory; choose another --out")
+        if not path.exists() or not any(path.iterdir()):
+            return
+    if not (path / "manifest.json").exists():
         raise UserError(f"{path}: exists and holds other files; choose another --out")
     if not overwrite:
-        raise UserError(f"{path}: already holds a run; continue it with --resume or choose another --out")
+        raise UserError(f"{path}: already holds a run; choose another --out (or continue a training run with --resume)")
     read_manifest(path)
+
+
+def _clear(path: Path) -> None:
+    """Remove what a run writes."""
     with disk_errors(path, "cleared"):
         for name in (*DATA, *SHOWN, *FOLDERS):
             target = path / name

@@ -1,0 +1,72 @@
+"""What `eval` and `solve` share: an engine for a model, a strategy from its name and shortcuts, spend as text."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ponder import registry
+from ponder.errors import UserError, nearest
+from ponder.protocols import Engine, Strategy
+from ponder.runs.progress import duration, quantity
+from ponder.types import Spend
+
+
+@contextlib.contextmanager
+def engine_for(model: str) -> Iterator[Engine]:
+    """Load a model and open the in-process engine on it. Raises `UserError` for a model that cannot be loaded."""
+    from ponder import sync
+    from ponder.models.load import load
+
+    loaded = load(model)
+    from ponder.engines.torch import TorchEngine
+
+    engine = TorchEngine(loaded)
+    try:
+        yield engine
+    finally:
+        sync.run(engine.close())
+
+
+def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str, Any]) -> Strategy:
+    """A strategy by name, with its options and with those flags that are shortcuts for an option.
+
+    Shortcuts that are None were not given. Raises `UserError` for an option that is given twice or that the strategy
+    does not have.
+    """
+    cls, _ = registry.find("search.strategies", name)
+    known = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    values = dict(options)
+    for key, value in shortcuts.items():
+        if value is None:
+            continue
+        flag = f"--{key.replace('_', '-')}"
+        if key in values:
+            raise UserError(f"{key} is given twice, by {flag} and in --strategy-options: give it once")
+        if key not in known:
+            raise UserError(f"{flag}: the strategy {name!r} has no option {key!r}{nearest(key, known)}")
+        values[key] = value
+    strategy: Strategy = registry.build("search.strategies", name, values)
+    return strategy
+
+
+def spend_text(spend: Spend, seconds: float) -> str:
+    """`120 prompt + 64 response tokens, 3.1e+08 FLOPs, 2 s, 32 tokens/s`."""
+    cached = f" (and {quantity(spend.cached_tokens)} cached)" if spend.cached_tokens else ""
+    parts = [f"{quantity(spend.prompt_tokens)} prompt{cached} + {quantity(spend.response_tokens)} response tokens"]
+    if spend.verifier_calls:
+        parts.append(f"{quantity(spend.verifier_calls)} checker calls")
+    if spend.flops:
+        parts.append(f"{spend.flops:.2g} FLOPs")
+    if spend.dollars:
+        parts.append(f"${spend.dollars:.4f}")
+    parts.append(duration(seconds) if seconds >= 10 else f"{seconds:.1f} s")
+    parts.append(f"{quantity(rate(spend, seconds))} tokens/s")
+    return ", ".join(parts)
+
+
+def rate(spend: Spend, seconds: float) -> float:
+    """Response tokens per second."""
+    return spend.response_tokens / seconds if seconds > 0 else 0.0

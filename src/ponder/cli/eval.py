@@ -1,0 +1,239 @@
+"""Measure how many problems of an environment a model solves, with an interval and what it cost."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from ponder import registry
+from ponder.config import Options, parse, to_toml
+from ponder.errors import UserError
+from ponder.runs.progress import Progress, quantity
+from ponder.runs.sections import visible
+
+if TYPE_CHECKING:
+    from ponder.evaluation.evaluate import Evaluation
+    from ponder.protocols import Environment
+    from ponder.runs.run import Run
+    from ponder.types import Problem
+
+DESCRIPTION = """Measure how many problems of an environment a model solves: accuracy with its 95 % interval, verdicts
+by kind, tokens, seconds.
+
+examples:
+  ponder eval --model ponder-tiny --environment countdown -n 200
+  ponder eval --model smollm2-135m --environment gsm8k --data gsm8k.jsonl -n 64 --temperature 0
+  ponder eval --strategy best_of_n --strategy-options n=8 max_tokens=128 --out runs/best-of-8
+
+--config FILE.toml reads the options from a file, such as a run's config.toml; flags win over it.
+"""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Options of `ponder eval`."""
+
+    model: str = "ponder-tiny"
+    """A built-in name, a folder, a run directory, a .gguf file or a hub id."""
+    environment: str = "countdown"
+    """A name of `ponder list environments`, or PATH.py:Class."""
+    environment_options: Options = field(default_factory=dict)
+    """Options of the environment."""
+    data: str | None = None
+    """The same as --environment-options data=PATH."""
+    strategy: str = "direct"
+    """A name of `ponder list strategies`."""
+    strategy_options: Options = field(default_factory=dict)
+    """Options of the strategy."""
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
+    """Problems: the first so many of the split."""
+    split: Literal["train", "test"] = "test"
+    """Which problems."""
+    samples: int = 1
+    """Samples of each problem; the accuracy is their mean."""
+    temperature: float | None = None
+    """Of the strategy; 0 is greedy (default: the strategy's own, 1 for most)."""
+    max_tokens: int | None = None
+    """Most tokens of a response (default: the strategy's own)."""
+    seed: int = 0
+    """Same seed, same samples."""
+    concurrency: int | None = None
+    """Searches in flight at once (default: 512); the engine batches them."""
+    show: int = 2
+    """So many responses are shown."""
+    out: str | None = None
+    """Write a run directory with every response, a table and a report."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the result as JSON."""
+
+
+def check(config: EvalConfig) -> None:
+    """Raises `UserError` that names the flag whose number makes no sense."""
+    for name, least in (("n", 1), ("samples", 1), ("show", 0), ("concurrency", 1), ("max_tokens", 1)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            flag = "-n" if name == "n" else f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} {value}: give at least {least}")
+
+
+def main(args: list[str]) -> int:
+    config = parse(EvalConfig, args, prog="ponder eval", description=DESCRIPTION)
+    check(config)
+    from ponder.cli._common import build_strategy, engine_for
+
+    strategy = build_strategy(
+        config.strategy,
+        config.strategy_options,
+        {"temperature": config.temperature, "max_tokens": config.max_tokens},
+    )
+    environment: Environment = registry.build("environments", config.environment, _environment_options(config))
+    problems = choose(environment, config)
+    if config.out is not None:
+        from ponder.runs.run import Run, refuse_existing
+
+        refuse_existing(config.out)
+    with engine_for(config.model) as engine:
+        if config.out is None:
+            result = _evaluate(config, strategy, environment, engine, problems)
+        else:
+            with Run.create(config.out, to_toml(config), config.seed) as run:
+                result = _evaluate(config, strategy, environment, engine, problems)
+                _write(run, config, environment, problems, result)
+    shown = samples(environment, problems, result, config.show)
+    if config.json:
+        print(json.dumps(summary(config, result), indent=1))
+    else:
+        print(text(config, result, shown))
+    if config.out is not None:
+        from ponder.runs.report import render
+
+        _, page = render(config.out)
+        print(f"report: {page}", file=sys.stderr)
+    return 0
+
+
+def _environment_options(config: EvalConfig) -> dict[str, Any]:
+    if config.data is None:
+        return dict(config.environment_options)
+    if "data" in config.environment_options:
+        raise UserError("data is given twice, by --data and in --environment-options: give it once")
+    return {**config.environment_options, "data": config.data}
+
+
+def choose(environment: Environment, config: EvalConfig) -> list[Problem]:
+    """The first `n` problems of the split; all of them, with a note on stderr, if there are fewer."""
+    size = environment.size(config.split)
+    if size == 0:
+        raise UserError(f"{config.environment} has no {config.split} problems; choose another --split or other data")
+    if size is not None and size < config.n:
+        print(
+            f"note: {config.environment} has {size:,} {config.split} problems, fewer than -n {config.n}: all are used",
+            file=sys.stderr,
+        )
+    try:
+        return [environment.problem(config.split, i) for i in range(config.n if size is None else min(config.n, size))]
+    except IndexError as error:
+        raise UserError(f"-n {config.n}: {error}; give a smaller -n") from None
+
+
+def _evaluate(config: EvalConfig, strategy: Any, environment: Any, engine: Any, problems: list[Problem]) -> Evaluation:
+    from ponder import sync
+    from ponder.evaluation import evaluate as evaluation
+
+    with Progress(config.environment, len(problems) * config.samples, unit="responses") as progress:
+
+        def show(p: evaluation.Progress) -> None:
+            judged = p.done - p.masked
+            progress.update(
+                p.done,
+                accuracy=f"{p.correct / judged:.1%}" if judged else None,
+                failures=p.masked or None,
+                tokens_per_s=p.response_tokens / p.seconds if p.seconds else None,
+            )
+
+        return sync.run(
+            evaluation.evaluate(
+                strategy,
+                environment,
+                engine,
+                problems,
+                samples=config.samples,
+                seed=config.seed,
+                concurrency=config.concurrency or evaluation.CONCURRENCY,
+                on_progress=show,
+            )
+        )
+
+
+def summary(config: EvalConfig, result: Evaluation) -> dict[str, Any]:
+    """The result without its rows, as plain values."""
+    values = result.to_json()
+    del values["rows"]
+    asked = {"model": config.model, "environment": config.environment, "split": config.split}
+    return {**asked, "strategy": config.strategy, **values}
+
+
+def text(config: EvalConfig, result: Evaluation, shown: list[dict[str, Any]]) -> str:
+    """What is printed: a few responses, then the numbers."""
+    from ponder.cli._common import spend_text
+
+    lines = []
+    for sample in shown:
+        response = sample["response"]
+        said = visible(response["text"], 1500).strip().replace("\n", "\n  ")
+        lines += [f"{sample['problem_id']}: {visible(sample['prompt'], 500)}", f"  {said}"]
+        lines += [f"  -> {response['verdict']}: {visible(response['reason'], 300)}", ""]
+    a, t = result.accuracy, result.mean_tokens
+    n = f"n = {a.n:,} problems" + (f" × {result.samples} samples" if result.samples > 1 else "")
+    verdicts = " · ".join(f"{kind} {count:,}" for kind, count in result.kinds.items())
+    lines += [
+        f"{config.model} on {config.environment} ({config.split}), {config.strategy}, seed {config.seed}",
+        f"accuracy     {a.value:.1%} [{a.low:.1%}, {a.high:.1%}]  95 % interval ({a.method}), {n}",
+        f"verdicts     {verdicts}",
+        f"no answer    {result.no_answer:.1%}",
+        f"mean tokens  {quantity(t.value)} [{quantity(t.low)}, {quantity(t.high)}] per response",
+        f"spent        {spend_text(result.spend, result.seconds)}",
+    ]
+    return "\n".join(lines)
+
+
+def samples(environment: Environment, problems: list[Problem], result: Evaluation, count: int) -> list[dict[str, Any]]:
+    """The first `count` problems with their first response, as `samples.json` has them."""
+    from ponder.types import to_json
+
+    return [
+        {
+            "problem_id": row.id,
+            "prompt": to_json(problem.prompt),
+            "gold": to_json(environment.gold(problem).answer),
+            "response": {"text": row.texts[0], "verdict": row.kinds[0].value, "reason": row.reasons[0]},
+        }
+        for problem, row in list(zip(problems, result.rows, strict=True))[:count]
+    ]
+
+
+def _write(run: Run, config: EvalConfig, environment: Any, problems: list[Problem], result: Evaluation) -> None:
+    """Every response, the numbers, and what the report shows."""
+    from ponder.types import to_json
+
+    for problem, row in zip(problems, result.rows, strict=True):
+        values = to_json(row)
+        run.log_rollout({"problem_id": values.pop("id"), "prompt": problem.prompt, **values})
+    run.write_json("evaluation.json", summary(config, result))
+    run.write_json("samples.json", samples(environment, problems, result, max(config.show, 8)))
+    a = result.accuracy
+    facts = {
+        "model": config.model,
+        "environment": f"{config.environment} ({config.split})",
+        "strategy": config.strategy,
+        "accuracy": f"{a.value:.1%} [{a.low:.1%}, {a.high:.1%}], 95 % interval ({a.method}), n = {a.n:,}",
+        "mean tokens": result.mean_tokens.value,
+        "no answer": f"{result.no_answer:.1%}",
+    }
+    cost = {"phase": "evaluation", **to_json(result.spend), "seconds": result.seconds}
+    title = f"{config.model} on {config.environment}"
+    run.write_json("summary.json", {"title": title, "facts": facts, "verdicts": result.kinds, "cost": [cost]})
