@@ -95,7 +95,12 @@ def load_other(folder: str | Path, *, dtype: torch.dtype, device: torch.device, 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model, report = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=dtype, local_files_only=True, output_loading_info=True, **more
+                str(folder),
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # else it prints a table; the report has them
+                **more,
             )
     except Exception as error:  # transformers raises many kinds
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -103,9 +108,9 @@ def load_other(folder: str | Path, *, dtype: torch.dtype, device: torch.device, 
         raise UserError(f"{where}: transformers cannot load it: {reason}") from None
     # Transformers fills what is missing with random numbers; extra tensors it knows how to judge itself.
     for kind, found in (("missing_keys", "missing"), ("mismatched_keys", "of a wrong shape")):
-        names = sorted(map(str, report.get(kind) or ()))
+        names = sorted(k if isinstance(k, str) else str(k[0]) for k in report.get(kind) or ())
         if names:
-            raise UserError(f"{where}: {len(names)} tensors are {found}, the first {names[0]}: copy the model again")
+            raise UserError(f"{where}: {len(names)} tensors are {found}, such as {names[0]!r}: copy the model again")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise UserError(f"{where}: tensor {name!r} holds NaN or infinite values: take another copy or checkpoint")
