@@ -8,41 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from engine_fixture import log_softmax_of, make_model, request
 
 from ponder.engines.torch import TorchEngine
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
-from ponder.models.llama import Llama, LlamaConfig
-from ponder.models.tokenizer import FastTokenizer
-from ponder.types import Completion, FinishReason, ModelInfo, Request, SamplingParams, SegmentKind
-
-CONFIG = LlamaConfig(
-    vocab_size=480,
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=256,
-    tie_word_embeddings=True,
-    initializer_range=0.3,
-)
-
-
-def make_model(seed: int = 0, *, scale: float = 0.3, end: bool = True) -> LoadedModel:
-    module = Llama(LlamaConfig(**{f: getattr(CONFIG, f) for f in CONFIG.__slots__} | {"initializer_range": scale}))
-    module.initialise(torch.Generator().manual_seed(seed))
-    tokenizer = FastTokenizer(tiny.build_tokenizer())
-    end_id = tokenizer.id_of(tiny.END)
-    assert end_id is not None
-    return LoadedModel(
-        module,
-        tokenizer,
-        ModelInfo("random", CONFIG.max_position_embeddings, thought=tiny.THOUGHT, chat=True),
-        (end_id,) if end else (),
-        chat_template=tiny.TEMPLATE,
-    )
+from ponder.types import Completion, FinishReason, Request, SamplingParams, SegmentKind
 
 
 @pytest.fixture(scope="module")
@@ -55,19 +26,6 @@ def engine(model: LoadedModel) -> Iterator[TorchEngine]:
     engine = TorchEngine(model, max_rows=64)
     yield engine
     engine.close_now()
-
-
-@torch.no_grad()
-def log_softmax_of(model: LoadedModel, completion: Completion, temperature: float = 1.0) -> torch.Tensor:
-    """Log-probabilities (T V) over the vocabulary before each response token, by one full forward pass."""
-    ids = torch.tensor([completion.prompt_ids + completion.ids])
-    hidden = model.module(ids)[0, len(completion.prompt_ids) - 1 : -1]
-    return torch.log_softmax(model.module.logits(hidden) / temperature, dim=-1)  # type: ignore[operator]
-
-
-def request(i: int, max_tokens: int = 24, n: int = 1, **options: object) -> Request:
-    params = SamplingParams(max_tokens, seed=i, **options)  # type: ignore[arg-type]
-    return Request(f"what is {i} + {i * i}" + " and more" * (i % 5), params, n=n)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
