@@ -1,0 +1,253 @@
+import asyncio
+import json
+import math
+import threading
+import time
+
+import pytest
+from mocks import MockEngine, MockEnvironment, doubler
+
+from ponder.errors import PonderError, Unsupported, UserError
+from ponder.evaluation.evaluate import evaluate
+from ponder.evaluation.intervals import wilson
+from ponder.evaluation.testtime import ladder, parallel, parallel_points
+from ponder.search import Meter
+from ponder.search.strategies.best_of_n import BestOfN
+from ponder.search.strategies.budget_forcing import BudgetForcing
+from ponder.search.strategies.direct import Direct
+from ponder.types import Budget, Capabilities, Verdict, VerdictKind
+
+
+def run(strategy=None, engine=None, environment=None, count=60, **options):
+    environment = environment or MockEnvironment()
+    engine = engine or MockEngine(doubler(0.5))
+    return asyncio.run(
+        evaluate(strategy or Direct(), environment, engine, environment.problems("test", count), **options)
+    )
+
+
+def test_an_evaluation_counts_verdicts_tokens_and_cost():
+    engine = MockEngine(doubler(0.5, thought=10))
+    result = run(Direct(max_tokens=20), engine)
+    kinds = result.kinds
+    assert set(kinds) == {"correct", "wrong", "no_answer"}
+    assert sum(kinds.values()) == 60
+    assert result.accuracy == wilson(kinds["correct"], 60)
+    assert result.no_answer == kinds["no_answer"] / 60
+    assert result.spend.tokens == engine.used.tokens
+    assert result.mean_tokens.value == pytest.approx(engine.used.response_tokens / 60)
+    assert result.tokens_per_correct == engine.used.tokens / kinds["correct"]
+    row = result.rows[7]
+    assert (row.id, len(row.texts)) == ("test-7", 1)
+    assert sum(r.tokens[0] for r in result.rows) == engine.used.response_tokens
+    assert json.loads(json.dumps(result.to_json(), allow_nan=False))["accuracy"]["n"] == 60
+
+
+def test_the_result_does_not_depend_on_who_finishes_first_or_on_concurrency():
+    def strip(result):
+        return result.accuracy, result.rows, result.spend.tokens
+
+    results = [
+        strip(run(engine=MockEngine(doubler(0.5), delay=delay), concurrency=concurrency, seed=5))
+        for delay, concurrency in ((0.0, 1), (lambda r: (r.params.seed % 7) * 1e-3, 64), (0.0, 7))
+    ]
+    assert results[0] == results[1] == results[2]
+    assert strip(run(seed=6)) != results[0]
+
+
+def test_concurrency_is_what_was_asked_for():
+    engine = MockEngine(doubler(0.5), delay=0.002)
+    run(engine=engine, concurrency=8)
+    assert engine.peak == 8
+    with pytest.raises(UserError, match="concurrency = 0"):
+        run(concurrency=0)
+
+
+def test_several_samples_are_averaged_per_problem_and_all_differ():
+    result = run(samples=8, seed=2)
+    assert result.accuracy.n == 60
+    assert result.accuracy.method == "bootstrap over problems"
+    assert all(len(r.kinds) == 8 for r in result.rows)
+    assert {len(set(r.texts)) for r in result.rows} - {1}
+    # The first sample is the one that a single-sample evaluation draws.
+    assert [r.texts[0] for r in result.rows] == [r.texts[0] for r in run(seed=2).rows]
+
+
+def test_failures_of_the_judge_are_left_out_and_counted():
+    environment = MockEnvironment(broken=lambda i: i in (3, 4))
+    result = run(environment=environment)
+    assert result.kinds["judge_error"] == 2
+    assert result.accuracy.n == 58
+    assert result.rows[3].correct is None
+    assert math.isnan(result.correct_P[3])
+    assert result.accuracy.value == result.kinds["correct"] / 58
+
+
+def test_too_many_failures_of_ours_stop_an_evaluation():
+    with pytest.raises(PonderError, match=r"6 of 60 .*the judge broke"):
+        run(environment=MockEnvironment(broken=lambda i: i < 6))
+    assert run(environment=MockEnvironment(broken=lambda i: i < 5)).kinds["judge_error"] == 5
+    engine = MockEngine(fail=lambda number, request: ConnectionError("gone"))
+    with pytest.raises(PonderError, match="ConnectionError: gone"):
+        run(engine=engine)
+    assert engine.in_flight == 0
+
+
+def test_an_engine_that_fails_now_and_then_is_counted_and_not_judged():
+    engine = MockEngine(doubler(1.0), fail=lambda number, request: ConnectionError("x") if number == 5 else None)
+    result = run(engine=engine)
+    assert result.kinds == {"correct": 59, "judge_error": 1}
+    assert sum("ConnectionError" in r.reasons[0] for r in result.rows) == 1
+
+
+def test_bad_input_is_one_sentence():
+    with pytest.raises(UserError, match="do not fit the context of 30"):
+        run(engine=MockEngine(context=30))
+    with pytest.raises(Unsupported, match="neither bound"):
+        run(BudgetForcing(5), MockEngine(capabilities=Capabilities()))
+    with pytest.raises(UserError, match="no problems"):
+        run(count=0)
+    with pytest.raises(UserError, match="samples = 0"):
+        run(samples=0)
+
+
+def test_each_search_has_its_budget_and_all_have_one_together():
+    result = run(BestOfN(n=8, max_tokens=60), budget=Budget(tokens=200))
+    assert all(t <= 200 for r in result.rows for t in r.tokens)
+    meter = Meter(Budget(tokens=2000))
+    result = run(BestOfN(n=8, max_tokens=60), parent=meter, concurrency=4)
+    assert meter.spend.tokens == result.spend.tokens <= 2000
+    assert result.kinds["no_answer"] > 30
+
+
+def test_the_search_may_use_the_checker_and_never_the_judge():
+    environment = MockEnvironment()
+    assert run(BestOfN(n=6), environment=environment).accuracy.value > 0.9
+    assert environment.judged == 60
+    blind = run(BestOfN(n=6), environment=MockEnvironment(checked=False))
+    assert blind.accuracy.value < 0.75
+
+
+def test_a_slow_judge_does_not_hold_up_the_loop():
+    class Slow(MockEnvironment):
+        def judge(self, problem, response):
+            threads.add(threading.current_thread())
+            time.sleep(0.01)
+            return super().judge(problem, response)
+
+    threads = set()
+    run(environment=Slow(slow_judge=True), count=20)
+    assert threading.main_thread() not in threads
+    assert len(threads) > 1
+
+
+def test_progress_is_reported_to_the_end():
+    seen = []
+    result = run(on_progress=seen.append, samples=2, label="x")
+    assert [p.done for p in seen] == list(range(1, 121))
+    assert (seen[-1].total, seen[-1].correct, seen[-1].label) == (120, result.kinds["correct"], "x")
+    assert seen[-1].response_tokens == result.spend.response_tokens
+
+
+def test_interrupting_an_evaluation_ends_what_is_in_flight():
+    async def interrupted():
+        engine, environment = MockEngine(delay=60), MockEnvironment()
+        task = asyncio.create_task(
+            evaluate(Direct(), environment, engine, environment.problems("test", 50), concurrency=10)
+        )
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (engine.cancelled, engine.in_flight) == (10, 0)
+
+    asyncio.run(interrupted())
+
+
+# Test-time curves -------------------------------------------------------------------------------------------------
+
+
+def thinker(request, rng):
+    """Right only if it may think 30 tokens or more."""
+    number = int(request.prompt.split()[2])
+    allowed = request.params.thinking.max_tokens
+    return "." * 60 + f"</think>{2 * number + (allowed < 30)}"
+
+
+def test_a_ladder_gives_one_point_per_budget_on_the_same_problems():
+    environment = MockEnvironment()
+    problems = environment.problems("test", 20)
+    rungs = asyncio.run(
+        ladder(BudgetForcing(1, answer_tokens=8), environment, MockEngine(thinker), problems, [10, 30, 50])
+    )
+    assert [p.budget_tokens for p in rungs.points] == [10, 30, 50]
+    assert [p.accuracy for p in rungs.points] == [0.0, 1.0, 1.0]
+    assert all(p.n == 20 and p.no_answer == 0.0 and p.low <= p.accuracy <= p.high for p in rungs.points)
+    assert [round(p.mean_tokens) for p in rungs.points] == [15, 35, 55]
+    assert [r.id for r in rungs.evaluations[0].rows] == [r.id for r in rungs.evaluations[2].rows]
+
+
+def test_a_ladder_needs_rungs_that_rise_and_a_strategy_that_bounds_thoughts():
+    environment = MockEnvironment()
+    problems = environment.problems("test", 2)
+    with pytest.raises(UserError, match="must rise"):
+        asyncio.run(ladder(BudgetForcing(1), environment, MockEngine(), problems, [10, 10]))
+    with pytest.raises(UserError, match="Direct has no option thought_tokens"):
+        asyncio.run(ladder(Direct(), environment, MockEngine(), problems, [10]))
+
+
+def pooled(environment=None, engine=None, n=16, count=40, **options):
+    environment = environment or MockEnvironment()
+    problems = environment.problems("test", count)
+    return asyncio.run(parallel(Direct(), environment, engine or MockEngine(doubler(0.2)), problems, n=n, **options))
+
+
+def test_one_pool_gives_every_point_of_the_parallel_curve():
+    curve = pooled()
+    assert [p.samples for p in curve.points] == [1, 2, 4, 8, 16]
+    first, last = curve.points[0], curve.points[-1]
+    assert first.accuracy == first.coverage == pytest.approx(curve.pool.correct_PG.mean())
+    assert last.coverage == curve.pool.correct_PG.any(axis=1).mean()
+    for point in curve.points:
+        # This checker is exact, so that the best of k is all that coverage promises.
+        assert point.accuracy == pytest.approx(point.coverage)
+        assert point.low <= point.accuracy <= point.high
+        assert point.mean_tokens == pytest.approx(point.samples * curve.pool.tokens_PG.mean())
+    assert curve.pool.spend.response_tokens == curve.pool.tokens_PG.sum()
+    assert curve.pool.kinds["correct"] == curve.pool.correct_PG.sum()
+    assert [p.samples for p in parallel_points(curve.pool, [3, 5])] == [3, 5]
+    with pytest.raises(UserError, match="16 samples"):
+        parallel_points(curve.pool, [17])
+
+
+def test_a_lenient_checker_gives_less_than_coverage():
+    class Lenient(MockEnvironment):
+        @property
+        def checker(self):
+            return lambda problem, response: Verdict(VerdictKind.CORRECT, 1.0, "fine by me")
+
+    curve = pooled(Lenient())
+    assert curve.points[-1].accuracy == pytest.approx(curve.points[0].accuracy)
+    assert curve.points[-1].coverage > curve.points[0].coverage + 0.3
+
+
+def test_without_a_checker_there_is_coverage_only():
+    curve = pooled(MockEnvironment(checked=False))
+    assert curve.pool.rank_PG is None
+    assert all(p.accuracy is None and p.low is None and p.coverage > 0 for p in curve.points)
+
+
+def test_samples_that_could_not_be_judged_are_left_out_of_a_pool():
+    curve = pooled(MockEnvironment(broken=lambda i: i == 3))
+    assert curve.points[0].n == 39
+    with pytest.raises(PonderError, match="the judge failed on"):
+        pooled(MockEnvironment(broken=lambda i: i < 10))
+
+
+def test_a_pool_of_truncated_responses_is_all_abstention():
+    environment = MockEnvironment()
+    problems = environment.problems("test", 5)
+    engine = MockEngine("." * 50)
+    curve = asyncio.run(parallel(Direct(max_tokens=10), environment, engine, problems, n=4))
+    assert [p.accuracy for p in curve.points] == [0.0, 0.0, 0.0]
+    assert curve.pool.kinds == {"no_answer": 20}

@@ -1,0 +1,135 @@
+"""Imports point one way (docs/ARCHITECTURE.md), and `import ponder` is quick."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import ponder
+
+SOURCE = Path(ponder.__file__).parent
+ROWS = [
+    {"types", "errors", "protocols", "config", "registry", "sync"},
+    {"runs"},
+    {"sandbox", "models"},
+    {"verifiers", "engines"},
+    {"environments", "scorers"},
+    {"search"},
+    {"evaluation"},
+    {"training"},
+    {"scaling", "interpret", "serving"},
+    {"cli"},
+]
+"""`runs` needs only the first row, and every room above may use it."""
+ROW = {room: i for i, row in enumerate(ROWS) for room in row}
+TOP = {"__init__", "__main__"}
+"""May import anything, since nothing imports them."""
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def module(path, source=SOURCE):
+    parts = path.relative_to(source.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(name):
+    """The room of a module: `ponder.search.meter` is in `search`."""
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+MODULES = {module(p): p for p in FILES}
+
+
+def imports(path, source=SOURCE):
+    """The modules of ponder that a file imports, with line numbers: functions and `TYPE_CHECKING` blocks too."""
+    own = module(path, source)
+    package = own if path.name == "__init__.py" else own.rpartition(".")[0]
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(a.name, node.lineno) for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                base = ".".join([*parents[: len(parents) - node.level + 1], *filter(None, [base])])
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                found.append((inner if inner in MODULES else base, node.lineno))
+    return [(name, line) for name, line in found if name == "ponder" or name.startswith("ponder.")]
+
+
+def test_every_room_has_its_place():
+    rooms = {p.relative_to(SOURCE).parts[0].removesuffix(".py") for p in FILES}
+    assert rooms - TOP <= set(ROW), "give a new room its row here and in docs/ARCHITECTURE.md"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent != SOURCE or p.stem not in TOP], ids=module)
+def test_imports_point_one_way(path):
+    own = room(module(path))
+    wrong = [
+        f"{path.relative_to(SOURCE.parent)}:{line}: {own} may not import {name}"
+        for name, line in imports(path)
+        if name == "ponder" or (room(name) != own and (ROW[room(name)] >= ROW[own] > 0 or ROW[room(name)] > ROW[own]))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_wrong_import_would_be_seen(tmp_path):
+    # The rule holds only as far as the parser sees imports.
+    file = tmp_path / "ponder" / "search" / "imagined.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "from ponder.evaluation import curves\n"
+        "def f():\n    import ponder.training.rl\n"
+        "from ..cli import main\n"
+        "from . import meter\n"
+    )
+    seen = imports(file, tmp_path / "ponder")
+    assert {room(name) for name, _ in seen} == {"evaluation", "training", "cli", "search"}
+
+
+def test_no_circles_among_modules():
+    """At import time: what functions import later is not part of a circle."""
+    graph = {name: set() for name in MODULES}
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        top = {n.lineno for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)}
+        graph[name] = {n for n, line in imports(path) if line in top and n in MODULES and n != name}
+    done, trail = set(), []
+
+    def visit(name):
+        assert name not in trail, " → ".join([*trail[trail.index(name) :], name])
+        if name in done:
+            return
+        trail.append(name)
+        for other in sorted(graph[name]):
+            visit(other)
+        trail.pop()
+        done.add(name)
+
+    for name in sorted(graph):
+        visit(name)
+
+
+HEAVY = ("torch", "transformers", "matplotlib", "math_verify", "sympy", "reasoning_gym", "huggingface_hub")
+
+
+@pytest.mark.parametrize("name", ["ponder", "ponder.search", "ponder.evaluation.testtime", "ponder.registry"])
+def test_heavy_libraries_are_imported_only_where_they_are_used(name):
+    code = f"import sys, {name}; print(*(m for m in {HEAVY!r} if m in sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not loaded
+
+
+def test_importing_ponder_is_quick():
+    def timed(code):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        return time.perf_counter() - started
+
+    # The best of several and against a bare interpreter, since the machine may be busy.
+    assert min(timed("import ponder") for _ in range(5)) - min(timed("pass") for _ in range(5)) < 0.3
