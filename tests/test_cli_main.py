@@ -1,0 +1,143 @@
+"""The command: verbs are found, errors are one sentence with the right exit code, nothing prints a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ponder.cli import main as command
+from ponder.errors import PonderError, UserError
+
+PONDER = [sys.executable, "-c", "import sys; from ponder.cli.main import main; sys.exit(main())"]
+
+
+def run(*args: str, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PONDER, *args], capture_output=True, text=True, check=False, **kwargs)  # type: ignore[call-overload]
+
+
+def test_every_verb_is_listed_with_its_summary() -> None:
+    out = run("--help")
+    assert out.returncode == 0
+    folder = Path(command.__file__).parent
+    files = {p.stem for p in folder.glob("*.py")} - command.HELPERS
+    expected = {f.replace("_", "-") for f in files if not f.startswith("_")}
+    listed = dict(line.strip().split(maxsplit=1) for line in out.stdout.splitlines() if line.startswith("  "))
+    assert expected <= set(listed)
+    assert {"list", "eval", "solve", "report"} <= expected
+    assert all(len(summary) > 10 for summary in listed.values())
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    script = (
+        "import sys; from ponder.cli.main import main; main(['--help']); "
+        "print(*sorted({'torch', 'transformers', 'matplotlib', 'numpy', 'tyro', 'msgspec'} & set(sys.modules)))"
+    )
+    began = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == ""
+    # 0.2 s on an idle 2-core machine; the limit leaves room for a busy one.
+    assert time.perf_counter() - began < 3
+
+
+@pytest.mark.parametrize("verb", ["list", "eval", "solve", "report"])
+def test_each_verb_explains_itself_with_an_example(verb: str) -> None:
+    out = run(verb, "--help")
+    assert out.returncode == 0
+    assert f"ponder {verb}" in out.stdout
+    assert "example" in out.stdout
+    assert "default" in out.stdout
+
+
+def test_version() -> None:
+    from importlib.metadata import version
+
+    assert run("--version").stdout == f"ponder {version('ponder')}\n"
+
+
+def test_an_unknown_verb_names_the_nearest() -> None:
+    out = run("solv", "x")
+    assert out.returncode == 2
+    assert out.stderr == "ponder: unknown verb 'solv'; did you mean 'solve'?; see ponder --help\n"
+
+
+def test_no_verb_is_bad_usage() -> None:
+    out = run()
+    assert out.returncode == 2
+    assert "verbs:" in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("x.toml: no such file"), 2, "ponder: x.toml: no such file\n"),
+        (PonderError("loss is NaN at step 3"), 1, "ponder: loss is NaN at step 3\n"),
+        (KeyboardInterrupt(), 130, "ponder: interrupted\n"),
+        (MemoryError(), 1, "ponder: out of memory: use a smaller batch, fewer samples or a smaller model\n"),
+        (
+            OSError(errno.ENOSPC, "no space", "a.bin"),
+            1,
+            "ponder: a.bin: the disk is full; free some space and try again\n",
+        ),
+        (
+            KeyError("x"),
+            1,
+            "ponder: KeyError: 'x'; this is a bug; run with PONDER_DEBUG=1 for the traceback\n",
+        ),
+        (SystemExit(2), 2, ""),
+        (SystemExit(None), 0, ""),
+        (UserError("model text \ud800 in a message"), 2, "ponder: model text \\ud800 in a message\n"),
+    ],
+)
+def test_an_error_is_one_sentence_and_an_exit_code(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(command, "_dispatch", fail)
+    monkeypatch.delenv("PONDER_DEBUG", raising=False)
+    assert command.main(["list"]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(args: list[str]) -> int:
+        raise KeyError("x")
+
+    monkeypatch.setattr(command, "_dispatch", fail)
+    monkeypatch.setenv("PONDER_DEBUG", "1")
+    assert command.main(["list"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    out = subprocess.run([*PONDER, "--help"], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert out.stderr == ""
+    assert out.returncode == 1
+
+
+def test_list_knows_every_kind() -> None:
+    import json
+
+    found = json.loads(run("list", "--json").stdout)
+    assert {r["name"] for r in found["environments"]} >= {"countdown", "arithmetic", "gsm8k", "jsonl"}
+    assert {r["name"] for r in found["strategies"]} >= {"direct", "best-of-n", "budget-forcing"}
+    assert {r["name"] for r in found["models"]} >= {"ponder-tiny", "smollm2-135m"}
+    assert all(r["summary"] for rows in found.values() for r in rows)
+    plain = run("list", "strategies").stdout
+    assert plain.splitlines()[0].startswith("best-of-n")
+
+
+def test_list_refuses_an_unknown_kind() -> None:
+    out = run("list", "strategy")
+    assert out.returncode == 2
+    assert "unknown kind 'strategy'; did you mean 'strategies'?" in out.stderr
