@@ -64,6 +64,7 @@ def write(path: Path, arch: str = "llama", quantise: bool = False, **fields: Any
     out.add_eos_token_id(2)
     out.add_add_bos_token(fields.pop("add_bos", False))
     out.add_chat_template("{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}")
+    permute = fields.pop("permute", True)
     for name, tensor in fields.pop("tensors", {}).items():
         out.add_tensor(name, tensor.numpy())
     for key, value in fields.items():
@@ -71,9 +72,9 @@ def write(path: Path, arch: str = "llama", quantise: bool = False, **fields: Any
     for name, tensor in model.module.state_dict().items():
         if name == "lm_head.weight":
             continue
-        if "q_proj" in name:
+        if permute and "q_proj" in name:
             tensor = permuted(tensor, shape.num_attention_heads)
-        if "k_proj" in name:
+        if permute and "k_proj" in name:
             tensor = permuted(tensor, shape.num_key_value_heads)
         for theirs, short in NAMES.items():
             name = name.replace(theirs, short)
@@ -210,6 +211,31 @@ def test_architectures_and_parts_that_are_not_read_are_refused(tmp_path: Path) -
     refused(tmp_path / "e.gguf", r"'model.layers.9.input_layernorm.weight' is not part")
     with pytest.raises(Unsupported):
         load(str(tmp_path / "d.gguf"), device="cpu")
+
+
+def test_other_architectures_go_through_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    path = tmp_path / "m.gguf"
+    shape = tiny.architecture()
+    biases = {
+        f"blk.{i}.attn_{kind}.bias": torch.full((rows,), 0.1)
+        for i in range(shape.num_hidden_layers)
+        for kind, rows in (("q", 128), ("k", 64), ("v", 64))
+    }
+    before = write(path, arch="qwen2", pre="qwen2", permute=False, tensors=biases, qwen2__vocab_size=512)
+    assert not runs_native(str(path))
+    model = load(str(path), device="cpu", name="m")
+    assert not model.supports_cache
+    whole = model.module.whole[0]
+    assert isinstance(whole, transformers.Qwen2ForCausalLM)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(model.module.state_dict()[name], before.module.state_dict()[name])
+    again = load(str(save(model, tmp_path / "m")), device="cpu", name="m")
+    ids = torch.arange(20).unsqueeze(0)
+    assert torch.equal(again.module(ids), model.module(ids))
+    assert again.info == model.info
+    path.write_bytes(path.read_bytes()[:-200])
+    refused(path, "truncated .tensor")
 
 
 def test_nan_weights_are_named(tmp_path: Path) -> None:

@@ -169,19 +169,9 @@ def _dequantise(header: Header, name: str, info: TensorInfo, data: mmap.mmap) ->
     import numpy as np
 
     gguf = _gguf()
-    try:
-        kind = gguf.GGMLQuantizationType(info.kind)
-        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    except (ValueError, KeyError):
-        raise UserError(f"{header.path}: tensor {name!r} has the unknown type {info.kind}; it may be corrupt") from None
-    size = math.prod(info.shape) // block * block_bytes
-    if not info.shape or info.shape[-1] % block:
-        raise UserError(f"{header.path}: tensor {name!r} of shape {list(info.shape)} cannot be of type {kind.name}")
+    kind, size = _storage(header, name, info)
     if info.offset + size > len(data):
-        raise UserError(
-            f"{header.path}: this GGUF file is truncated (tensor {name!r} ends at byte {info.offset + size}, "
-            f"the file at {len(data)}): copy or download it again"
-        )
+        raise _truncated(header, name, info.offset + size, len(data))
     raw = np.frombuffer(data[info.offset : info.offset + size], dtype=np.uint8)
     if kind is gguf.GGMLQuantizationType.F32:
         return raw.view(np.float32).reshape(info.shape).copy()
@@ -196,6 +186,35 @@ def _dequantise(header: Header, name: str, info: TensorInfo, data: mmap.mmap) ->
             f"{header.path}: tensors of type {kind.name} cannot be dequantised; use another one"
         ) from None
     return np.ascontiguousarray(values.reshape(info.shape), dtype=np.float32)
+
+
+def _storage(header: Header, name: str, info: TensorInfo) -> tuple[Any, int]:
+    """Type of a tensor and its size in bytes."""
+    gguf = _gguf()
+    try:
+        kind = gguf.GGMLQuantizationType(info.kind)
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    except (ValueError, KeyError):
+        raise UserError(f"{header.path}: tensor {name!r} has the unknown type {info.kind}; it may be corrupt") from None
+    if not info.shape or info.shape[-1] % block:
+        raise UserError(f"{header.path}: tensor {name!r} of shape {list(info.shape)} cannot be of type {kind.name}")
+    return kind, math.prod(info.shape) // block * block_bytes
+
+
+def _truncated(header: Header, name: str, end: int, size: int) -> UserError:
+    return UserError(
+        f"{header.path}: this GGUF file is truncated (tensor {name!r} ends at byte {end}, the file at {size}): "
+        "copy or download it again"
+    )
+
+
+def check_whole(header: Header) -> None:
+    """Raise `UserError` if the file ends before its tensors do."""
+    size = header.path.stat().st_size
+    for name, info in header.tensors.items():
+        end = info.offset + _storage(header, name, info)[1]
+        if end > size:
+            raise _truncated(header, name, end, size)
 
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:

@@ -186,6 +186,7 @@ def _load_gguf(path: Path, *, name: str, dtype: str, device: str | torch.device 
     from ponder.models.hf import other_module
 
     header = gguf.read_header(path)
+    gguf.check_whole(header)
     native = header.architecture == "llama"
     if native:
         llama = gguf.llama_config(header)

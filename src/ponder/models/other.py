@@ -6,8 +6,10 @@ that comes with a model folder is never run (`trust_remote_code` is off).
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +74,24 @@ class TransformersLM(nn.Module):
         return (self.whole[0].get_output_embeddings()(hidden_ND) if self.split else hidden_ND).float()
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' warnings and progress bars off the screen; what is wrong is said in one sentence."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def load_other(folder: str | Path, *, dtype: torch.dtype, device: torch.device, gguf_file: str | None = None) -> Any:
     """Read a model folder (or a GGUF file in it) with transformers; returns transformers' model in eval mode.
 
@@ -81,19 +101,15 @@ def load_other(folder: str | Path, *, dtype: torch.dtype, device: torch.device, 
     where = Path(folder) / gguf_file if gguf_file else Path(folder)
     try:
         from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
     except ImportError:
         raise MissingExtra(f"{where} (not of the Llama architecture)", "hf") from None
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     more: dict[str, Any] = {"use_safetensors": True}
     if gguf_file:
         from transformers import GgufConfig
 
         more = {"gguf_file": gguf_file, "quantization_config": GgufConfig(dequantize=True)}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=dtype,

@@ -30,7 +30,7 @@ def save(model: LoadedModel, folder: str | Path, *, replace: bool = False) -> Pa
 def write_model(model: LoadedModel, folder: Path) -> None:
     """Write the files of a model into a folder that exists, without checksums: for a checkpoint with more in it."""
     from ponder.models.llama import Llama
-    from ponder.models.other import TransformersLM
+    from ponder.models.other import TransformersLM, quiet
 
     config = model.config
     if isinstance(model.module, Llama):
@@ -39,7 +39,8 @@ def write_model(model: LoadedModel, folder: Path) -> None:
     else:
         assert isinstance(model.module, TransformersLM)
         # Transformers knows how an architecture's names in memory become those on disk.
-        model.module.whole[0].save_pretrained(folder)
+        with quiet():
+            model.module.whole[0].save_pretrained(folder)
         config = {**config, **json.loads((folder / "config.json").read_text(encoding="utf-8"))}
     write_json(folder / "config.json", {**config, **_ids(model), **_dtype(model.module), "ponder": _ponder(model)})
     write_json(folder / "generation_config.json", _ids(model))
