@@ -233,3 +233,15 @@ def test_dollars_are_reserved_and_booked_at_the_models_prices():
     assert len(cut.ids) == 9  # 5 prompt tokens at $1e-6, 9 at $1e-5, and a tenth would be too dear
     with pytest.raises(BudgetExceeded, match=r"\$5e-06 of the budget's \$0.0001"):
         asyncio.run(meter.generate(engine, request(50)))
+
+
+def test_the_engines_error_comes_through_even_if_it_cannot_count_any_more():
+    class Gone(MockEngine):
+        def count_tokens(self, prompt):
+            if self.calls:
+                raise RuntimeError("gone too")
+            return super().count_tokens(prompt)
+
+    engine = Gone(fail=lambda number, sent: ConnectionError("gone"), tells_spend=False)
+    with pytest.raises(ConnectionError, match="gone"):
+        asyncio.run(Meter().generate(engine, request()))

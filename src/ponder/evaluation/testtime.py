@@ -207,6 +207,14 @@ async def sample_pool(
 
     async def one(number: int) -> None:
         nonlocal done, correct
+        correct += await judged(number)
+        done += 1
+        if on_progress is not None:
+            elapsed, spent = perf_counter() - started, meter.spend.response_tokens
+            on_progress(Progress(done, len(problems), correct, faults.count, spent, elapsed, "samples"))
+
+    async def judged(number: int) -> bool:
+        """Sample a problem and judge the samples; true if one is correct."""
         problem = problems[number]
         try:
             outcome = await solve(strategy, problem, engine, seed=seed, parent=meter)
@@ -214,10 +222,10 @@ async def sample_pool(
             raise
         except UserError as error:
             faults.add(error)
-            return
+            return False
         if failed(outcome):
             faults.add(f"the engine failed: {outcome.reason}")
-            return
+            return False
         for node in samples_of(outcome.trace):
             verdict = await judge(environment, problem, node.response)
             masked = verdict.kind is VerdictKind.JUDGE_ERROR
@@ -227,11 +235,7 @@ async def sample_pool(
         kinds = [r[3] for r in results[number]]
         if VerdictKind.JUDGE_ERROR in kinds:
             faults.add(f"the judge failed on {problem.id}")
-        done += 1
-        correct += VerdictKind.CORRECT in kinds
-        if on_progress is not None:
-            elapsed, spent = perf_counter() - started, meter.spend.response_tokens
-            on_progress(Progress(done, len(problems), correct, faults.count, spent, elapsed, "samples"))
+        return VerdictKind.CORRECT in kinds
 
     await each(len(problems), one, concurrency)
     most = max(len(r) for r in results)

@@ -353,11 +353,12 @@ class Meter:
         answer: int,
         on_delta: Callable[[Delta], None] | None,
     ) -> tuple[Completion, ...]:
-        reservation = None
+        reservation = prompt_tokens = None
         if self._limits:
             params = request.params
+            prompt_tokens = engine.count_tokens(request.prompt)
             reservation = await self.reserve(
-                engine.count_tokens(request.prompt), params.max_tokens, request.n, minimum=minimum, answer=answer
+                prompt_tokens, params.max_tokens, request.n, minimum=minimum, answer=answer
             )
             if reservation.max_tokens < params.max_tokens:
                 request = clamp(request, reservation.max_tokens)
@@ -370,7 +371,11 @@ class Meter:
             else:
                 completions = await streamed.run(engine, request)
         except BaseException as error:
-            spend = _spent(error, engine, request, streamed)
+            if prompt_tokens is None:
+                # The engine may be what failed; its error must come through.
+                with contextlib.suppress(Exception):
+                    prompt_tokens = engine.count_tokens(request.prompt)
+            spend = _spent(error, prompt_tokens or 0, request, streamed)
             if reservation is None:
                 self.add(spend)
             else:
@@ -425,13 +430,12 @@ class _Streamed:
         return done + Spend(prompt_tokens=prompt_tokens * (n - len(self.completions)), sampled_tokens=seen)
 
 
-def _spent(error: BaseException, engine: Engine, request: Request, streamed: _Streamed | None) -> Spend:
+def _spent(error: BaseException, prompt_tokens: int, request: Request, streamed: _Streamed | None) -> Spend:
     spend = getattr(error, "spend", None)
     if isinstance(spend, Spend):
         return spend
     if isinstance(error, UserError):
         return Spend()
-    prompt = engine.count_tokens(request.prompt)
     if streamed is not None:
-        return streamed.spend(prompt, request.n)
-    return Spend(prompt_tokens=prompt * request.n, sampled_tokens=request.n * request.params.max_tokens)
+        return streamed.spend(prompt_tokens, request.n)
+    return Spend(prompt_tokens=prompt_tokens * request.n, sampled_tokens=request.n * request.params.max_tokens)
