@@ -15,6 +15,8 @@ from ponder.runs.progress import duration, quantity
 from ponder.runs.results import Results, Row
 
 MOST_SAMPLES = 12
+METHOD = "Wilson's score for one sample a problem, bootstrap over problems for several"
+"""How `evaluation.intervals.mean_of_problems` makes intervals, for a run that does not name another way."""
 MOST_CHARACTERS = 4000
 """Of one model response in a report; the run directory has the whole."""
 
@@ -165,9 +167,8 @@ def _measured(accuracy: float, points: Sequence[Row]) -> str:
 
 
 def _caption(results: Results, points: Sequence[Row]) -> str:
-    method = results.curves.get("interval")
-    named = f" ({visible(method, 80)})" if method else ""
-    return f"Bars and bands: 95 % intervals{named} over n = {_counts(points)} held-out problems."
+    method = results.curves.get("interval") or results.summary.get("interval") or METHOD
+    return f"Bars and bands: 95 % intervals ({visible(method, 120)}) over n = {_counts(points)} held-out problems."
 
 
 def _counts(points: Sequence[Row]) -> str:
