@@ -414,11 +414,11 @@ def test_a_module_without_our_cache_gives_the_same_samples() -> None:
 def test_python_exits_while_the_engine_works() -> None:
     """An interrupt in the main thread must neither hang at the end nor crash."""
     script = """
-        import _thread, threading
+        import os, signal, threading
         from engine_fixture import make_model, request
         from ponder.engines.torch import TorchEngine
         engine = TorchEngine(make_model(end=False))
-        threading.Timer(0.5, _thread.interrupt_main).start()
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         while True:
             engine.generate_many([request(i, 200) for i in range(64)])
     """
