@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from ponder.errors import TrainingDiverged
 from ponder.models.tiny import new_model
 from ponder.training.advantages.mean_only import MeanOnly
+from ponder.training.forward import row_logprobs
 from ponder.training.losses.base import LossInput
 from ponder.training.losses.dapo import Dapo
 from ponder.training.optim import adamw
-from ponder.training.forward import row_logprobs
 from ponder.training.policy import micro_batches, update
 from ponder.training.rollouts import Rollouts
 
@@ -174,9 +174,7 @@ def test_a_group_without_signal_moves_nothing() -> None:
     model = new_model(0)
     before = [p.clone() for p in model.module.parameters()]
     optimiser = adamw(model.module, rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
-    stats = update(
-        model, optimiser, Dapo(), same, MeanOnly()(same), temperature=1.0, clip=1.0, micro_tokens=4096
-    )
+    stats = update(model, optimiser, Dapo(), same, MeanOnly()(same), temperature=1.0, clip=1.0, micro_tokens=4096)
     assert stats.tokens == 0
     assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
 
@@ -184,7 +182,13 @@ def test_a_group_without_signal_moves_nothing() -> None:
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched() -> None:
     r = random_rollouts()
     broken = Rollouts(
-        r.ids_BT, r.mask_BT, torch.full_like(r.logprobs_BT, math.nan), r.rewards_B, r.group_B, r.lengths_B, r.prompt_lengths_B
+        r.ids_BT,
+        r.mask_BT,
+        torch.full_like(r.logprobs_BT, math.nan),
+        r.rewards_B,
+        r.group_B,
+        r.lengths_B,
+        r.prompt_lengths_B,
     )
     model = new_model(0)
     before = [p.clone() for p in model.module.parameters()]

@@ -211,9 +211,7 @@ def _test_time(rl: RLRun, config: QuickstartConfig, who: str, quiet: bool) -> tu
                 rl.held_out,
                 n=config.samples,
                 seed=config.seed,
-                on_progress=lambda p: progress.update(
-                    p.done, tokens_per_s=p.response_tokens / max(1e-9, p.seconds)
-                ),
+                on_progress=lambda p: progress.update(p.done, tokens_per_s=p.response_tokens / max(1e-9, p.seconds)),
             )
         )
     joined = dataclasses.replace(
@@ -301,7 +299,10 @@ def table(curves: Curves) -> str:
         lines.append(
             f"{a.budget_tokens:>5} tokens     {_cell(a)}   {_cell(b)}   {a.no_answer:.1%} -> {b.no_answer:.1%}"
         )
-    lines += ["", f"sampling more        base                     trained                  (best by the checker, thoughts of {PARALLEL_AT})"]
+    lines += [
+        "",
+        f"sampling more        base                     trained                  (best by the checker, thoughts of {PARALLEL_AT})",
+    ]
     for c, d in zip(curves.base.parallel, curves.test.parallel, strict=True):
         lines.append(f"{c.samples:>5} samples    {_cell(c)}   {_cell(d)}")
     lines += ["", f"{duration(curves.seconds)}, {curves.peak_memory_bytes / 2**20:.0f} MiB at most, seed {curves.seed}"]

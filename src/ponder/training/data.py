@@ -190,7 +190,7 @@ def _prompt(value: Any, where: str) -> Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a data stream stands: the pool that is being used, by its first row, and how many of its batches are done."""
+    """Where a data stream stands: the first row of the pool in use, and how many of its batches are done."""
 
     pool: int = 0
     done: int = 0

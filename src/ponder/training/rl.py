@@ -79,9 +79,7 @@ class Trainer:
         self.loss = registry.build("training.losses", c.loss, c.loss_options)
         self.temperature = float(getattr(self.strategy, "temperature", 1.0))
         _refuse_truncated_sampling(self.strategy)
-        self.optimiser = optim.adamw(
-            self.model.module, rate=c.rate, weight_decay=c.weight_decay, betas=(0.9, c.beta2)
-        )
+        self.optimiser = optim.adamw(self.model.module, rate=c.rate, weight_decay=c.weight_decay, betas=(0.9, c.beta2))
         size = self.environment.size("train")
         if size is not None and size < c.problems:
             raise UserError(f"{c.environment}: {size} training problems are fewer than the {c.problems} of a step")
@@ -199,7 +197,7 @@ class Trainer:
         rollouts: Rollouts,
         stats: Sequence[UpdateStats],
     ) -> dict[str, Any]:
-        c, samples = self.config, [s for g in groups for s in g]
+        samples = [s for g in groups for s in g]
         spend = sum((s.completion.spend for s in samples), Spend())
         kinds = Counter(s.verdict.kind.value for s in samples)
         if kinds[VerdictKind.JUDGE_ERROR.value] > max(5, JUDGE_ERRORS * len(samples)):
@@ -298,4 +296,3 @@ def _refuse_truncated_sampling(strategy: Any) -> None:
     temperature = getattr(strategy, "temperature", 1.0)
     if not (temperature > 0 and math.isfinite(temperature)):
         raise UserError(f"temperature = {temperature}: RL needs samples that differ; give more than 0")
-

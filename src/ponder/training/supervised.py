@@ -19,7 +19,7 @@ from ponder.runs.progress import Progress
 from ponder.runs.run import Run
 from ponder.training import checkpoint, lm
 from ponder.training.corpus.base import mixture
-from ponder.training.data import Batch, Position, ProceduralChats, ProceduralText, RowSource, Transcripts, batches
+from ponder.training.data import Batch, ProceduralChats, ProceduralText, RowSource, Transcripts
 from ponder.training.interrupt import Interrupt, Interrupted
 
 if TYPE_CHECKING:
@@ -178,7 +178,9 @@ def _run(
         saved = keep()
         if interrupt.requested:
             run.finish("interrupted")
-            raise Interrupted(f"stopped at step {state.step}; continue with: {verb} --config {run.config_path} --resume")
+            raise Interrupted(
+                f"stopped at step {state.step}; continue with: {verb} --config {run.config_path} --resume"
+            )
         final = run.path / "model"
         save(model, final, replace=True)
         run.write_json(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ TOKENS = re.compile(r"\d+|[-+*()]")
 
 def product_steps(a: int, b: int) -> list[str]:
     """How to multiply on paper: at once if one factor is small, else tens and units apart."""
-    if a <= 9 and b <= 99 or b <= 9 and a <= 99:
+    if (a <= 9 and b <= 99) or (b <= 9 and a <= 99):
         return [f"{a}*{b}={a * b}"]
     tens, units = b // 10 * 10, b % 10
     if tens == 0 or units == 0:
@@ -89,6 +90,7 @@ class Arithmetic:
         return Example(prompt, thought, answer)
 
 
+@functools.cache
 def _environments() -> tuple[ArithmeticEnvironment, ...]:
     return (
         ArithmeticEnvironment(),

@@ -1,8 +1,8 @@
 """What a family of procedural text is, and how families are mixed.
 
-A family writes chains that think aloud, as a person would on paper: a try is equations separated by `,`; `;` drops a try
-and begins the next; `!` says that it worked; `?` gives up. The chain is followed by the answer. Nothing in a chain knows
-more than a person who computes correctly and searches at random: no look-ahead, no memory of what was tried.
+A family writes chains that think aloud, as a person would on paper: a try is equations separated by `,`; `;` drops a
+try and begins the next; `!` says that it worked; `?` gives up. The chain is followed by the answer. Nothing in a chain
+knows more than a person who computes correctly and searches at random: no look-ahead, no memory of what was tried.
 """
 
 from __future__ import annotations

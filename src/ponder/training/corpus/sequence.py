@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ponder.training.corpus.base import Example
 
@@ -22,7 +23,7 @@ class Sequence:
             difference = rng.randint(1, 12)
             start = rng.randint(0, 99 - difference * length)
             terms = [start + difference * i for i in range(length + 1)]
-            steps = [f"{b}-{a}={difference}" for a, b in zip(terms, terms[1:-1], strict=False)]
+            steps = [f"{b}-{a}={difference}" for a, b in pairwise(terms[:-1])]
             steps.append(f"{terms[-2]}+{difference}={terms[-1]}")
         shown = " ".join(map(str, terms[:-1]))
         return Example(f"What comes next: {shown}?", ",".join(steps) + "!", str(terms[-1]))

@@ -1,0 +1,285 @@
+"""Procedural text, supervised loops and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import re
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ponder import registry
+from ponder.environments.countdown import check
+from ponder.errors import TrainingDiverged, UserError
+from ponder.models.tiny import new_model
+from ponder.runs.files import read_lines
+from ponder.training import checkpoint, lm
+from ponder.training.corpus.arithmetic import steps as arithmetic_steps
+from ponder.training.corpus.base import mixture
+from ponder.training.corpus.countdown import Countdown, expression, random_try
+from ponder.training.data import Position, ProceduralChats, ProceduralText, Transcripts, batches, collate
+from ponder.training.interrupt import Interrupt, Interrupted
+from ponder.training.supervised import FAMILIES, PretrainConfig, SFTConfig, pretrain, sft
+from ponder.types import Problem
+
+EQUATION = re.compile(r"(?<![\d=])(\d+)([-+*/])(\d+)=(\d+)")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return new_model(0)
+
+
+@pytest.mark.parametrize("family", [f.partition("=")[0] for f in FAMILIES])
+def test_every_equation_that_a_family_writes_is_right(family: str) -> None:
+    rng, part = random.Random(1), registry.build("training.corpus", family)
+    found = 0
+    for _ in range(300):
+        for a, op, b, c in EQUATION.findall(part.example(rng).thought):
+            x, y, z = int(a), int(b), int(c)
+            # Only whole equations: a cut chain may end in the middle of a number.
+            right = {"+": x + y, "-": x - y, "*": x * y, "/": x / y if y else None}[op]
+            assert right == z or str(right).startswith(c), f"{a}{op}{b}={c}"
+            found += 1
+    assert found > 100 or family in ("compare", "sort", "letters", "reverse")
+
+
+def test_countdown_chains_end_in_a_right_answer_unless_cut_or_given_up() -> None:
+    rng, family = random.Random(2), Countdown()
+    solved = 0
+    for _ in range(400):
+        e = family.example(rng)
+        target, *numbers = map(int, re.findall(r"\d+", e.prompt))
+        verdict = check(Problem("x", e.prompt, {"numbers": numbers, "target": target, "operations": "+-*"}), e.answer)
+        if not e.cut and e.thought.endswith("!"):
+            assert verdict.correct, (e, verdict)
+            solved += 1
+    assert solved > 200
+
+
+def test_countdown_chains_never_use_a_test_problem() -> None:
+    rng, family = random.Random(3), Countdown()
+    test = {
+        (p.public["target"], *sorted(p.public["numbers"]))
+        for p in (family.environment.problem("test", i) for i in range(300))
+    }
+    for _ in range(2000):
+        target, *numbers = map(int, re.findall(r"\d+", family.example(rng).prompt))
+        assert (target, *sorted(numbers)) not in test
+
+
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=5), st.integers(0, 2**32))
+@settings(max_examples=200, deadline=None)
+def test_a_try_becomes_an_expression_of_the_same_value(numbers: list[int], seed: int) -> None:
+    steps = random_try(random.Random(seed), numbers, "+-*")
+    assert eval(expression(steps)) == steps[-1][3]
+    assert sorted(map(int, re.findall(r"\d+", expression(steps)))) == sorted(numbers)
+
+
+@given(
+    st.recursive(
+        st.integers(0, 99).map(str),
+        lambda x: st.tuples(x, st.sampled_from("+-*"), x).map(lambda t: f"({t[0]}{t[1]}{t[2]})"),
+        max_leaves=6,
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_arithmetic_steps_evaluate_like_python(text: str) -> None:
+    assert arithmetic_steps(text)[1] == eval(text)
+
+
+def test_a_mixture_gives_the_same_example_at_an_index_each_time() -> None:
+    a, b = mixture(FAMILIES, 5), mixture(FAMILIES, 5)
+    assert [a.example(i) for i in range(50)] == [b.example(i) for i in reversed(range(50))][::-1]
+    assert [a.example(i) for i in range(50)] != [mixture(FAMILIES, 6).example(i) for i in range(50)]
+
+
+@pytest.mark.parametrize("word", ["countdwn", "countdown=0", "countdown=x"])
+def test_a_bad_family_is_refused_by_name(word: str) -> None:
+    with pytest.raises(UserError, match="countdown"):
+        mixture([word], 0)
+
+
+def test_chats_learn_thought_and_answer_but_not_the_prompt_nor_a_forced_end(model) -> None:
+    close = model.tokenizer.id_of("</think>")
+    cut_seen = False
+    mix = mixture(("countdown",), 0)
+    for index, (_, row) in zip(range(200), ProceduralChats(mix, model, 512).rows(0), strict=False):
+        _, e = mix.example(index)
+        prompt = model.prompt_ids(e.prompt)
+        assert row.ids[: len(prompt)] == prompt
+        assert not any(row.mask[: len(prompt)])
+        assert row.ids[-1] == model.end_ids[0]
+        assert row.mask[-1]
+        assert row.mask[row.ids.index(close)] is (not e.cut)
+        cut_seen |= e.cut
+    assert cut_seen
+
+
+@pytest.mark.parametrize("kind", ["text", "chats", "file"])
+def test_a_stream_continued_from_any_position_equals_one_that_was_never_stopped(
+    kind: str, model, tmp_path: Path
+) -> None:
+    if kind == "file":
+        path = tmp_path / "rows.jsonl"
+        rows = [json.dumps({"prompt": f"What is {i}+{i}?", "response": str(2 * i)}) for i in range(30)]
+        path.write_text("\n".join(rows))
+        source = Transcripts.read(path, model, 0, 200)
+    elif kind == "text":
+        source = ProceduralText(mixture(FAMILIES, 0), model, 64)
+    else:
+        source = ProceduralChats(mixture(FAMILIES, 0), model, 128)
+    whole = list(islice(batches(source, Position(), 500, model.pad_id, pool=3), 12))
+    for stop in (1, 3, 4, 7):
+        position = whole[stop - 1][0]
+        again = list(islice(batches(source, position, 500, model.pad_id, pool=3), 12 - stop))
+        for (p, a), (q, b) in zip(whole[stop:], again, strict=True):
+            assert p == q
+            assert torch.equal(a.ids_BT, b.ids_BT)
+            assert torch.equal(a.mask_BT, b.mask_BT)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{broken", "line 2: not valid JSON"),
+        ("[1]", "line 2: not a JSON object"),
+        ('{"prompt": "x"}', "line 2: needs `prompt` and `response`"),
+        ('{"ids": [1, 2], "mask": [true]}', "line 2: `ids` and `mask`"),
+        ('{"ids": [1, 99999], "mask": [false, true]}', "line 2: `ids` and `mask`"),
+    ],
+)
+def test_a_bad_line_is_named_by_its_number(line: str, reason: str, model, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "What is 1+1?", "response": "2"}\n' + line + "\n")
+    with pytest.raises(UserError, match=re.escape(reason)):
+        Transcripts.read(path, model, 0, 200)
+
+
+def small(**changes) -> lm.LMConfig:
+    base = lm.LMConfig(
+        rate=2e-3, batch_tokens=1024, warmup_steps=2, max_tokens=6000, decay=0.5, eval_every=3, patience=50
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
+    config, state = small(warmup_steps=4), lm.LMState()
+    assert lm.rate_at(config, state) == pytest.approx(config.rate / 4)
+    state.step, state.tokens = 10, 4000
+    assert lm.rate_at(config, state) == config.rate
+    state.decay_from = 4000
+    state.tokens = 5000
+    assert lm.rate_at(config, state) == pytest.approx(config.rate / 2)
+    state.tokens = 6000
+    assert lm.rate_at(config, state) == 0.0
+
+
+def test_training_stops_when_the_validation_loss_no_longer_improves(model) -> None:
+    fresh = new_model(1)
+    source = ProceduralText(mixture(("reverse",), 0), fresh, 64)
+    held_out = [collate([row for _, row in islice(source.rows(1000), 8)], 0)]
+    state, config = lm.LMState(), small(rate=1e-9, max_tokens=10**9, patience=2)
+    lm.train(fresh, source, held_out, config, state, optimiser=lm.make_optimiser(fresh.module, config))
+    assert state.decay_from is not None
+    assert 2 * config.eval_every <= state.step < 30
+
+
+def test_a_stopped_and_resumed_run_equals_one_that_was_not(tmp_path: Path, monkeypatch) -> None:
+    def config(name: str, **more) -> PretrainConfig:
+        return PretrainConfig(
+            out=str(tmp_path / name),
+            families=("reverse", "compare"),
+            length=64,
+            fit=small(),
+            checkpoint_every=2,
+            **more,
+        )
+
+    monkeypatch.setattr("ponder.training.supervised.HELD_OUT_ROWS", 16)
+    whole = pretrain(config("whole"))
+    train = lm.train
+
+    def stopped(*args, on_step, interrupt, **rest):
+        def watch(state, row):
+            on_step(state, row)
+            interrupt.requested = state.step == 3
+
+        train(*args, on_step=watch, interrupt=interrupt, **rest)
+
+    monkeypatch.setattr(lm, "train", stopped)
+    with pytest.raises(Interrupted, match="--resume"):
+        pretrain(config("parts"))
+    monkeypatch.setattr(lm, "train", train)
+    parts = pretrain(config("parts", resume=True))
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    a, b = (read_lines(p.parent / "metrics.jsonl").rows for p in (whole, parts))
+    clock = ("seconds", "seconds_data", "tokens_per_second")
+    assert [{k: v for k, v in r.items() if k not in clock} for r in a] == [
+        {k: v for k, v in r.items() if k not in clock} for r in b
+    ]
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("ponder.training.supervised.HELD_OUT_ROWS", 16)
+    loss_sum, calls = lm.loss_sum, []
+
+    def broken(module, batch):
+        calls.append(1)
+        loss, n = loss_sum(module, batch)
+        return (loss * math.nan, n) if len(calls) == 4 else (loss, n)
+
+    monkeypatch.setattr(lm, "loss_sum", broken)
+    config = PretrainConfig(
+        out=str(tmp_path / "run"), families=("reverse",), length=64, fit=small(eval_every=100), checkpoint_every=2
+    )
+    with pytest.raises(TrainingDiverged, match=r"step 4: .* last good checkpoint is .*step-000002"):
+        pretrain(config)
+
+
+def test_sft_learns_the_rows_of_a_file(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": "Say it.", "response": "</think>yes"}) for _ in range(200)))
+    monkeypatch.setattr("ponder.training.supervised.load", lambda spec: new_model(0))
+    out = sft(SFTConfig(data=str(path), out=str(tmp_path / "run"), fit=small(max_tokens=12000), checkpoint_every=100))
+    losses = [r["loss"] for r in read_lines(out.parent / "metrics.jsonl").rows]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_flipped_byte_in_a_checkpoint_is_an_error_that_names_the_file(tmp_path: Path, model) -> None:
+    optimiser = lm.make_optimiser(model.module, small())
+    saved = checkpoint.write(tmp_path, model, optimiser, {"step": 7})
+    assert checkpoint.read(saved.path).step == 7
+    for name in ("optimiser.safetensors", "model/model.safetensors", "state.json"):
+        file = saved.path / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        with pytest.raises(UserError, match=re.escape(file.name)):
+            checkpoint.read(saved.path)
+        file.write_bytes(whole)
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path: Path, model) -> None:
+    optimiser = lm.make_optimiser(model.module, small())
+    for step in (1, 2, 3):
+        checkpoint.write(tmp_path, model, optimiser, {"step": step}, keep=2)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-000002", "step-000003"]
+    assert checkpoint.last(tmp_path).step == 3
+
+
+def test_a_second_interrupt_stops_at_once() -> None:
+    import os
+    import signal
+
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
