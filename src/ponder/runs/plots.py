@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 BASE, TRAINED = "#5b7089", "#dd6b0d"
 INK, FAINT = "#22262b", "#d9dde2"
+DPI = 150
 DOTS = (0, (1, 1.4))
 COLOURS = {"base": BASE, "trained": TRAINED}
 STYLE = {
@@ -314,5 +315,5 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # No date and no version in the file: the same results give the same bytes.
     metadata: Mapping[str, Any] = {"Software": None}
-    figure.savefig(buffer, format="png", dpi=150, metadata=dict(metadata))
+    figure.savefig(buffer, format="png", dpi=DPI, metadata=dict(metadata))
     return buffer.getvalue()
