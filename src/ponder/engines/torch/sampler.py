@@ -22,7 +22,8 @@ from ponder.types import SamplingParams
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
-_TOP_P_CANDIDATES = 1024
+_CANDIDATES = 64
+"""Largest logits that are looked at first for a nucleus."""
 
 
 def mix(x: np.ndarray) -> np.ndarray:
@@ -50,6 +51,7 @@ class Rules:
 
     inverse_temperature_B1: Tensor | None
     greedy_B: Tensor | None
+    all_greedy: bool
     cut_rows: Tensor | None
     """Rows with a truncated distribution; the next three are theirs, in this order."""
     top_k: Tensor | None
@@ -59,7 +61,7 @@ class Rules:
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Rules:
         if all(p.temperature == 1.0 and not p.truncates for p in {id(p): p for p in params}.values()):
-            return cls(None, None, None, None, None, None)
+            return cls(None, None, False, None, None, None, None)
         temperature = np.array([p.temperature for p in params])
         greedy = temperature == 0.0
         inverse = None
@@ -75,6 +77,7 @@ class Rules:
         return cls(
             inverse,
             torch.tensor(greedy, device=device) if greedy.any() else None,
+            bool(greedy.all()),
             torch.tensor(cut, device=device) if cut else None,
             column([p.top_k for p in chosen], torch.int64) if any(p.top_k for p in chosen) else None,
             column([p.top_p for p in chosen], torch.float64) if any(p.top_p < 1.0 for p in chosen) else None,
@@ -92,6 +95,10 @@ def draw(logits_BV: Tensor, rules: Rules, uniforms_B: Tensor) -> tuple[Tensor, T
     if rules.inverse_temperature_B1 is not None:
         logits_BV.mul_(rules.inverse_temperature_B1)
     greedy_ids = logits_BV.argmax(-1) if rules.greedy_B is not None else None
+    if rules.all_greedy and greedy_ids is not None:
+        chosen_B = logits_BV.gather(1, greedy_ids.unsqueeze(1)).squeeze(1).double()
+        _refuse_broken(chosen_B)
+        return greedy_ids, torch.zeros_like(chosen_B)
     if rules.cut_rows is not None:
         _truncate(logits_BV, rules)
     top_B1 = logits_BV.amax(-1, keepdim=True)
@@ -116,8 +123,7 @@ def _inverse_cdf(shifted_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor
     weights = weights_BV.view(rows, blocks, width)
     cumulated = weights.sum(-1, dtype=torch.float64).cumsum(-1)
     total_B = cumulated[:, -1].contiguous()
-    if not bool(torch.isfinite(total_B).all()):
-        raise PonderError("the model's logits are not finite: its weights are broken or training has diverged")
+    _refuse_broken(total_B)
     # Rounding may lift u · total to total, past the last token that has weight.
     target_B = torch.minimum(uniforms_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
     block_B = (cumulated <= target_B.unsqueeze(1)).sum(-1)
@@ -130,6 +136,11 @@ def _inverse_cdf(shifted_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor
     return block_B * width + torch.minimum(inside_B, last_B), total_B
 
 
+def _refuse_broken(numbers_B: Tensor) -> None:
+    if not bool(torch.isfinite(numbers_B).all()):
+        raise PonderError("the model's logits are not finite: its weights are broken or training has diverged")
+
+
 def _truncate(logits_BV: Tensor, rules: Rules) -> None:
     """Set what top-k, then top-p, then min-p leave out to -inf, in place; ties with the last kept one stay."""
     whole = len(rules.cut_rows) == len(logits_BV)  # type: ignore[arg-type]
@@ -140,36 +151,40 @@ def _truncate(logits_BV: Tensor, rules: Rules) -> None:
         floor = _nucleus_floor(x, top, rules)
     if rules.min_p is not None:
         floor = torch.maximum(floor, (top.double() + rules.min_p.log()).to(x.dtype))
-    x = x.masked_fill(x < floor, -torch.inf)
-    if whole:
-        logits_BV.copy_(x)
-    else:
+    x.masked_fill_(x < floor, -torch.inf)
+    if not whole:
         logits_BV[rules.cut_rows] = x
 
 
 def _nucleus_floor(x: Tensor, top: Tensor, rules: Rules) -> Tensor:
-    """The smallest logit that top-k and top-p keep; top-p counts within what top-k keeps (Holtzman et al. 2020,
+    """The smallest logit that top-k and top-p keep, shape (rows, 1); -inf where both are off.
 
-    arXiv:1904.09751). A full sort is made only if the candidates do not hold the nucleus.
+    Top-p counts within what top-k keeps (Holtzman et al. 2020, arXiv:1904.09751).
     """
     vocab = x.shape[-1]
     k = torch.full((len(x), 1), vocab, dtype=torch.int64, device=x.device)
     if rules.top_k is not None:
         k = torch.where(rules.top_k > 0, rules.top_k.clamp_max(vocab), k)
     p = rules.top_p if rules.top_p is not None else torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
+    total = (x - top).exp_().sum(-1, keepdim=True, dtype=torch.float64)
     limited = int(torch.where(k < vocab, k, 0).max())
-    size = min(vocab, max(limited, _TOP_P_CANDIDATES if rules.top_p is not None else 1))
-    whole = (x - top).double().exp().sum(-1, keepdim=True)
-    while True:
-        values = x.topk(size, dim=-1).values
-        rank = torch.arange(size, device=x.device)
-        weights = (values - top).double().exp() * (rank < k)
-        cumulated = weights.cumsum(-1)
-        total = torch.where(k < vocab, cumulated[:, -1:], whole)
-        kept = ((rank < k) & (cumulated - weights < p * total)).sum(-1, keepdim=True)
-        unfinished = (kept == size) & (k > size) & (p < 1.0)
-        if size == vocab or not bool(unfinished.any()):
-            break
-        size = vocab
-    floor = values.gather(1, kept - 1)
+    floor = _floor_among(x, top, k, p, total, min(vocab, max(limited, _CANDIDATES)))
     return torch.where((k == vocab) & (p >= 1.0), torch.full_like(floor, -torch.inf), floor)
+
+
+def _floor_among(x: Tensor, top: Tensor, k: Tensor, p: Tensor, total: Tensor, size: int) -> Tensor:
+    """The floor, looked for among the `size` largest; rows whose nucleus is larger try again with more."""
+    vocab = x.shape[-1]
+    values = x.sort(-1, descending=True).values if size == vocab else x.topk(size, dim=-1).values
+    kept_by_k = torch.arange(size, device=x.device) < k
+    weights = (values - top).double().exp() * kept_by_k
+    cumulated = weights.cumsum(-1)
+    total_of_k = torch.where(k < vocab, cumulated[:, -1:], total)
+    kept = (kept_by_k & (cumulated - weights < p * total_of_k)).sum(-1, keepdim=True)
+    floor = values.gather(1, kept - 1)
+    if size < vocab:
+        again = ((kept == size) & (k > size) & (p < 1.0)).squeeze(1)
+        if bool(again.any()):
+            more = min(vocab, 16 * size)
+            floor[again] = _floor_among(x[again], top[again], k[again], p[again], total[again], more)
+    return floor
