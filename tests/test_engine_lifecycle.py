@@ -44,7 +44,7 @@ async def until(condition: Any, seconds: float = 20.0) -> None:
         await asyncio.sleep(0.001)
 
 
-def slow(model: LoadedModel, seconds: float = 0.01) -> LoadedModel:
+def slow(model: LoadedModel, seconds: float = 0.02) -> LoadedModel:
     """Make each step take a while, so that a test can act in mid-work."""
     logits = model.module.logits
 
@@ -78,7 +78,8 @@ def test_cancelling_a_task_frees_its_rows_and_spares_the_others() -> None:
             first.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await first
-            await until(lambda: engine.running == 2, 0.5)
+            await until(lambda: engine.running == 2)
+            assert not second.done()  # the first would have outlived it
             kept = await second
             assert [c.ids for c in kept] == [c.ids for c in engine.generate_many([request(2, 30, n=2)])[0]]
 
@@ -259,7 +260,8 @@ def test_closing_a_stream_frees_its_rows() -> None:
                 assert delta.text
                 break
             await stream.aclose()  # type: ignore[attr-defined]
-            await until(lambda: engine.running == 0, 1)
+            await until(lambda: engine.running == 0)
+            assert engine._batch._steps < LONG - 20
 
     asyncio.run(main())
 
@@ -315,14 +317,13 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:
 def test_weights_that_arrive_in_mid_work_are_recorded_in_the_segments() -> None:
     async def main() -> None:
         async with opened(slow(make_model(end=False))) as engine:
-            task = asyncio.create_task(engine.generate(request(1, 60, n=2)))
-            await until(lambda: engine.running == 2)
-            await asyncio.sleep(0.1)
+            task = asyncio.create_task(engine.generate(request(1, LONG, n=2)))
+            await until(lambda: engine._batch._steps > 5)
             await engine.load_weights(make_model(3, end=False).module, "new")
             for c in await task:
                 assert [s.weights_version for s in c.segments] == ["0", "new"]
                 assert c.weights_version == "new"
-                assert sum(len(s.ids) for s in c.segments) == 60
+                assert sum(len(s.ids) for s in c.segments) == LONG
 
     asyncio.run(main())
 
