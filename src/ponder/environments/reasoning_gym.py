@@ -19,6 +19,13 @@ from ponder.verifiers.base import verdict
 
 _WORKER = "ponder.environments._gym_worker"
 _MEMORY = 3 << 30
+_LONGEST = 4_000
+"""Characters; an answer may be longer only where the right one is long."""
+_MAKING = 60.0
+"""Seconds of processor time for making one problem."""
+_ONE = 1 - 1e-9
+_EQUAL = {"game_of_life_halting"}
+"""Tasks whose scorer gives 1 to every text (`bool(answer)`): here the answer must equal theirs."""
 _KINDS = {"timeout": VerdictKind.TIMEOUT, "memory": VerdictKind.MEMORY, "error": VerdictKind.ERROR}
 
 
@@ -37,11 +44,11 @@ def _call(function: str, arguments: list[Any], seconds: float) -> Result:
 class ReasoningGym(Procedural):
     """A task of reasoning-gym, named after the colon: `reasoning-gym:chain_sum`.
 
-    The library makes the problems and scores the answers, in worker processes: its scorers run model-written text
-    through `eval`-like code that may hang or fail, which is then the answer's fault. An answer is correct if its score
-    is 1. Other seeds do not make other problems there, so a hash of the question decides the split; one question in
-    four is for testing. A marker in the answer (`<answer>`, `\\boxed`, `The answer is`) names what is scored, otherwise
-    all of it is.
+    The library makes the problems and scores the answers, in worker processes: a scorer that hangs or fails on an
+    answer is killed, which is then the answer's fault. An answer is correct if its score is 1, and if no other answer
+    follows in its last line (some scorers read only the beginning). A marker (`<answer>`, `\\boxed`, `The answer is`)
+    names what is scored, otherwise all of the answer is. Other seeds do not make other problems in this library, so a
+    hash of the question decides the split; one question in four is for testing.
     """
 
     task: str = ""
@@ -52,8 +59,8 @@ class ReasoningGym(Procedural):
     """Give a wrong answer the task's partial score as its reward. Some scorers pay a little for anything at all."""
     instructions: str = ""
     """Added after each question, on a line of its own."""
-    seconds: float = 10.0
-    """Longest that making or scoring one problem may take."""
+    seconds: float = 5.0
+    """Longest that scoring one answer may take, in seconds of processor time."""
     seed: int = 0
     """Seed of the problems' order; the splits are the same for every seed."""
 
@@ -79,7 +86,7 @@ class ReasoningGym(Procedural):
 
     def draw(self, rng: Random) -> tuple[str, dict[str, Any]]:
         number = rng.getrandbits(31)
-        made = _call("make", [self.task, self.__dict__["_options"], number], self.seconds)
+        made = _call("make", [self.task, self.__dict__["_options"], number], _MAKING)
         if made.kind != "ok":
             raise UserError(f"{self.name} cannot make a problem with options {self.options}: {made.reason}")
         return " ".join(made.value["question"].split()), {**made.value, "number": number}
@@ -93,11 +100,15 @@ class ReasoningGym(Procedural):
 
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         gold = self.gold(problem)
-        exact = gold.answer is not None and answer == gold.answer.strip()
-        piece = None if exact else final_piece(answer)
-        given = gold.answer if exact else answer if piece is None else piece.text
+        right = "" if gold.answer is None else gold.answer.strip()
+        piece = None if answer == right else final_piece(answer)
+        given = gold.answer if answer == right else answer if piece is None else piece.text
         if not given:
             return verdict(VerdictKind.NO_ANSWER, "nothing follows the answer's marker")
+        if len(given) > max(_LONGEST, 4 * len(right)):
+            return verdict(VerdictKind.OUTPUT_LIMIT, f"the answer is too long for {self.task}: {len(given)} characters")
+        if self.task in _EQUAL and given.casefold() != right.casefold():
+            return verdict(VerdictKind.WRONG, f"{given[:60]!r} is not {right!r}", given)
         result = self._score(gold, given)
         if result.kind != "ok":
             own = None if gold.answer is None else self._score(gold, gold.answer)
@@ -107,10 +118,26 @@ class ReasoningGym(Procedural):
         score = float(result.value)
         if not math.isfinite(score):
             return verdict(VerdictKind.JUDGE_ERROR, f"{self.task} gave the score {score}")
-        if score >= 1 - 1e-9:
+        if score >= _ONE:
+            if answer != right and self._goes_on(gold, given):
+                return verdict(VerdictKind.WRONG, "a different answer follows the right one", given)
             return verdict(VerdictKind.CORRECT, f"{self.task} scored it 1", given)
         reward = max(0.0, score) if self.partial else 0.0
         return verdict(VerdictKind.WRONG, f"{self.task} scored it {score:.3g}", given, reward)
+
+    def _goes_on(self, gold: Gold, answer: str) -> bool:
+        """True if an answer is complete before its last line, and that line says something else.
+
+        Several scorers read only the beginning of an answer, or search it for the right one.
+        """
+        before, _, last = answer.rpartition("\n")
+        if not before.strip():
+            return False
+        return self._is_one(gold, before.rstrip()) and not self._is_one(gold, last.strip())
+
+    def _is_one(self, gold: Gold, answer: str) -> bool:
+        result = self._score(gold, answer)
+        return result.kind == "ok" and float(result.value) >= _ONE
 
     def _score(self, gold: Gold, answer: str) -> Result:
         arguments = [self.task, self.__dict__["_options"], gold.metadata["entry"], answer]

@@ -86,6 +86,7 @@ def bad_responses(problem: Problem, gold: str, different: str | None) -> Iterato
     yield "answer cut off", split_response(gold, FinishReason.LENGTH, None)
     if different is not None:
         yield "right answer, then a different one", Response(f"{gold}\n\n{different}")
+        yield "right answer, then a different one in the next line", Response(f"{gold}\n{different}")
         yield "right answer, then a different one by name", Response(f"{gold}\n\nThe answer is {different}")
         yield "right answer by name, then a different one", Response(f"The answer is {gold}\nThe answer is {different}")
 

@@ -15,8 +15,10 @@ import struct
 import sys
 from typing import Any, BinaryIO
 
+WAITING = 4.0
+"""So many times the limit may pass on the wall clock: a busy machine must not turn right answers into timeouts."""
 GRACE = 5.0
-"""Seconds past the limit after which a worker whose parent has gone ends itself."""
+"""Seconds after that in which a worker ends itself, if its parent has gone and cannot."""
 
 
 def send(pipe: BinaryIO, message: Any) -> None:
@@ -53,8 +55,9 @@ def limit_memory(limit: int) -> None:
 def answer(function: Any, arguments: list[Any], seconds: float) -> dict[str, Any]:
     """Call a function; whatever it raises becomes an answer, `BaseException` too (math-verify's timeout is one)."""
     if hasattr(signal, "setitimer"):
-        # The default action ends the process even inside C code; only needed if the parent cannot.
-        signal.setitimer(signal.ITIMER_REAL, seconds + GRACE)
+        # The default action of both signals ends the process, even inside C code.
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds * WAITING + GRACE)
     try:
         return {"kind": "ok", "value": function(*arguments)}
     except MemoryError:
@@ -63,6 +66,7 @@ def answer(function: Any, arguments: list[Any], seconds: float) -> dict[str, Any
         return {"kind": "error", "reason": f"{type(error).__name__}: {error}"[:300]}
     finally:
         if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 

@@ -35,7 +35,7 @@ class Math:
     """
 
     seconds: float = 5.0
-    """Longest that one comparison may take, from when it starts."""
+    """Longest that one comparison may take, in seconds of processor time from when it starts."""
     memory_mb: int = 1024
     """Most memory of a worker process, in MiB."""
 
