@@ -34,6 +34,7 @@ _EVALUATED = {"binary_matrix", "n_queens", "spiral_matrix", "string_insertion"}
 _PARSED = {"countdown", "intermediate_integration", "polynomial_multiplication", "puzzle24", "simple_integration"}
 _FORMULA = re.compile(r"(?:[A-Za-z0-9_+\-*/^(), \n]|\.(?![A-Za-z_ ]))*")
 _CALLED = re.compile(r"([A-Za-z_][A-Za-z_0-9]*)\s*\(")
+_CALLS_A_RESULT = re.compile(r"\)\s*\(")
 _TRIGONOMETRY = [a + f + h for a in ("", "a") for f in ("sin", "cos", "tan", "cot") for h in ("", "h")]
 _FUNCTIONS = {*_TRIGONOMETRY, "Abs", "csc", "erf", "exp", "ln", "log", "sec", "sign", "sqrt", "Rational", "Integer"}
 _FORBIDDEN = (
@@ -94,8 +95,13 @@ sys.addaudithook(_watch)
 
 
 def harmless(answer: str) -> bool:
-    """True for a formula that sympy's parser, which is `eval` inside, may see: arithmetic and known functions."""
-    return _FORMULA.fullmatch(answer) is not None and all(name in _FUNCTIONS for name in _CALLED.findall(answer))
+    """True for a formula that sympy's parser, which is `eval` inside, may see: arithmetic and known functions.
+
+    No attribute, no string, no index, and nothing is called but a known function by its name.
+    """
+    if _FORMULA.fullmatch(answer) is None or _CALLS_A_RESULT.search(answer) or "__" in answer:
+        return False
+    return all(name in _FUNCTIONS for name in _CALLED.findall(answer))
 
 
 def score(task: str, options: str, packed: str, answer: str) -> float:

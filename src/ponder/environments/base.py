@@ -24,6 +24,8 @@ from ponder.verifiers.base import too_long, verdict
 
 TEST_ONE_IN = 10
 """One key in so many belongs to the test split."""
+_ECHOES = 4
+"""So many times over, a prompt at the beginning of an answer is taken off."""
 _PATIENCE = 4_000
 """Draws without a new test problem after which the test split counts as exhausted."""
 
@@ -54,8 +56,9 @@ def guarded(hook: Callable[[Problem, str], Verdict], problem: Problem, response:
     answer = answer.strip()
     prompt = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1].content
     for echo in (prompt, problem.public.get("question")):
-        if isinstance(echo, str) and (echo := echo.strip()) and answer.startswith(echo):
-            answer = answer[len(echo) :].strip()
+        for _ in range(_ECHOES):
+            if isinstance(echo, str) and echo.strip() and answer.startswith(echo.strip()):
+                answer = answer[len(echo.strip()) :].strip()
     if not answer:
         return verdict(VerdictKind.NO_ANSWER, "the answer is empty")
     try:

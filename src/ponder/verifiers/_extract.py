@@ -21,6 +21,8 @@ LISTED = 5
 _LOOSELY_LISTED = 30
 """So many numbers with only a few characters, and no `=`, between them are a list too."""
 MAX_DIGITS = 1_000
+LISTING = "the answer lists numbers instead of giving one"
+UNFINISHED = "the answer ends with an expression, not with its value"
 
 _MARKER = re.compile(
     r"(?P<box>\\(?:boxed|fbox)\s{0,3}\{)|(?P<hash>####)|(?P<tag><answer>)"
@@ -126,10 +128,10 @@ def final_number(text: str) -> Number | str:
     if not found:
         return "the answer holds no number"
     if _is_listed(where, found):
-        return "the answer lists numbers instead of giving one"
+        return LISTING
     sign, operand = _before(where, found[-1].start())
     if operand:
-        return "the answer ends with an expression, not with its value"
+        return UNFINISHED
     number = _read(found[-1], sign)
     if number is None:
         return "the last number is too long"

@@ -18,6 +18,7 @@ def readings(text: str, marked: bool) -> list[Any]:
     """A text as math-verify reads it; in dollar signs where it is a formula and has none."""
     formula = "$" not in text and "\\(" not in text and "\\[" not in text and "\\boxed" not in text
     if formula and (marked or not _PROSE.search(_COMMAND.sub(" ", text))):
+        text = text.replace("**", "^")
         text = "$" + _PLAIN_NAMES.sub(r"\\\1", text) + "$"
     return parse(text, parsing_timeout=None)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ponder.errors import UserError
 from ponder.types import Verdict, VerdictKind
-from ponder.verifiers._extract import clean, final_number, final_piece, last_line
+from ponder.verifiers._extract import LISTING, clean, final_number, final_piece, last_line
 from ponder.verifiers.base import too_long, verdict
 
 _SPACE = re.compile(r"\s+")
@@ -43,8 +43,8 @@ class Exact:
             return verdict(VerdictKind.NO_ANSWER, "the answer is empty")
         if given != wanted:
             return verdict(VerdictKind.WRONG, f"{text!r} is not {str(gold)!r}", given)
-        if any(c.isdigit() for c in given) and final_number(answer) == "the answer lists numbers instead of giving one":
-            return verdict(VerdictKind.NO_ANSWER, "the answer lists numbers instead of giving one")
+        if any(c.isdigit() for c in given) and final_number(answer) == LISTING:
+            return verdict(VerdictKind.NO_ANSWER, LISTING)
         return verdict(VerdictKind.CORRECT, f"{text!r} is right", given)
 
     def check_gold(self, gold: Any) -> None:

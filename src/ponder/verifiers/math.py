@@ -11,7 +11,7 @@ from typing import Any
 
 from ponder.errors import MissingExtra, PonderError, UserError
 from ponder.types import Verdict, VerdictKind
-from ponder.verifiers._extract import Number, clean, final_number, final_piece
+from ponder.verifiers._extract import LISTING, UNFINISHED, Number, clean, final_number, final_piece
 from ponder.verifiers._pool import Result, shared
 from ponder.verifiers.base import too_long, verdict
 
@@ -59,7 +59,9 @@ class Math:
             where = "the answer" if piece is None else "what the answer's marker names"
             return verdict(VerdictKind.NO_ANSWER, f"{where} holds no letter and no digit")
         if _is_list(given) and not _is_list(wanted):
-            return verdict(VerdictKind.NO_ANSWER, "the answer lists numbers instead of giving one")
+            return verdict(VerdictKind.NO_ANSWER, LISTING)
+        if piece is None and _number(wanted) is not None and final_number(given) == UNFINISHED:
+            return verdict(VerdictKind.NO_ANSWER, UNFINISHED)  # math-verify would read only its last number
         quick = _compare(wanted, given)
         if quick is not None:
             return _judged(quick, given, wanted)
@@ -91,11 +93,12 @@ class Math:
 
 @functools.lru_cache(maxsize=4096)
 def _gold_fault(verifier: Math, gold: str) -> str:
-    """Why the gold cannot be compared with itself; empty if it can."""
-    result = verifier._call(gold, gold, True)
-    if result.kind != "ok":
-        return result.reason
-    return "" if result.value == "correct" else "math-verify does not find it equal to itself"
+    """Why the gold cannot be compared with itself and with a simple number; empty if it can."""
+    same, other = verifier._call(gold, gold, True), verifier._call(gold, "1", True)
+    for result in (same, other):
+        if result.kind != "ok":
+            return result.reason
+    return "" if same.value == "correct" else "math-verify does not find it equal to itself"
 
 
 def _judged(correct: bool, given: str, gold: str) -> Verdict:
@@ -112,7 +115,7 @@ def _canonical(text: str) -> str:
 
 
 def _is_list(text: str) -> bool:
-    return final_number(text) == "the answer lists numbers instead of giving one"
+    return final_number(text) == LISTING
 
 
 def _loose(text: str) -> str:
