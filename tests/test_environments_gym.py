@@ -37,13 +37,13 @@ def build(task, **options):
 
 @pytest.mark.parametrize("task", SAMPLE)
 def test_the_self_check_passes(task):
-    assert self_check(build(task), "test", range(2)) == []
+    assert self_check(build(task, seconds=1.5), "test", range(2)) == []
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 def test_the_self_check_passes_for_every_task_of_the_library():
-    """Takes about 15 minutes on 2 cores: pytest -m slow --timeout 3600 tests/test_environments_gym.py"""
+    """Takes about five minutes on 2 cores: pytest -m slow tests/test_environments_gym.py"""
     from ponder.environments.reasoning_gym import tasks
 
     failures = {task: self_check(build(task), "test", range(3)) for task in tasks()}
