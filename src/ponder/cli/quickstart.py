@@ -299,10 +299,8 @@ def table(curves: Curves) -> str:
         lines.append(
             f"{a.budget_tokens:>5} tokens     {_cell(a)}   {_cell(b)}   {a.no_answer:.1%} -> {b.no_answer:.1%}"
         )
-    lines += [
-        "",
-        f"sampling more        base                     trained                  (best by the checker, thoughts of {PARALLEL_AT})",
-    ]
+    heading = "sampling more        base                     trained"
+    lines += ["", f"{heading}                  (best by the checker, thoughts of {PARALLEL_AT} tokens)"]
     for c, d in zip(curves.base.parallel, curves.test.parallel, strict=True):
         lines.append(f"{c.samples:>5} samples    {_cell(c)}   {_cell(d)}")
     lines += ["", f"{duration(curves.seconds)}, {curves.peak_memory_bytes / 2**20:.0f} MiB at most, seed {curves.seed}"]

@@ -87,8 +87,8 @@ def architecture() -> LlamaConfig:
     )
 
 
-def new_model(seed: int) -> LoadedModel:
-    """ponder-tiny with random weights."""
+def new_model(seed: int, shape: LlamaConfig | None = None) -> LoadedModel:
+    """ponder-tiny with random weights, or a model of another shape with its tokenizer."""
     import dataclasses
 
     import torch
@@ -98,14 +98,15 @@ def new_model(seed: int) -> LoadedModel:
     from ponder.models.tokenizer import FastTokenizer
     from ponder.types import ModelInfo
 
-    shape = architecture()
+    shape = shape or architecture()
     module = Llama(shape)
     module.initialise(torch.Generator().manual_seed(seed))
     tokenizer = FastTokenizer(build_tokenizer())
     parameters = sum(p.numel() for p in module.parameters())
     embedding = shape.vocab_size * shape.hidden_size
     end, pad = tokenizer.id_of(END), tokenizer.id_of(PAD)
-    assert end is not None and pad is not None
+    assert end is not None
+    assert pad is not None
     return LoadedModel(
         module=module,
         tokenizer=tokenizer,

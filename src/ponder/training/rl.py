@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ponder import registry
 from ponder.errors import PonderError, Unsupported, UserError
+from ponder.models.host import release_threads
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.training import optim
@@ -99,6 +100,7 @@ class Trainer:
         trained = clock()
         self.state.step += 1
         await self.engine.load_weights(self.model.module, f"step-{self.state.step:06d}")
+        release_threads()  # the engine's thread decodes next
         published = clock()
         row = self._account(groups, rounds, skipped, rollouts, stats)
         self.state.seconds += published - began

@@ -14,8 +14,8 @@ from ponder import registry, sync
 from ponder.engines.torch.engine import TorchEngine
 from ponder.errors import TrainingDiverged, UserError
 from ponder.evaluation.evaluate import Evaluation, evaluate
+from ponder.models.host import reuse_freed_memory
 from ponder.models.load import load
-from ponder.models.memory import reuse_freed_memory
 from ponder.models.save import save
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ponder import config as configs
 from ponder.errors import TrainingDiverged, UserError
+from ponder.models.host import reuse_freed_memory
 from ponder.models.load import load
-from ponder.models.memory import reuse_freed_memory
 from ponder.models.save import save
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run

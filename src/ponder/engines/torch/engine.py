@@ -19,6 +19,7 @@ from ponder.engines.torch.weights import copy_weights, state_of
 from ponder.engines.torch.worker import CLOSED, Worker
 from ponder.errors import EngineClosed, UserError
 from ponder.models.base import LoadedModel
+from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.types import Capabilities, Completion, Delta, Prompt, Request
 
 _EXIT_SECONDS = 5.0
@@ -72,6 +73,8 @@ class TorchEngine:
             exact=model.device.type == "cpu",
         )
         self._batch = batch
+        reuse_freed_memory()
+        release_threads()  # of the thread that loaded the model: from here on the worker computes
         self._worker = Worker(batch, max_rows=max_rows, memory=self.kv_memory)
         self._pending: dict[asyncio.AbstractEventLoop, list[Job]] = {}
         self._lock = threading.Lock()

@@ -18,6 +18,7 @@ from ponder.engines.torch.batch import Batch
 from ponder.engines.torch.cache import rounded
 from ponder.engines.torch.jobs import Job
 from ponder.errors import EngineClosed, PonderError
+from ponder.models.host import release_threads
 
 CLOSED = "the engine is closed: open a new one"
 
@@ -83,6 +84,8 @@ class Worker:
     def _run(self) -> None:
         try:
             while True:
+                if not (self.queue or len(self.batch)):
+                    release_threads()
                 with self._wake:
                     while not (self.closing or self._inbox or self.queue or len(self.batch)):
                         self._wake.wait()
