@@ -98,7 +98,8 @@ def _from_file(path: Path, class_name: str, room: str) -> type:
     if not class_name:
         raise UserError(f"{path}: name the class too, as {path}:Class")
     spec = importlib.util.spec_from_file_location(f"ponder_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 RUNGS = (20, 40, 80, 160, 320)
 """Tokens of thought of the sequential curve; the smallest fits one whole attempt with four numbers (18 tokens)."""
 ANSWER_TOKENS = 16
-TRAINED_AT = 80
-"""Tokens of thought in training, and the rung at which base and trained model are compared."""
+TRAINED_AT = 40
+"""Tokens of thought in training and along the train-compute curve."""
+COMPARED_AT = 40
+"""The rung at which base and trained model are compared."""
 PARALLEL_AT = 20
 """Tokens of thought of each parallel sample."""
 SHOWN = 6
@@ -35,7 +37,9 @@ class QuickstartConfig:
     out: str = "runs/quickstart"
     """Run directory to make."""
     minutes: float = 8.0
-    """Time for everything; what the evaluations leave goes into training."""
+    """Time for everything; what the evaluations leave goes into training, resolved to a number of steps once."""
+    steps: int | None = None
+    """Training steps, instead of what the time allows; the config of a finished run holds them."""
     seed: int = 0
     """Seed of problems and samples."""
     problems: int = 500
@@ -52,6 +56,8 @@ class QuickstartConfig:
     def __post_init__(self) -> None:
         if not self.minutes >= 1:
             raise UserError(f"minutes = {self.minutes}: the evaluations alone need more than that; give at least 1")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps = {self.steps}: give at least 1")
         if self.problems < 50:
             raise UserError(f"problems = {self.problems}: give at least 50, or the intervals say nothing")
         if self.samples < 2:
@@ -70,7 +76,7 @@ def main(args: list[str]) -> int:
     run = Run.create(config.out, to_toml(config), config.seed, overwrite=config.overwrite)
     with run:
         curves = quickstart(config, run, began)
-        _, page = render(run.path)
+    _, page = render(run.path)
     if config.json:
         import json
 
@@ -105,10 +111,11 @@ def quickstart(config: QuickstartConfig, run: Run, began: float) -> Curves:
         # The trained model is evaluated in the same way; the rest of the time is for training.
         spent = time.monotonic() - began
         left = config.minutes * 60 - spent - 1.15 * evaluation_seconds - REPORT_SECONDS
-        rl.limit(max(20.0, left) / 60)
-        rl.train(on_evaluation=lambda step, result: None)
+        rl.limit(steps=config.steps, minutes=None if config.steps else max(20.0, left) / 60)
+        rl.train()
+        run.write_text("config.toml", to_toml(dataclasses.replace(config, steps=rl.trainer.state.step)))
         trained, trained_pool = _test_time(rl, config, "trained", quiet)
-        at = RUNGS.index(TRAINED_AT)
+        at = RUNGS.index(COMPARED_AT)
         before, after = base.evaluations[at], trained.evaluations[at]
         seconds = time.monotonic() - began
         from ponder.training.rl import peak_memory
@@ -166,7 +173,9 @@ def rl_config(config: QuickstartConfig, minutes: float) -> Any:
         problems=32,
         group=16,
         minutes=minutes,
-        rate=3e-4,
+        rate=2e-4,
+        updates=4,
+        final_rate=0.25,
         eval_every=15,
         eval_problems=config.problems,
         checkpoint_every=1000,
@@ -268,8 +277,8 @@ def _summary(rl: RLRun, curves: Curves, before: Any, after: Any, cost: Any, show
     return {
         "title": "Quickstart: a next-token model learns to think",
         "facts": {
-            f"Base, {TRAINED_AT} tokens of thought": show(before),
-            f"Trained, {TRAINED_AT} tokens of thought": show(after),
+            f"Base, {COMPARED_AT} tokens of thought": show(before),
+            f"Trained, {COMPARED_AT} tokens of thought": show(after),
             "Gain (paired)": f"{gain.value * 100:+.1f} points ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})",
             f"Trained, {rungs[0].budget_tokens} to {rungs[-1].budget_tokens} tokens of thought": span,
             "Training steps": rl.trainer.state.step,

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from ponder import registry
 from ponder.errors import PonderError, Unsupported, UserError
-from ponder.models.host import release_threads
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.training import optim
@@ -100,7 +99,6 @@ class Trainer:
         trained = clock()
         self.state.step += 1
         await self.engine.load_weights(self.model.module, f"step-{self.state.step:06d}")
-        release_threads()  # the engine's thread decodes next
         published = clock()
         row = self._account(groups, rounds, skipped, rollouts, stats)
         self.state.seconds += published - began
@@ -233,9 +231,10 @@ class Trainer:
             "rounds": rounds,
             "entropy": mean("entropy"),
             "loss": mean("loss"),
-            "mismatch_mean": mean("mismatch_mean"),
-            "mismatch_max": max((u.mismatch_max for u in stats if u.tokens), default=None),
-            "mismatch_k3": mean("mismatch_k3"),
+            # Of the first update alone: the later ones differ from the sampler on purpose.
+            "mismatch_mean": stats[0].mismatch_mean if stats[0].tokens else None,
+            "mismatch_max": stats[0].mismatch_max if stats[0].tokens else None,
+            "mismatch_k3": stats[0].mismatch_k3 if stats[0].tokens else None,
             "clipped": mean("clipped"),
             "gradient_norm": max((u.gradient_norm for u in stats if u.tokens), default=None),
             "rate": self.optimiser.param_groups[0]["lr"],

@@ -54,8 +54,9 @@ class RLConfig:
     """Policy loss (see `ponder list losses`)."""
     loss_options: Options = field(default_factory=dict)
     """Options of the loss, such as clip_low and clip_high."""
-    mask_truncated: bool = True
-    """Leave the tokens of truncated responses out of the loss (they are counted either way)."""
+    mask_truncated: bool = False
+    """Leave the tokens of truncated responses out of the loss (they are counted either way). With thoughts that are
+    closed by force this teaches not to end: what is never punished grows (docs/LOG.md)."""
     resample: int = 0
     """Dynamic sampling: most extra rounds that replace groups without signal by new problems."""
     rewards: Literal["judge", "shuffled"] = "judge"

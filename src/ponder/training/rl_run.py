@@ -14,7 +14,7 @@ from ponder import registry, sync
 from ponder.engines.torch.engine import TorchEngine
 from ponder.errors import TrainingDiverged, UserError
 from ponder.evaluation.evaluate import Evaluation, evaluate
-from ponder.models.host import reuse_freed_memory
+from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.models.load import load
 from ponder.models.save import save
 from ponder.runs.progress import Progress
@@ -47,13 +47,17 @@ class RLRun:
     """Points of the train-compute curve so far."""
     results: dict[int, Evaluation] = field(default_factory=dict)
     """Held-out evaluations of this process, by step."""
+    config_name: str = "config.toml"
 
     @classmethod
-    def begin(cls, config: RLConfig, *, run: Run | None = None, model: LoadedModel | None = None) -> RLRun:
-        """Build everything that can fail before the run directory is made. Raises `UserError`."""
+    def begin(cls, config: RLConfig, *, run: Run | None = None) -> RLRun:
+        """Build everything that can fail before the run directory is made. Raises `UserError`.
+
+        Within another command's `run` the config is written as `rl.toml`.
+        """
         reuse_freed_memory()
         environment: Environment = registry.build("environments", config.environment, config.environment_options)
-        model = model or load(config.model)
+        model = load(config.model)
         engine = TorchEngine(model, max_rows=config.max_rows)
         trainer = Trainer(config, model, environment, engine)
         name = config.eval_strategy or config.strategy
@@ -70,8 +74,9 @@ class RLRun:
             self._restore(checkpoint.last(run.checkpoints))
             return self
         text = configs.to_toml(dataclasses.replace(config, resume=False))
-        run = run or Run.create(config.out, text, config.seed)
-        return cls(config, run, trainer, eval_strategy, held_out)
+        if run is not None:
+            return cls(config, run, trainer, eval_strategy, held_out, config_name="rl.toml")
+        return cls(config, Run.create(config.out, text, config.seed), trainer, eval_strategy, held_out)
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         trainer = self.trainer
@@ -89,9 +94,10 @@ class RLRun:
     def _fix_steps(self, steps: int) -> None:
         self.config = self.trainer.config = dataclasses.replace(self.config, steps=steps, minutes=None)
 
-    def limit(self, minutes: float) -> None:
-        """Give the loop another time limit before it begins."""
-        self.config = self.trainer.config = dataclasses.replace(self.config, minutes=minutes)
+    def limit(self, *, minutes: float | None = None, steps: int | None = None) -> None:
+        """Give the loop a time limit, or a number of steps, before it begins."""
+        steps = self.config.steps if steps is None else steps
+        self.config = self.trainer.config = dataclasses.replace(self.config, minutes=minutes, steps=steps)
 
     # The loop -----------------------------------------------------------------------------------------------------
 
@@ -103,6 +109,7 @@ class RLRun:
         """
         state = self.trainer.state
         began, seconds = time.monotonic(), []
+        self._write_config()
         if state.step == 0:
             self.evaluate(on_evaluation)
         with Interrupt() as interrupt, Progress("rl", self._total(), unit="steps") as progress:
@@ -125,12 +132,13 @@ class RLRun:
                     self.run.finish("interrupted")
                     raise Interrupted(
                         f"stopped at step {state.step}; continue with: "
-                        f"ponder train rl --config {self.run.config_path} --resume"
+                        f"ponder train rl --config {self.run.path / self.config_name} --resume"
                     )
                 self._show(progress, step)
         self.checkpoint()
         final = self.run.path / "model"
         save(self.trainer.model, final, replace=True)
+        release_threads()
         return final
 
     def _total(self) -> float | None:
@@ -145,7 +153,10 @@ class RLRun:
         left = self.config.minutes * 60 - elapsed
         steps = max(self.trainer.state.step, self.trainer.state.step + int(left / step_seconds))
         self._fix_steps(steps)
-        self.run.write_text("config.toml", configs.to_toml(self.config))
+        self._write_config()
+
+    def _write_config(self) -> None:
+        self.run.write_text(self.config_name, configs.to_toml(dataclasses.replace(self.config, resume=False)))
 
     def evaluate(self, on_evaluation: Callable[[int, Evaluation], None] = lambda step, result: None) -> Evaluation:
         """Evaluate on the held-out problems, the same seeds each time, and add a point to the train-compute curve."""
@@ -172,7 +183,7 @@ class RLRun:
     def checkpoint(self) -> checkpoint.Checkpoint:
         state = self.trainer.state
         steps = None if self.config.minutes is not None else self.config.steps
-        return checkpoint.write(
+        saved = checkpoint.write(
             self.run.checkpoints,
             self.trainer.model,
             self.trainer.optimiser,
@@ -184,6 +195,8 @@ class RLRun:
             },
             keep=self.config.keep_checkpoints,
         )
+        release_threads()
+        return saved
 
     def _last_good(self) -> str:
         whole = sorted(self.run.checkpoints.glob("step-*"))

@@ -156,6 +156,7 @@ class TorchEngine:
         for request in requests:
             futures.append(concurrent.futures.Future())
             jobs.append(self._prepare(request, _SyncSink(futures[-1])))
+        release_threads()
         self._worker.submit(jobs)
         try:
             return [f.result() for f in futures]
@@ -229,6 +230,7 @@ class TorchEngine:
             jobs = self._pending.pop(loop, [])
         if not jobs:
             return
+        release_threads()  # the caller's: it waits while the worker computes
         try:
             self._worker.submit(jobs)
         except EngineClosed as error:

@@ -1,0 +1,36 @@
+"""An environment that even random weights have signal on: a response is right if its text has an even length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ponder.environments.base import SingleTurn
+from ponder.types import Gold, Problem, Response, Split, Verdict, VerdictKind
+
+
+@dataclass(frozen=True)
+class Even(SingleTurn):
+    """Right if the response has an even number of characters."""
+
+    problems: int = 40
+    digits: bool = False
+    """Right if the response begins with a digit instead: easier to learn."""
+    broken: bool = False
+    """Fail in our hands at every judgement."""
+
+    name = "even"
+
+    def size(self, split: Split) -> int:
+        return self.problems
+
+    def problem(self, split: Split, index: int) -> Problem:
+        return Problem(f"even-{split}-{index}", f"{split} {index}")
+
+    def gold(self, problem: Problem) -> Gold:
+        return Gold("any")
+
+    def judge(self, problem: Problem, response: Response) -> Verdict:
+        if self.broken:
+            return Verdict(VerdictKind.JUDGE_ERROR, None, "the judge is broken")
+        right = response.text[:1].isdigit() if self.digits else len(response.text) % 2 == 0
+        return Verdict(VerdictKind.CORRECT if right else VerdictKind.WRONG, float(right), f"{len(response.text)}")

@@ -1,0 +1,246 @@
+"""The RL loop on a model of random weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ponder import sync
+from ponder.config import from_mapping, load_toml
+from ponder.engines.torch.engine import TorchEngine
+from ponder.errors import PonderError, TrainingDiverged, UserError
+from ponder.models.llama import LlamaConfig
+from ponder.models.save import save
+from ponder.models.tiny import VOCAB_SIZE, new_model
+from ponder.runs.files import read_lines
+from ponder.training import rl, rl_run
+from ponder.training.interrupt import Interrupted
+from ponder.training.rl import Trainer, has_signal
+from ponder.training.rl_config import RLConfig
+from ponder.training.rl_run import train
+from ponder.training.rollouts import Sample, to_rollouts
+from ponder.types import Completion, FinishReason, Problem, Response, Segment, SegmentKind, Spend, Verdict, VerdictKind
+
+ENVIRONMENT = f"{Path(__file__).parent / 'rl_environment.py'}:Even"
+SHAPE = LlamaConfig(VOCAB_SIZE, 32, 64, 2, 2, 1, 16, 256, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "base"
+    save(new_model(0, SHAPE), folder)
+    return str(folder)
+
+
+def config(base: str, out: Path, **changes) -> RLConfig:
+    values = {
+        "model": base,
+        "out": str(out),
+        "environment": ENVIRONMENT,
+        "strategy_options": {"thought_tokens": 6, "answer_tokens": 4},
+        "problems": 4,
+        "group": 4,
+        "steps": 5,
+        "rate": 1e-3,
+        "mask_truncated": False,
+        "eval_every": 2,
+        "eval_problems": 8,
+        "checkpoint_every": 2,
+        "record_problems": -1,
+        "record_tokens": True,
+    }
+    return RLConfig(**{**values, **changes})
+
+
+METRICS = """
+reward verdicts length truncated entropy mismatch_mean mismatch_max mismatch_k3 gradient_norm clipped
+sampled_tokens_per_second trained_tokens_per_second seconds_sample seconds_train seconds_publish flops
+peak_memory_bytes groups_without_signal
+"""
+CLOCK = re.compile(r"seconds|per_second|peak_memory")
+
+
+def rows(run: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [{k: v for k, v in r.items() if not CLOCK.search(k)} for r in read_lines(run / name).rows]
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_another(base, tmp_path) -> None:
+    a = train(config(base, tmp_path / "a"))
+    b = train(config(base, tmp_path / "b"))
+    train(config(base, tmp_path / "c", seed=1))
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    assert rows(tmp_path / "a", "rollouts.jsonl") == rows(tmp_path / "b", "rollouts.jsonl")
+    assert rows(tmp_path / "a") != rows(tmp_path / "c")
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_stopped_and_resumed_run_equals_one_that_was_not(stop, base, tmp_path, monkeypatch) -> None:
+    whole = train(config(base, tmp_path / "whole"))
+    step = Trainer.step
+    interrupts = []
+    interrupt = rl_run.Interrupt
+
+    def made():
+        interrupts.append(interrupt())
+        return interrupts[-1]
+
+    async def stopping(self):
+        done = await step(self)
+        interrupts[-1].requested = self.state.step == stop
+        return done
+
+    monkeypatch.setattr(rl_run, "Interrupt", made)
+    monkeypatch.setattr(Trainer, "step", stopping)
+    with pytest.raises(Interrupted, match=r"continue with: ponder train rl --config .*config.toml --resume") as error:
+        train(config(base, tmp_path / "parts"))
+    assert error.value.exit_code == 130
+    monkeypatch.setattr(Trainer, "step", step)
+    written = from_mapping(RLConfig, load_toml(tmp_path / "parts" / "config.toml"), "config.toml")
+    parts = train(dataclasses.replace(written, resume=True))
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        assert rows(tmp_path / "whole", name) == rows(tmp_path / "parts", name)
+    assert (tmp_path / "whole/curves.json").read_text() == (tmp_path / "parts/curves.json").read_text()
+
+
+def test_every_metric_of_the_contract_is_logged_at_each_step(base, tmp_path) -> None:
+    train(config(base, tmp_path / "run", steps=2))
+    for row in read_lines(tmp_path / "run" / "metrics.jsonl").rows:
+        for name in METRICS.split():
+            assert row[name] is not None, name
+        assert row["mismatch_max"] < 1e-4  # float32, one module: sampler and trainer agree
+        assert sum(row["verdicts"].values()) == 16
+
+
+def test_the_policy_gradient_raises_the_reward(base, tmp_path) -> None:
+    run, digits = tmp_path / "run", {"digits": True}
+    train(config(base, run, environment_options=digits, steps=15, problems=8, group=8, rate=1e-2, eval_every=0))
+    rewards = [r["reward"] for r in read_lines(run / "metrics.jsonl").rows]
+    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.3
+
+
+def test_minutes_are_resolved_to_steps_once_and_written_to_the_config(base, tmp_path) -> None:
+    run = tmp_path / "run"
+    train(config(base, run, minutes=0.02, eval_every=0))
+    written = from_mapping(RLConfig, load_toml(run / "config.toml"), "config.toml")
+    assert written.minutes is None
+    assert written.steps == len(read_lines(run / "metrics.jsonl").rows) >= rl_run.PROBE_STEPS
+    again = train(dataclasses.replace(written, out=str(tmp_path / "again")))
+    assert (run / "model/model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+
+
+def trainer(base: str, tmp_path: Path, **changes) -> Trainer:
+    from ponder import registry
+    from ponder.models.load import load
+
+    c, model = config(base, tmp_path / "unused", **changes), load(base)
+    return Trainer(c, model, registry.build("environments", c.environment, c.environment_options), TorchEngine(model))
+
+
+def test_dynamic_sampling_replaces_groups_without_signal_and_counts_them(base, tmp_path) -> None:
+    one = trainer(base, tmp_path, group=2, resample=4)
+    step = sync.run(one.step())
+    assert len(step.groups) == 4
+    assert step.row["groups_replaced"] > 0
+    assert all(has_signal(g) for g in step.groups)
+    assert one.state.drawn == 4 + step.row["groups_replaced"]
+    sync.run(one.engine.close())
+
+
+def test_shuffled_rewards_keep_each_groups_sum(base, tmp_path) -> None:
+    one = trainer(base, tmp_path)
+    groups, _, _ = sync.run(one._groups())
+    rollouts = to_rollouts(groups, 0, mask_truncated=False)
+    dealt = rl._shuffled(rollouts, 5)
+    assert not torch.equal(dealt.rewards_B, rollouts.rewards_B)
+    assert torch.equal(dealt.rewards_B.view(4, 4).sum(1), rollouts.rewards_B.view(4, 4).sum(1))
+    sync.run(one.engine.close())
+
+
+def test_a_finite_training_set_is_shuffled_anew_each_epoch_and_used_up_first(base, tmp_path) -> None:
+    one = trainer(base, tmp_path, environment_options={"problems": 10})
+    ids = [one._next_problem().id for _ in range(20)]
+    assert len(set(ids[:10])) == len(set(ids[10:])) == 10
+    assert ids[:10] != ids[10:]
+    sync.run(one.engine.close())
+
+
+def test_too_many_failed_judgements_stop_the_run_with_the_reason(base, tmp_path) -> None:
+    with pytest.raises(PonderError, match="the judge is broken"):
+        train(config(base, tmp_path / "run", environment_options={"broken": True}))
+
+
+def test_a_diverged_step_names_itself_and_the_last_good_checkpoint(base, tmp_path, monkeypatch) -> None:
+    step = Trainer.step
+
+    async def broken(self):
+        if self.state.step == 3:
+            raise TrainingDiverged("the loss is nan")
+        return await step(self)
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(TrainingDiverged, match=r"step 4: the loss is nan; the last good checkpoint is .*step-000002"):
+        train(config(base, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"strategy_options": {"thought_tokens": 6, "top_p": 0.9}}, "top_p cuts the distribution"),
+        ({"strategy_options": {"thought_tokens": 6, "temperature": 0}}, "RL needs samples that differ"),
+        ({"strategy_options": {"thought_tokens": 600}}, "do not fit the context of 256"),
+        ({"strategy": "bugdet_forcing"}, "did you mean 'budget_forcing'"),
+        ({"environment": "countdwn"}, "did you mean 'countdown'"),
+        ({"advantage": "meanonly_"}, "mean_only"),
+        ({"loss_options": {"clip_hi": 0.3}}, "did you mean 'clip_high'"),
+        ({"eval_problems": 1000}, "has 40 test problems"),
+        ({"problems": 100}, "fewer than the 100 of a step"),
+    ],
+)
+def test_bad_input_is_refused_before_a_directory_is_made(changes, reason, base, tmp_path) -> None:
+    with pytest.raises(UserError, match=re.escape(reason)):
+        train(config(base, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["problems", "group", "steps", "rate", "micro_tokens", "eval_problems"])
+def test_a_value_of_zero_is_refused_by_name(name, base, tmp_path) -> None:
+    with pytest.raises(UserError, match=name):
+        config(base, tmp_path, **{name: 0})
+
+
+def sample(finish: FinishReason, reward: float | None) -> Sample:
+    kind = VerdictKind.JUDGE_ERROR if reward is None else VerdictKind.CORRECT if reward else VerdictKind.WRONG
+    segments = (
+        Segment(SegmentKind.SAMPLED, (5, 6), (-1.0, -2.0)),
+        Segment(SegmentKind.FORCED, (7,)),
+        Segment(SegmentKind.SAMPLED, (8, 1), (-0.5, -0.1)),
+    )
+    completion = Completion("", finish, Spend(), segments, prompt_ids=(2, 3, 4))
+    return Sample(Problem("p", "x"), completion, Response("x"), Verdict(kind, reward, ""))
+
+
+def test_only_sampled_ids_are_trained_on_and_end_tokens_are_among_them() -> None:
+    r = to_rollouts([[sample(FinishReason.STOP, 1.0), sample(FinishReason.STOP, 0.0)]], 0, mask_truncated=True)
+    assert r.mask_BT[0].tolist() == [False, False, False, True, True, False, True, True]
+    assert r.logprobs_BT[0, 3:].tolist() == pytest.approx([-1.0, -2.0, 0.0, -0.5, -0.1])
+    assert r.prompt_lengths_B.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("mask_truncated", [True, False])
+def test_truncated_responses_are_masked_by_choice_and_keep_their_reward(mask_truncated) -> None:
+    r = to_rollouts(
+        [[sample(FinishReason.LENGTH, 0.0), sample(FinishReason.STOP, 1.0)]], 0, mask_truncated=mask_truncated
+    )
+    assert bool(r.mask_BT[0].any()) is not mask_truncated
+    assert r.rewards_B.tolist() == [0.0, 1.0]
+
+
+def test_a_failed_judgement_has_no_reward() -> None:
+    r = to_rollouts([[sample(FinishReason.STOP, None)]], 0, mask_truncated=True)
+    assert r.rewards_B.isnan().all()
