@@ -84,7 +84,8 @@ def test_a_run_directory_repeats_the_evaluation(
     rollouts = [read_lines(p / "rollouts.jsonl").rows for p in (first, again)]
     assert len(rollouts[0]) == 12
     assert rollouts[0] == rollouts[1]
-    assert {"problem_id", "prompt", "texts", "kinds", "reasons", "rewards"} <= set(rollouts[0][0])
+    assert set(rollouts[0][0]) == {"problem_id", "prompt", "samples"}
+    assert set(rollouts[0][0]["samples"][0]) == {"text", "verdict", "reason", "reward", "answer", "tokens"}
     assert engine.requests[-1].params.temperature == 0.5
     assert read_manifest(first)["status"] == "done"
     report = (first / "report.html").read_text()

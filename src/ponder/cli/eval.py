@@ -221,8 +221,10 @@ def _write(run: Run, config: EvalConfig, environment: Any, problems: list[Proble
     from ponder.types import to_json
 
     for problem, row in zip(problems, result.rows, strict=True):
-        values = to_json(row)
-        run.log_rollout({"problem_id": values.pop("id"), "prompt": problem.prompt, **values})
+        columns = zip(row.texts, row.kinds, row.reasons, row.rewards, row.answers, row.tokens, strict=True)
+        names = ("text", "verdict", "reason", "reward", "answer", "tokens")
+        rows = [to_json(dict(zip(names, column, strict=True))) for column in columns]
+        run.log_rollout({"problem_id": row.id, "prompt": to_json(problem.prompt), "samples": rows})
     run.write_json("evaluation.json", summary(config, result))
     run.write_json("samples.json", samples(environment, problems, result, max(config.show, 8)))
     a = result.accuracy

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from ponder.config import parse
 from ponder.errors import UserError, nearest
 
@@ -45,7 +43,11 @@ def main(args: list[str]) -> int:
         from ponder.training.rl_run import train
 
         final = train(config)
+        from ponder.runs.report import render
+
+        _, page = render(config.out)
+        print(f"report: {page}")
     else:
         raise UserError(f"unknown kind of training {kind!r}{nearest(kind, ('pretrain', 'sft', 'rl'))}")
-    print(f"model: {final}", file=sys.stdout)
+    print(f"model: {final}")
     return 0

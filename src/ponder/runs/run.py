@@ -34,7 +34,7 @@ from ponder.runs.files import (
 
 FORMAT = "ponder-run-1"
 Status = Literal["running", "done", "failed", "interrupted"]
-DATA = ("config.toml", "manifest.json", "metrics.jsonl", "rollouts.jsonl", "curves.json", "evaluation.json")
+DATA = ("config.toml", "rl.toml", "manifest.json", "metrics.jsonl", "rollouts.jsonl", "curves.json", "evaluation.json")
 SHOWN = ("summary.json", "samples.json", "report.md", "report.html", "curves.png", "parallel.png", "training.png")
 FOLDERS = ("checkpoints", "model")
 

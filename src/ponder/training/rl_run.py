@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from ponder import registry, sync
 from ponder.engines.torch.engine import TorchEngine
 from ponder.errors import TrainingDiverged, UserError
 from ponder.evaluation.evaluate import Evaluation, evaluate
+from ponder.evaluation.intervals import paired_difference
 from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.models.load import load
 from ponder.models.save import save
@@ -23,7 +25,7 @@ from ponder.training import checkpoint
 from ponder.training.interrupt import Interrupt, Interrupted
 from ponder.training.rl import RLState, Step, Trainer
 from ponder.training.rl_config import RLConfig
-from ponder.types import to_json
+from ponder.types import VerdictKind, to_json
 
 if TYPE_CHECKING:
     from ponder.models.base import LoadedModel
@@ -268,14 +270,50 @@ def show(result: Evaluation) -> str:
     return f"{a.value:.1%} ({a.low:.1%} to {a.high:.1%}, n {a.n})"
 
 
+def summary(loop: RLRun) -> dict[str, Any]:
+    """What the report says of a finished run."""
+    first, last, state = loop.evaluations[0], loop.evaluations[-1], loop.trainer.state
+
+    def cell(point: dict[str, Any]) -> str:
+        return f"{point['accuracy']:.1%} ({point['low']:.1%} to {point['high']:.1%}, n {point['n']})"
+
+    facts: dict[str, Any] = {"Held-out accuracy before": cell(first), "Held-out accuracy after": cell(last)}
+    before, after = loop.results.get(0), loop.results.get(state.step)
+    if before is not None and after is not None:  # not so in a resumed run
+        gain = paired_difference(after.correct_P, before.correct_P, loop.config.seed)
+        facts["Gain (paired)"] = f"{gain.value * 100:+.1f} points ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})"
+        facts.update(moves(before, after))
+    return {
+        "title": f"RL: {loop.config.model} on {loop.config.environment}",
+        "facts": {**facts, "Steps": state.step},
+        "cost": [
+            {
+                "phase": "training",
+                "seconds": state.seconds,
+                "sampled_tokens": state.sampled_tokens,
+                "trained_tokens": state.trained_tokens,
+                "flops": state.flops,
+            }
+        ],
+    }
+
+
+def moves(before: Evaluation, after: Evaluation) -> dict[str, int]:
+    """How many problems went from which verdict to which, where rightness changed: the gain split by its origin."""
+    found: Counter[str] = Counter()
+    for a, b in zip(before.rows, after.rows, strict=True):
+        if (a.kinds[0] is VerdictKind.CORRECT) != (b.kinds[0] is VerdictKind.CORRECT):
+            found[f"{a.kinds[0].value} to {b.kinds[0].value}"] += 1
+    return dict(sorted(found.items()))
+
+
 def train(config: RLConfig) -> Path:
     """Run `ponder train rl`; returns the folder of the finished model."""
     loop = RLRun.begin(config)
     try:
         with loop.run:
             final = loop.train()
-            first, last = loop.evaluations[0], loop.evaluations[-1]
-            loop.run.write_json("summary.json", {"before": first, "after": last, "model": str(final)})
+            loop.run.write_json("summary.json", summary(loop))
     finally:
         loop.close()
     return final
