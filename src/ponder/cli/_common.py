@@ -15,12 +15,17 @@ from ponder.types import Spend
 
 
 @contextlib.contextmanager
-def engine_for(model: str) -> Iterator[Engine]:
-    """Load a model and open the in-process engine on it. Raises `UserError` for a model that cannot be loaded."""
+def engine_for(model: str, *, raw_prompts: bool = False) -> Iterator[Engine]:
+    """Load a model and open the in-process engine on it. Raises `UserError` for a model that cannot be loaded.
+
+    With `raw_prompts` plain-text prompts do not go through the chat template.
+    """
     from ponder import sync
     from ponder.models.load import load
 
     loaded = load(model)
+    if raw_prompts:
+        loaded.take_plain_prompts()
     from ponder.engines.torch import TorchEngine
 
     engine = TorchEngine(loaded)

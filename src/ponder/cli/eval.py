@@ -59,6 +59,8 @@ class EvalConfig:
     """Of the strategy; 0 is greedy (default: the strategy's own, 1 for most)."""
     max_tokens: int | None = None
     """Most tokens of a response (default: the strategy's own)."""
+    raw_prompts: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue plain-text prompts as they are, without the chat template (for few-shot text)."""
     seed: int = 0
     """Same seed, same samples."""
     concurrency: int | None = None
@@ -96,7 +98,7 @@ def main(args: list[str]) -> int:
         from ponder.runs.run import Run, refuse_existing
 
         refuse_existing(config.out)
-    with engine_for(config.model) as engine:
+    with engine_for(config.model, raw_prompts=config.raw_prompts) as engine:
         if config.out is None:
             result = _evaluate(config, strategy, environment, engine, problems)
         else:

@@ -110,7 +110,7 @@ def quickstart(config: QuickstartConfig, run: Run, began: float) -> Curves:
         evaluation_seconds = time.monotonic() - measured
         # The trained model is evaluated in the same way; the rest of the time is for training.
         spent = time.monotonic() - began
-        left = config.minutes * 60 - spent - 1.15 * evaluation_seconds - REPORT_SECONDS
+        left = config.minutes * 60 - spent - 1.1 * evaluation_seconds - REPORT_SECONDS
         rl.limit(steps=config.steps, minutes=None if config.steps else max(20.0, left) / 60)
         rl.train()
         run.write_text("config.toml", to_toml(dataclasses.replace(config, steps=rl.trainer.state.step)))
@@ -157,7 +157,7 @@ def quickstart(config: QuickstartConfig, run: Run, began: float) -> Curves:
         rl.close()
 
 
-REPORT_SECONDS = 12.0
+REPORT_SECONDS = 8.0
 
 
 def rl_config(config: QuickstartConfig, minutes: float) -> Any:
@@ -175,8 +175,8 @@ def rl_config(config: QuickstartConfig, minutes: float) -> Any:
         minutes=minutes,
         rate=2e-4,
         updates=4,
-        final_rate=0.25,
-        eval_every=15,
+        final_rate=0.5,
+        eval_every=20,
         eval_problems=config.problems,
         checkpoint_every=1000,
         seed=config.seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -85,6 +86,10 @@ class LoadedModel:
         from ponder.models.template import render
 
         return render(self, messages)
+
+    def take_plain_prompts(self) -> None:
+        """From now on plain-text prompts are continued as they are, not sent as a user's message."""
+        self.info = dataclasses.replace(self.info, chat=False)
 
     def prompt_ids(self, prompt: Prompt | tuple[int, ...]) -> tuple[int, ...]:
         """Token ids of a prompt: ids as they are, messages through the template, text with the begin token.

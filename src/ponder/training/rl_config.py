@@ -21,6 +21,8 @@ class RLConfig:
     """Where the problems come from (see `ponder list environments`), or ./FILE.py:Class."""
     environment_options: Options = field(default_factory=dict)
     """Options of the environment."""
+    raw_prompts: bool = False
+    """Continue plain-text prompts as they are, without the chat template (for few-shot text)."""
     strategy: str = "budget_forcing"
     """How the rollouts are sampled (see `ponder list strategies`); it must draw `n` samples of its own."""
     strategy_options: Options = field(default_factory=lambda: {"thought_tokens": 64, "answer_tokens": 16})

@@ -25,6 +25,7 @@ from ponder.training import checkpoint
 from ponder.training.interrupt import Interrupt, Interrupted
 from ponder.training.rl import RLState, Step, Trainer
 from ponder.training.rl_config import RLConfig
+from ponder.training.rollouts import Sample
 from ponder.types import VerdictKind, to_json
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class RLRun:
         reuse_freed_memory()
         environment: Environment = registry.build("environments", config.environment, config.environment_options)
         model = load(config.model)
+        if config.raw_prompts:
+            model.take_plain_prompts()
         engine = TorchEngine(model, max_rows=config.max_rows)
         trainer = Trainer(config, model, environment, engine)
         name = config.eval_strategy or config.strategy
@@ -237,8 +240,8 @@ class RLRun:
         sync.run(self.trainer.engine.close())
 
 
-def _sample_row(sample: Any, advantage: float, tokens: bool) -> dict[str, Any]:
-    row = {
+def _sample_row(sample: Sample, advantage: float, tokens: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {
         "text": sample.completion.text,
         "finish_reason": sample.completion.finish_reason.value,
         "verdict": sample.verdict.kind.value,

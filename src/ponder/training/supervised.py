@@ -74,7 +74,9 @@ class SFTConfig:
     """Rows of more ids are left out."""
     held_out: float = 0.05
     """Share of the rows of `data` that is kept for validation."""
-    fit: lm.LMConfig = field(default_factory=lambda: lm.LMConfig(batch_tokens=8192, max_tokens=8_000_000))
+    fit: lm.LMConfig = field(
+        default_factory=lambda: lm.LMConfig(batch_tokens=8192, max_tokens=20_000_000, eval_every=100, patience=8)
+    )
     """How to fit."""
     seed: int = 0
     """Seed of the text and its order."""
