@@ -82,7 +82,7 @@ def _sentence(message: str) -> str:
 
 
 def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> None:
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {f.name: f for f in dataclasses.fields(cls)}
     for key, value in values.items():
         if key not in known:
             raise UserError(f"{where}: unknown key {prefix + key!r}{nearest(key, known)}")
@@ -139,7 +139,9 @@ def parse(cls: type[C], args: Sequence[str], *, prog: str, description: str | No
 
     arguments = list(args)
     file = _take_config(arguments)
-    default = {} if file is None else {"default": from_mapping(cls, load_toml(file), where=str(file))}
+    default: dict[str, Any] = {}
+    if file is not None:
+        default["default"] = from_mapping(cls, load_toml(file), where=str(file))
     registry = ConstructorRegistry()
     registry.primitive_rule(_options_rule)
     with registry:

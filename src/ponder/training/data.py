@@ -167,7 +167,7 @@ def _row(model: LoadedModel, line: bytes, where: str) -> Row:
     if not isinstance(value, dict):
         raise UserError(f"{where}: not a JSON object")
     if "ids" in value:
-        ids, mask = value["ids"], value.get("mask")
+        ids, mask = value["ids"], value.get("mask", ())
         fits = isinstance(ids, list) and isinstance(mask, list) and len(ids) == len(mask) > 0
         if not fits or not all(isinstance(i, int) and 0 <= i < model.tokenizer.vocab_size for i in ids):
             raise UserError(f"{where}: `ids` and `mask` must be lists of the same length, ids within the vocabulary")
@@ -183,7 +183,7 @@ def _prompt(value: Any, where: str) -> Prompt:
     if isinstance(value, str):
         return value
     try:
-        return tuple(Message(m["role"], m["content"]) for m in value)
+        return tuple(Message(m["role"], m["content"]) for m in iter(value))
     except (TypeError, KeyError):
         raise UserError(f"{where}: `prompt` must be text or a list of messages with `role` and `content`") from None
 

@@ -70,13 +70,22 @@ def steps(expression: str) -> tuple[list[str], int]:
     return written, value
 
 
+@functools.cache
+def _environments() -> tuple[ArithmeticEnvironment, ...]:
+    return (
+        ArithmeticEnvironment(),
+        ArithmeticEnvironment(max_operands=2, operations="+-"),
+        ArithmeticEnvironment(digits=1, max_operands=4),
+    )
+
+
 @dataclass(frozen=True)
 class Arithmetic:
     """Sums, differences, products and nested expressions of the environment's train split."""
 
     cut: float = 0.1
     """Share of chains that are ended from outside; the answer is the true one all the same (done in the head)."""
-    environments: tuple[ArithmeticEnvironment, ...] = field(default_factory=lambda: _environments())
+    environments: tuple[ArithmeticEnvironment, ...] = field(default_factory=_environments)
 
     def example(self, rng: random.Random) -> Example:
         environment = rng.choice(self.environments)
@@ -88,12 +97,3 @@ class Arithmetic:
         if rng.random() < self.cut:
             return Example(prompt, cut_somewhere(rng, re.findall(r"\d+|.", thought)), answer, cut=True)
         return Example(prompt, thought, answer)
-
-
-@functools.cache
-def _environments() -> tuple[ArithmeticEnvironment, ...]:
-    return (
-        ArithmeticEnvironment(),
-        ArithmeticEnvironment(max_operands=2, operations="+-"),
-        ArithmeticEnvironment(digits=1, max_operands=4),
-    )

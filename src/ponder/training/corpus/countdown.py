@@ -76,7 +76,7 @@ class Countdown:
         public: Any = problem.public
         numbers, target, operations = list(public["numbers"]), public["target"], public["operations"]
         solution = [tuple(s) for s in self.environment.gold(problem).metadata["steps"]]
-        tries = []
+        tries: list[str] = []
         last = solution
         while len(tries) < self.longest and rng.random() > self.solved_at:
             last = random_try(rng, numbers, operations)

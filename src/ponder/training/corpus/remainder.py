@@ -15,7 +15,7 @@ class Remainder:
     def example(self, rng: random.Random) -> Example:
         divisor, number = rng.randint(2, 12), rng.randint(1, 99)
         quotient = number // divisor
-        tries = []
+        tries: list[str] = []
         while rng.random() < 0.5 and len(tries) < 4:
             guess = rng.randint(0, 99 // divisor)
             if guess == quotient:
