@@ -26,7 +26,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     real = registry.build
 
     @contextlib.contextmanager
-    def opened(model: str) -> Iterator[MockEngine]:
+    def opened(model: str, *, raw_prompts: bool = False) -> Iterator[MockEngine]:
         yield made
 
     def build(room: str, spec: str, options: Any = None) -> Any:

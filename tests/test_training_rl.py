@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -68,6 +69,13 @@ def rows(run: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [{k: v for k, v in r.items() if not CLOCK.search(k)} for r in read_lines(run / name).rows]
 
 
+def summary(run: Path) -> dict:
+    """The facts of a finished run, gain and verdict moves among them."""
+    facts = json.loads((run / "summary.json").read_text())["facts"]
+    assert "Gain (paired)" in facts
+    return facts
+
+
 def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_another(base, tmp_path) -> None:
     a = train(config(base, tmp_path / "a"))
     b = train(config(base, tmp_path / "b"))
@@ -103,6 +111,7 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_not(stop, base, tmp_path,
     written = from_mapping(RLConfig, load_toml(tmp_path / "parts" / "config.toml"), "config.toml")
     parts = train(dataclasses.replace(written, resume=True))
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert summary(tmp_path / "whole") == summary(tmp_path / "parts")
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         assert rows(tmp_path / "whole", name) == rows(tmp_path / "parts", name)
     assert (tmp_path / "whole/curves.json").read_text() == (tmp_path / "parts/curves.json").read_text()
@@ -119,9 +128,9 @@ def test_every_metric_of_the_contract_is_logged_at_each_step(base, tmp_path) -> 
 
 def test_the_policy_gradient_raises_the_reward(base, tmp_path) -> None:
     run, digits = tmp_path / "run", {"digits": True}
-    train(config(base, run, environment_options=digits, steps=15, problems=8, group=8, rate=1e-2, eval_every=0))
+    train(config(base, run, environment_options=digits, steps=30, problems=8, group=8, rate=2e-2, eval_every=0))
     rewards = [r["reward"] for r in read_lines(run / "metrics.jsonl").rows]
-    assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.3
+    assert sum(rewards[-3:]) / 3 > 0.3 + sum(rewards[:3]) / 3
 
 
 def test_minutes_are_resolved_to_steps_once_and_written_to_the_config(base, tmp_path) -> None:
@@ -143,7 +152,7 @@ def trainer(base: str, tmp_path: Path, **changes) -> Trainer:
 
 
 def test_dynamic_sampling_replaces_groups_without_signal_and_counts_them(base, tmp_path) -> None:
-    one = trainer(base, tmp_path, group=2, resample=4)
+    one = trainer(base, tmp_path, group=2, resample=20)
     step = sync.run(one.step())
     assert len(step.groups) == 4
     assert step.row["groups_replaced"] > 0
@@ -175,6 +184,35 @@ def test_too_many_failed_judgements_stop_the_run_with_the_reason(base, tmp_path)
         train(config(base, tmp_path / "run", environment_options={"broken": True}))
 
 
+def test_a_failure_of_ours_before_an_update_changes_no_weights_and_can_be_continued(
+    base, tmp_path, monkeypatch
+) -> None:
+    whole = train(config(base, tmp_path / "whole"))
+    judge, calls = Trainer._judge, []
+
+    async def failing(self, problem, responses):
+        calls.append(1)
+        if len(calls) > 10:
+            return [Verdict(VerdictKind.JUDGE_ERROR, None, "the disk of the judge is full") for _ in responses]
+        return await judge(self, problem, responses)
+
+    monkeypatch.setattr(Trainer, "_judge", failing)
+    with pytest.raises(PonderError, match=r"step 3: .* the disk of the judge is full; .* continue with: ponder train"):
+        train(config(base, tmp_path / "parts"))
+    monkeypatch.setattr(Trainer, "_judge", judge)
+    parts = train(config(base, tmp_path / "parts", resume=True))
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_a_resumed_run_must_be_the_same_run(base, tmp_path) -> None:
+    train(config(base, tmp_path / "run"))
+    with pytest.raises(UserError, match=r"resume: rate is 0.5, .* --config .*config.toml --resume"):
+        train(config(base, tmp_path / "run", rate=0.5, resume=True))
+    train(config(base, tmp_path / "run", steps=7, resume=True))
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl").rows) == 7
+
+
 def test_a_diverged_step_names_itself_and_the_last_good_checkpoint(base, tmp_path, monkeypatch) -> None:
     step = Trainer.step
 
@@ -200,6 +238,7 @@ def test_a_diverged_step_names_itself_and_the_last_good_checkpoint(base, tmp_pat
         ({"loss_options": {"clip_hi": 0.3}}, "did you mean 'clip_high'"),
         ({"eval_problems": 1000}, "has 40 test problems"),
         ({"problems": 100}, "fewer than the 100 of a step"),
+        ({"strategy_options": {"thought_tokens": 6, "n": 3}}, "n is the group size"),
     ],
 )
 def test_bad_input_is_refused_before_a_directory_is_made(changes, reason, base, tmp_path) -> None:
@@ -208,7 +247,7 @@ def test_bad_input_is_refused_before_a_directory_is_made(changes, reason, base, 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["problems", "group", "steps", "rate", "micro_tokens", "eval_problems"])
+@pytest.mark.parametrize("name", ["problems", "group", "steps", "rate", "micro_tokens", "eval_problems", "minutes"])
 def test_a_value_of_zero_is_refused_by_name(name, base, tmp_path) -> None:
     with pytest.raises(UserError, match=name):
         config(base, tmp_path, **{name: 0})

@@ -64,9 +64,8 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 
     `where` names the file or flag in errors. Raises `UserError` for unknown keys and wrong values.
     """
-    _refuse_unknown(cls, values, where, "")
     try:
-        return msgspec.convert(dict(values), cls, strict=False)
+        return msgspec.convert(_complete(cls, values, where, ""), cls, strict=False)
     except msgspec.ValidationError as error:
         raise UserError(f"{where}: {_sentence(str(error))}") from None
     except (TypeError, ValueError) as error:
@@ -81,14 +80,19 @@ def _sentence(message: str) -> str:
     return f"{path}: {text}" if at and path else text
 
 
-def _refuse_unknown(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> None:
+def _complete(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
+    """The values, nested tables filled up with their field's own defaults. Raises `UserError` for an unknown key."""
     known = {f.name: f for f in dataclasses.fields(cls)}
+    complete = dict(values)
     for key, value in values.items():
         if key not in known:
             raise UserError(f"{where}: unknown key {prefix + key!r}{nearest(key, known)}")
-        default = known[key].default_factory if known[key].default_factory is not dataclasses.MISSING else None
-        if isinstance(value, Mapping) and isinstance(default, type) and dataclasses.is_dataclass(default):
-            _refuse_unknown(default, value, where, f"{prefix}{key}.")
+        factory = known[key].default_factory
+        default = None if factory is dataclasses.MISSING else factory()
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(default):
+            given = _complete(type(default), value, where, f"{prefix}{key}.")
+            complete[key] = {**to_mapping(default), **given}
+    return complete
 
 
 def load_toml(path: str | Path) -> dict[str, Any]:

@@ -86,9 +86,12 @@ def find(room: str, spec: str) -> tuple[type, str | None]:
         return found, argument if colon else None
     installed = _entry_points(room)
     if name in installed:
-        return installed[name].load(), argument if colon else None
+        try:
+            return installed[name].load(), argument if colon else None
+        except Exception as error:
+            raise UserError(f"{spec!r} ({installed[name].value}) cannot be loaded: {error}") from error
     last = room.rpartition(".")[2]
-    what = {"strategies": "strategy"}.get(last, last.rstrip("s"))
+    what = {"strategies": "strategy", "losses": "loss", "corpus": "family"}.get(last, last.rstrip("s"))
     raise UserError(f"unknown {what} {spec!r}{nearest(name, names(room))}")
 
 
@@ -126,7 +129,10 @@ def build(room: str, spec: str, options: Mapping[str, Any] | None = None) -> Any
             raise UserError(f"{spec!r}: {spec.partition(':')[0]} takes nothing after the colon")
         values[fields[0]] = argument
     if not dataclasses.is_dataclass(cls):
-        return cls(**values)
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{spec}: {error}") from error
     return from_mapping(cls, values, where=spec)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any, TypeVar
@@ -57,7 +58,9 @@ def _cancel_and_wait(future: concurrent.futures.Future[Any], coroutine: Coroutin
         others = {t for t in asyncio.all_tasks() if t.get_coro() is coroutine}
         await asyncio.gather(*others, return_exceptions=True)
 
-    asyncio.run_coroutine_threadsafe(finished(), loop).result()
+    # The loop's thread may be in the middle of a long computation: whoever interrupts is not made to wait for its end.
+    with contextlib.suppress(concurrent.futures.TimeoutError):
+        asyncio.run_coroutine_threadsafe(finished(), loop).result(timeout=2.0)
 
 
 def iterate(items: AsyncIterator[T]) -> Iterator[T]:

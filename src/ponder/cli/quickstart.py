@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 from ponder.config import parse, to_toml
 from ponder.errors import UserError
 from ponder.runs.progress import Progress, duration
-from ponder.runs.run import Run
+from ponder.runs.run import Run, refuse_existing
 
 if TYPE_CHECKING:
     from ponder.evaluation.curves import Curves
     from ponder.evaluation.testtime import Ladder, Parallel
+    from ponder.training.rl_config import RLConfig
     from ponder.training.rl_run import RLRun
+    from ponder.types import Estimate
 
 RUNGS = (20, 40, 80, 160, 320)
 """Tokens of thought of the sequential curve; the smallest fits one whole attempt with four numbers (18 tokens)."""
@@ -72,11 +75,17 @@ def main(args: list[str]) -> int:
         _need(module)
     from ponder.evaluation.curves import to_mapping
     from ponder.runs.report import render
+    from ponder.training.rl_run import RLRun
 
-    run = Run.create(config.out, to_toml(config), config.seed, overwrite=config.overwrite)
-    with run:
-        curves = quickstart(config, run, began)
-    _, page = render(run.path)
+    refuse_existing(config.out, config.overwrite)
+    rl = RLRun.prepare(rl_config(config))
+    try:
+        with Run.create(config.out, _own_config(config), config.seed, overwrite=config.overwrite) as run:
+            rl.start(run)
+            curves = quickstart(config, rl, began)
+    finally:
+        rl.close()
+    _, page = render(config.out)
     if config.json:
         import json
 
@@ -96,71 +105,72 @@ def _need(module: str) -> None:
         raise MissingExtra("the quickstart", "torch,plots")
 
 
-def quickstart(config: QuickstartConfig, run: Run, began: float) -> Curves:
+def _own_config(config: QuickstartConfig) -> str:
+    """What the run directory keeps: to run it again must neither replace a run nor change what is printed."""
+    return to_toml(dataclasses.replace(config, overwrite=False, json=False))
+
+
+def quickstart(config: QuickstartConfig, rl: RLRun, began: float) -> Curves:
     """Evaluate the base, train, evaluate again; writes `curves.json`, `summary.json` and `samples.json`."""
     from ponder.evaluation import curves as files
-    from ponder.training.rl_run import RLRun, show
+    from ponder.training.rl_run import show
     from ponder.types import Spend
 
-    quiet = config.json
-    rl = RLRun.begin(rl_config(config, 1.0), run=run)
-    try:
-        measured = time.monotonic()
-        base, base_pool = _test_time(rl, config, "base", quiet)
-        evaluation_seconds = time.monotonic() - measured
-        # The trained model is evaluated in the same way; the rest of the time is for training.
-        spent = time.monotonic() - began
-        left = config.minutes * 60 - spent - 1.1 * evaluation_seconds - REPORT_SECONDS
-        rl.limit(steps=config.steps, minutes=None if config.steps else max(20.0, left) / 60)
-        rl.train()
-        run.write_text("config.toml", to_toml(dataclasses.replace(config, steps=rl.trainer.state.step)))
-        trained, trained_pool = _test_time(rl, config, "trained", quiet)
-        at = RUNGS.index(COMPARED_AT)
-        before, after = base.evaluations[at], trained.evaluations[at]
-        seconds = time.monotonic() - began
-        from ponder.training.rl import peak_memory
+    quiet, run = config.json, rl.run
+    measured = time.monotonic()
+    base, base_pool = _test_time(rl, config, "base", quiet)
+    evaluation_seconds = time.monotonic() - measured
+    # The trained model is evaluated in the same way; the rest of the time is for training.
+    spent = time.monotonic() - began
+    left = config.minutes * 60 - spent - 1.1 * evaluation_seconds - REPORT_SECONDS
+    rl.limit(steps=config.steps, minutes=None if config.steps else max(20.0, left) / 60)
+    rl.train()
+    run.write_text("config.toml", _own_config(dataclasses.replace(config, steps=rl.trainer.state.step)))
+    trained, trained_pool = _test_time(rl, config, "trained", quiet)
+    at = RUNGS.index(COMPARED_AT)
+    before, after = base.evaluations[at], trained.evaluations[at]
+    seconds = time.monotonic() - began
+    from ponder.runs.manifest import peak_memory_bytes
 
-        curves = files.Curves(
-            train=tuple(files.TrainPoint(**p) for p in rl.evaluations),
-            test=files.TestTime(trained.points, trained_pool.points),
-            base=files.TestTime(base.points, base_pool.points),
-            base_accuracy=before.accuracy.value,
-            trained_accuracy=after.accuracy.value,
-            seconds=seconds,
-            peak_memory_bytes=peak_memory(),
-            seed=config.seed,
-        )
-        files.write(run.path / "curves.json", curves)
-        run.write_json("samples.json", _samples(rl, before, after))
-        looks = sum((e.spend for e in rl.results.values()), Spend())
-        cost = [
-            _cost("evaluation of the base", base, base_pool),
-            {
-                "phase": "training",
-                "seconds": rl.trainer.state.seconds,
-                "sampled_tokens": rl.trainer.state.sampled_tokens,
-                "trained_tokens": rl.trainer.state.trained_tokens,
-                "flops": rl.trainer.state.flops,
-            },
-            {
-                "phase": "evaluation along the way",
-                "seconds": sum(e.seconds for e in rl.results.values()),
-                "sampled_tokens": looks.sampled_tokens,
-                "trained_tokens": 0,
-                "flops": looks.flops,
-            },
-            _cost("evaluation of the trained model", trained, trained_pool),
-        ]
-        run.write_json("summary.json", _summary(rl, curves, before, after, cost, show))
-        return curves
-    finally:
-        rl.close()
+    curves = files.Curves(
+        train=tuple(files.TrainPoint(**p) for p in rl.evaluations),
+        test=files.TestTime(trained.points, trained_pool.points),
+        base=files.TestTime(base.points, base_pool.points),
+        base_accuracy=before.accuracy.value,
+        trained_accuracy=after.accuracy.value,
+        seconds=seconds,
+        peak_memory_bytes=peak_memory_bytes(),
+        seed=config.seed,
+    )
+    files.write(run.path / "curves.json", curves)
+    run.write_json("samples.json", _samples(rl, before, after))
+    looks = sum((e.spend for e in rl.results.values()), Spend())
+    cost = [
+        _cost("evaluation of the base", base, base_pool),
+        {
+            "phase": "training",
+            "seconds": rl.trainer.state.seconds,
+            "sampled_tokens": rl.trainer.state.sampled_tokens,
+            "trained_tokens": rl.trainer.state.trained_tokens,
+            "flops": rl.trainer.state.flops,
+        },
+        {
+            "phase": "evaluation along the way",
+            "seconds": sum(e.seconds for e in rl.results.values()),
+            "sampled_tokens": looks.sampled_tokens,
+            "trained_tokens": 0,
+            "flops": looks.flops,
+        },
+        _cost("evaluation of the trained model", trained, trained_pool),
+    ]
+    run.write_json("summary.json", _summary(rl, curves, base, trained, cost, show))
+    return curves
 
 
 REPORT_SECONDS = 8.0
 
 
-def rl_config(config: QuickstartConfig, minutes: float) -> Any:
+def rl_config(config: QuickstartConfig) -> RLConfig:
     """The training run of the quickstart."""
     from ponder.training.rl_config import RLConfig
 
@@ -172,13 +182,12 @@ def rl_config(config: QuickstartConfig, minutes: float) -> Any:
         strategy_options={"thought_tokens": TRAINED_AT, "answer_tokens": ANSWER_TOKENS},
         problems=32,
         group=16,
-        minutes=minutes,
         rate=2e-4,
         updates=4,
         final_rate=0.5,
         eval_every=20,
         eval_problems=config.problems,
-        checkpoint_every=1000,
+        checkpoint_every=50,
         seed=config.seed,
     )
 
@@ -267,20 +276,28 @@ def _cost(phase: str, ladder: Ladder, pool: Parallel) -> dict[str, Any]:
     }
 
 
-def _summary(rl: RLRun, curves: Curves, before: Any, after: Any, cost: Any, show: Any) -> dict[str, Any]:
+def _points(difference: Estimate) -> str:
+    return f"{difference.value * 100:+.1f} points ({difference.low * 100:+.1f} to {difference.high * 100:+.1f})"
+
+
+def _summary(rl: RLRun, curves: Curves, base: Ladder, trained: Ladder, cost: Any, show: Any) -> dict[str, Any]:
     from ponder.evaluation.intervals import paired_difference
 
-    gain = paired_difference(after.correct_P, before.correct_P, curves.seed)
-    rungs = curves.test.sequential
-    span = paired_span(rl, curves)
-    out = rl.run.path
+    out = shlex.quote(str(rl.run.path))
+    at = RUNGS.index(COMPARED_AT)
+    before, after = base.evaluations[at], trained.evaluations[at]
+    first, last = trained.evaluations[0], trained.evaluations[-1]
     return {
         "title": "Quickstart: a next-token model learns to think",
         "facts": {
             f"Base, {COMPARED_AT} tokens of thought": show(before),
             f"Trained, {COMPARED_AT} tokens of thought": show(after),
-            "Gain (paired)": f"{gain.value * 100:+.1f} points ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})",
-            f"Trained, {rungs[0].budget_tokens} to {rungs[-1].budget_tokens} tokens of thought": span,
+            "Gain by training (paired)": _points(paired_difference(after.correct_P, before.correct_P, curves.seed)),
+            f"Trained, {RUNGS[0]} tokens of thought": show(first),
+            f"Trained, {RUNGS[-1]} tokens of thought": show(last),
+            "Gain by thinking longer (paired)": _points(
+                paired_difference(last.correct_P, first.correct_P, curves.seed)
+            ),
             "Training steps": rl.trainer.state.step,
             "Seconds": round(curves.seconds, 1),
             "Peak memory": f"{curves.peak_memory_bytes / 2**20:.0f} MiB",
@@ -294,11 +311,6 @@ def _summary(rl: RLRun, curves: Curves, before: Any, after: Any, cost: Any, show
             f"ponder export {out} my-model",
         ],
     }
-
-
-def paired_span(rl: RLRun, curves: Curves) -> str:
-    first, last = curves.test.sequential[0], curves.test.sequential[-1]
-    return f"{first.accuracy:.1%} to {last.accuracy:.1%} ({(last.accuracy - first.accuracy) * 100:+.1f} points)"
 
 
 def table(curves: Curves) -> str:

@@ -164,7 +164,7 @@ def _take_name(beside: Path, folder: Path) -> None:
     folder.rename(old / folder.name)
     try:
         beside.rename(folder)
-    except OSError:
+    except BaseException:  # an interrupt too must not lose what was there
         (old / folder.name).rename(folder)
         raise
     finally:

@@ -74,7 +74,7 @@ def write(
         weights.write_tensors(beside / "optimiser.safetensors", moments)
         weights.write_json(beside / "state.json", {"format": FORMAT, **state})
         weights.write_checksums(beside)
-    for old in sorted(folder.glob("step-*"))[: -max(1, keep)]:
+    for old in _by_step(folder)[: -max(1, keep)]:
         shutil.rmtree(old, ignore_errors=True)
     return Checkpoint(path, state)
 
@@ -84,7 +84,10 @@ def read(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not (path / "state.json").is_file():
         raise UserError(f"{path}: not a checkpoint (no state.json)")
-    weights.verify_checksums(path)
+    if not weights.verify_checksums(path):
+        raise UserError(
+            f"{path}: its {weights.CHECKSUMS} is missing, so it cannot be verified; take another checkpoint"
+        )
     state = weights.read_json(path / "state.json")
     if state.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint that this version of ponder reads ({FORMAT})")
@@ -96,7 +99,19 @@ def last(folder: Path) -> Checkpoint:
 
     Raises `UserError` if there is none.
     """
-    found = sorted(folder.glob("step-*"), reverse=True)
+    found = _by_step(folder)
     if not found:
         raise UserError(f"{folder}: no checkpoint to continue from")
-    return read(found[0])
+    return read(found[-1])
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, oldest first."""
+    found = (p for p in folder.glob("step-*") if p.name[5:].isdigit())
+    return sorted(found, key=lambda p: int(p.name[5:]))
+
+
+def last_name(folder: Path) -> str:
+    """What an error says of the newest checkpoint."""
+    found = _by_step(folder)
+    return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was written before it"

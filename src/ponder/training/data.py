@@ -171,6 +171,8 @@ def _row(model: LoadedModel, line: bytes, where: str) -> Row:
         fits = isinstance(ids, list) and isinstance(mask, list) and len(ids) == len(mask) > 0
         if not fits or not all(isinstance(i, int) and 0 <= i < model.tokenizer.vocab_size for i in ids):
             raise UserError(f"{where}: `ids` and `mask` must be lists of the same length, ids within the vocabulary")
+        if not any(mask[1:]):
+            raise UserError(f"{where}: `mask` marks no id to learn (the first one cannot be)")
         return Row(tuple(ids), tuple(bool(m) for m in mask))
     if not isinstance(value.get("response"), str) or not value.get("prompt"):
         raise UserError(f"{where}: needs `prompt` and `response` (text), or `ids` and `mask`")
@@ -183,9 +185,12 @@ def _prompt(value: Any, where: str) -> Prompt:
     if isinstance(value, str):
         return value
     try:
-        return tuple(Message(m["role"], m["content"]) for m in iter(value))
+        messages = tuple(Message(m["role"], m["content"]) for m in value)
+        if not all(isinstance(m.role, str) and isinstance(m.content, str) for m in messages):
+            raise TypeError
     except (TypeError, KeyError):
         raise UserError(f"{where}: `prompt` must be text or a list of messages with `role` and `content`") from None
+    return messages
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 import threading
 from types import FrameType, TracebackType
 
@@ -39,4 +39,5 @@ class Interrupt:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+        # Not print: a handler that runs in the middle of another print must not use the same buffer.
+        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from ponder.errors import TrainingDiverged
+from ponder.errors import TrainingDiverged, UserError
 from ponder.training.data import Batch, Position, RowSource, batches
 from ponder.training.interrupt import Interrupt
 from ponder.training.optim import adamw, clip_gradients, set_rate
@@ -54,6 +54,16 @@ class LMConfig:
     clip: float = 1.0
     """Largest gradient norm; 0 is no limit."""
 
+    def __post_init__(self) -> None:
+        for name in ("batch_tokens", "max_tokens", "eval_every", "patience", "rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"fit.{name} = {getattr(self, name)}: give more than 0")
+        for name in ("warmup_steps", "decay", "min_gain", "weight_decay", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"fit.{name} = {getattr(self, name)}: give 0 or more")
+        if not 0 <= self.beta2 < 1:
+            raise UserError(f"fit.beta2 = {self.beta2}: give a number from 0 up to, but not, 1")
+
 
 @dataclass
 class LMState:
@@ -73,10 +83,11 @@ def loss_sum(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
 
     The head runs at target positions only.
     """
-    hidden_BTD = module(batch.ids_BT[:, :-1])
-    chosen_BT = batch.mask_BT[:, 1:]
+    device = next(module.parameters()).device
+    ids_BT, chosen_BT = batch.ids_BT.to(device), batch.mask_BT[:, 1:].to(device)
+    hidden_BTD = module(ids_BT[:, :-1])
     logits_NV = module.logits(hidden_BTD[chosen_BT])  # type: ignore[operator]
-    targets_N = batch.ids_BT[:, 1:][chosen_BT]
+    targets_N = ids_BT[:, 1:][chosen_BT]
     return F.cross_entropy(logits_NV, targets_N, reduction="sum"), len(targets_N)
 
 

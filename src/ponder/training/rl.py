@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ponder import registry
 from ponder.errors import PonderError, Unsupported, UserError
+from ponder.runs.manifest import peak_memory_bytes
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.training import optim
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from ponder.models.base import LoadedModel
     from ponder.protocols import Environment, Strategy
 
+PROBE_STEPS = 6
+"""Steps that are timed before `minutes` is turned into a number of steps; the first two are left out."""
 JUDGE_ERRORS = 0.1
 """Share of a step's samples that may fail in our hands before the run stops."""
 
@@ -73,7 +76,9 @@ class Trainer:
 
     def __post_init__(self) -> None:
         c = self.config
-        options = {**c.strategy_options, "n": c.group}
+        if "n" in c.strategy_options:
+            raise UserError("strategy_options: n is the group size; give it as group")
+        options = {**c.rollout_options, "n": c.group}
         self.strategy: Strategy = registry.build("search.strategies", c.strategy, options)
         self.advantage = registry.build("training.advantages", c.advantage)
         self.loss = registry.build("training.losses", c.loss, c.loss_options)
@@ -88,7 +93,8 @@ class Trainer:
         """One step. Raises `PonderError` if too many judgements failed in our hands, `TrainingDiverged`."""
         c, clock = self.config, time.perf_counter
         began = clock()
-        groups, rounds, skipped = await self._groups()
+        groups, drawn, rounds = await self._groups()
+        self._refuse_failed_judgements(drawn)
         sampled = clock()
         rollouts = to_rollouts(groups, self.model.pad_id, mask_truncated=c.mask_truncated)
         if c.rewards == "shuffled":
@@ -100,23 +106,29 @@ class Trainer:
         self.state.step += 1
         await self.engine.load_weights(self.model.module, f"step-{self.state.step:06d}")
         published = clock()
-        row = self._account(groups, rounds, skipped, rollouts, stats)
+        row = self._account(groups, drawn, rounds, rollouts, stats)
         self.state.seconds += published - began
         row.update(
             seconds=published - began,
             seconds_sample=sampled - began,
             seconds_train=trained - sampled,
             seconds_publish=published - trained,
-            sampled_tokens_per_second=row["response_tokens"] / max(1e-9, sampled - began),
+            sampled_tokens_per_second=row["sampled_tokens"] / max(1e-9, sampled - began),
             trained_tokens_per_second=row["trained_tokens"] / max(1e-9, trained - sampled),
         )
         at = iter(advantages_BT.abs().max(dim=1).values * advantages_BT.sum(dim=1).sign())
         return Step(groups, [[float(next(at)) for _ in g] for g in groups], row)
 
+    def _refuse_failed_judgements(self, groups: list[list[Sample]]) -> None:
+        failed = [s.verdict.reason for g in groups for s in g if s.verdict.kind is VerdictKind.JUDGE_ERROR]
+        total = sum(len(g) for g in groups)
+        if len(failed) > max(5, JUDGE_ERRORS * total):
+            raise PonderError(f"step {self.state.step + 1}: {len(failed)} of {total} judgements failed: {failed[0]}")
+
     # Sampling and judging -----------------------------------------------------------------------------------------
 
-    async def _groups(self) -> tuple[list[list[Sample]], int, int]:
-        """The groups of a step, the rounds that it took, and the groups without signal that were replaced."""
+    async def _groups(self) -> tuple[list[list[Sample]], list[list[Sample]], int]:
+        """The groups to train on, all groups that were drawn (replaced ones too), and the rounds that it took."""
         c = self.config
         kept: list[list[Sample]] = []
         idle: list[list[Sample]] = []
@@ -125,13 +137,15 @@ class Trainer:
             rounds += 1
             for group in await self._sample(c.problems if rounds == 1 else c.problems - len(kept)):
                 (kept if has_signal(group) or c.resample == 0 else idle).append(group)
-        replaced = max(0, len(kept) + len(idle) - c.problems)
-        return kept + idle[: c.problems - len(kept)], rounds, replaced
+        return kept + idle[: c.problems - len(kept)], kept + idle, rounds
 
     async def _sample(self, count: int) -> list[list[Sample]]:
+        first = self.state.drawn
         problems = [self._next_problem() for _ in range(count)]
-        seed = derive(self.config.seed, "rollouts", self.state.step)
-        outcomes = await asyncio.gather(*(solve(self.strategy, p, self.engine, seed=seed) for p in problems))
+        # A seed for each draw: the same problem drawn twice must not give the same samples.
+        seeds = [derive(self.config.seed, "rollouts", first + i) for i in range(count)]
+        searches = (solve(self.strategy, p, self.engine, seed=s) for p, s in zip(problems, seeds, strict=True))
+        outcomes = await asyncio.gather(*searches)
         groups = []
         for problem, outcome in zip(problems, outcomes, strict=True):
             if len(outcome.trace.nodes) != self.config.group:
@@ -165,7 +179,9 @@ class Trainer:
         c, step = self.config, self.state.step
         if step < c.warmup_steps:
             return c.rate * (step + 1) / c.warmup_steps
-        share = (step - c.warmup_steps) / max(1, c.steps - c.warmup_steps)
+        # The decay begins after the steps that may have been timed before the number of steps was known.
+        first = max(c.warmup_steps, PROBE_STEPS)
+        share = max(0, step - first) / max(1, c.steps - first) if c.minutes is None else 0.0
         return c.rate * (1 - (1 - c.final_rate) * min(1.0, share))
 
     def _parts(self, rollouts: Rollouts) -> list[list[int]]:
@@ -192,19 +208,14 @@ class Trainer:
     def _account(
         self,
         groups: list[list[Sample]],
+        drawn: list[list[Sample]],
         rounds: int,
-        replaced: int,
         rollouts: Rollouts,
         stats: Sequence[UpdateStats],
     ) -> dict[str, Any]:
-        samples = [s for g in groups for s in g]
+        samples = [s for g in drawn for s in g]
         spend = sum((s.completion.spend for s in samples), Spend())
         kinds = Counter(s.verdict.kind.value for s in samples)
-        if kinds[VerdictKind.JUDGE_ERROR.value] > max(5, JUDGE_ERRORS * len(samples)):
-            reason = next(s.verdict.reason for s in samples if s.verdict.reward is None)
-            raise PonderError(
-                f"step {self.state.step}: {kinds['judge_error']} of {len(samples)} judgements failed: {reason}"
-            )
         rewards = [s.verdict.reward for s in samples if s.verdict.reward is not None]
         trained = sum(u.tokens for u in stats)
         computed = sum(u.computed_tokens for u in stats)
@@ -227,7 +238,7 @@ class Trainer:
             "truncated": sum(s.truncated for s in samples) / len(samples),
             "groups": len(groups),
             "groups_without_signal": sum(not has_signal(g) for g in groups),
-            "groups_replaced": replaced,
+            "groups_replaced": len(drawn) - len(groups),
             "rounds": rounds,
             "entropy": mean("entropy"),
             "loss": mean("loss"),
@@ -239,12 +250,13 @@ class Trainer:
             "gradient_norm": max((u.gradient_norm for u in stats if u.tokens), default=None),
             "rate": self.optimiser.param_groups[0]["lr"],
             "response_tokens": response_tokens,
+            "sampled_tokens": spend.sampled_tokens,
             "trained_tokens": trained,
             "computed_tokens": computed,
             "flops": spend.flops + flops,
             "total_flops": self.state.flops,
             "total_sampled_tokens": self.state.sampled_tokens,
-            "peak_memory_bytes": peak_memory(),
+            "peak_memory_bytes": peak_memory_bytes(),
             "weights_version": self.engine.weights_version,
         }
 
@@ -259,15 +271,6 @@ def flops_per_token(model: LoadedModel, context: float) -> float:
     config = getattr(model.module, "config", None)
     layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
     return model.info.flops_per_token + 4.0 * layers * width * context
-
-
-def peak_memory() -> int:
-    """Most memory this process ever held, in bytes."""
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _shuffle(size: int, seed: int) -> list[int]:

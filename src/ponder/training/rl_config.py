@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,8 +26,8 @@ class RLConfig:
     """Continue plain-text prompts as they are, without the chat template (for few-shot text)."""
     strategy: str = "budget_forcing"
     """How the rollouts are sampled (see `ponder list strategies`); it must draw `n` samples of its own."""
-    strategy_options: Options = field(default_factory=lambda: {"thought_tokens": 64, "answer_tokens": 16})
-    """Options of the strategy; `n` is the group size."""
+    strategy_options: Options = field(default_factory=dict)
+    """Options of the strategy; empty for budget_forcing is thought_tokens=64."""
     problems: int = 32
     """Problems of a step."""
     group: int = 16
@@ -70,7 +71,7 @@ class RLConfig:
     eval_strategy: str = ""
     """Strategy of the held-out evaluation; empty for the one of the rollouts."""
     eval_strategy_options: Options = field(default_factory=dict)
-    """Options of the evaluation's strategy; empty for those of the rollouts."""
+    """Options of the evaluation's strategy; empty for those of the rollouts, if it is the same strategy."""
     micro_tokens: int = 8192
     """Most ids of a micro-batch, padding included; memory grows with it, the gradient does not change."""
     max_rows: int = 512
@@ -88,8 +89,29 @@ class RLConfig:
     resume: bool = False
     """Continue the run in `out` from its last checkpoint."""
 
+    @property
+    def rollout_options(self) -> Options:
+        """Options of the strategy, the default filled in."""
+        if self.strategy_options or self.strategy.replace("-", "_") != "budget_forcing":
+            return self.strategy_options
+        return {"thought_tokens": 64}
+
+    @property
+    def evaluation(self) -> tuple[str, Options]:
+        """Name and options of the evaluation's strategy."""
+        name = self.eval_strategy or self.strategy
+        same = name == self.strategy and not self.eval_strategy_options
+        return name, self.rollout_options if same else self.eval_strategy_options
+
     def __post_init__(self) -> None:
-        for name, least in (("problems", 1), ("group", 2), ("steps", 1), ("updates", 1), ("eval_problems", 1)):
+        for name, least in (
+            ("problems", 1),
+            ("group", 2),
+            ("steps", 1),
+            ("updates", 1),
+            ("eval_problems", 1),
+            ("keep_checkpoints", 1),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"{name} = {getattr(self, name)}: give at least {least}")
         for name in ("rate", "micro_tokens", "max_rows", "checkpoint_every"):
@@ -98,5 +120,14 @@ class RLConfig:
         for name in ("resample", "eval_every", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
-        if self.minutes is not None and not self.minutes > 0:
+        for name in ("weight_decay", "clip", "final_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
+        if not 0 <= self.beta2 < 1:
+            raise UserError(f"beta2 = {self.beta2}: give a number from 0 up to, but not, 1")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"minutes = {self.minutes}: give more than 0")
+        if self.seed < 0:
+            raise UserError(f"seed = {self.seed}: give 0 or more")
+        if self.record_problems < -1:
+            raise UserError(f"record_problems = {self.record_problems}: give -1 (all), 0 (none) or more")

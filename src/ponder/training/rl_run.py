@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 from ponder import config as configs
 from ponder import registry, sync
 from ponder.engines.torch.engine import TorchEngine
-from ponder.errors import TrainingDiverged, UserError
+from ponder.errors import PonderError, TrainingDiverged, UserError
 from ponder.evaluation.evaluate import Evaluation, evaluate
 from ponder.evaluation.intervals import paired_difference
 from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.models.load import load
 from ponder.models.save import save
 from ponder.runs.progress import Progress
-from ponder.runs.run import Run
+from ponder.runs.run import Run, refuse_existing
 from ponder.training import checkpoint
 from ponder.training.interrupt import Interrupt, Interrupted
-from ponder.training.rl import RLState, Step, Trainer
+from ponder.training.rl import PROBE_STEPS, RLState, Step, Trainer
 from ponder.training.rl_config import RLConfig
 from ponder.training.rollouts import Sample
 from ponder.types import VerdictKind, to_json
@@ -33,55 +35,62 @@ if TYPE_CHECKING:
     from ponder.protocols import Environment, Strategy
     from ponder.types import Problem
 
-PROBE_STEPS = 6
-"""Steps that are timed before `minutes` is turned into a number of steps; the first two are left out."""
-
 
 @dataclass
 class RLRun:
-    """A trainer in its run directory. `RLRun.begin` starts or resumes; `train` runs to the end; close it after."""
+    """A trainer in its run directory. `prepare`, then `start`, then `train`; close it after."""
 
     config: RLConfig
-    run: Run
     trainer: Trainer
     eval_strategy: Strategy
     held_out: tuple[Problem, ...]
+    _run: Run | None = None
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     """Points of the train-compute curve so far."""
     results: dict[int, Evaluation] = field(default_factory=dict)
     """Held-out evaluations of this process, by step."""
+    before: tuple[str, ...] = ()
+    """Verdicts of the first evaluation, by problem."""
     config_name: str = "config.toml"
 
     @classmethod
-    def begin(cls, config: RLConfig, *, run: Run | None = None) -> RLRun:
-        """Build everything that can fail before the run directory is made. Raises `UserError`.
-
-        Within another command's `run` the config is written as `rl.toml`.
-        """
+    def prepare(cls, config: RLConfig) -> RLRun:
+        """Build everything that can fail before a run directory is touched. Raises `UserError`."""
         reuse_freed_memory()
+        if config.resume:
+            _refuse_other_config(config)
         environment: Environment = registry.build("environments", config.environment, config.environment_options)
         model = load(config.model)
         if config.raw_prompts:
             model.take_plain_prompts()
-        engine = TorchEngine(model, max_rows=config.max_rows)
-        trainer = Trainer(config, model, environment, engine)
-        name = config.eval_strategy or config.strategy
-        options = config.eval_strategy_options or config.strategy_options
-        eval_strategy = registry.build("search.strategies", name, options)
+        trainer = Trainer(config, model, environment, TorchEngine(model, max_rows=config.max_rows))
+        eval_strategy: Strategy = registry.build("search.strategies", *config.evaluation)
         size = environment.size("test")
         if size is not None and size < config.eval_problems:
             raise UserError(f"eval_problems = {config.eval_problems}: {config.environment} has {size} test problems")
         held_out = tuple(environment.problem("test", i) for i in range(config.eval_problems))
-        _check_context(trainer, model, held_out)
-        if config.resume:
-            run = Run.open(config.out)
-            self = cls(config, run, trainer, eval_strategy, held_out)
-            self._restore(checkpoint.last(run.checkpoints))
-            return self
-        text = configs.to_toml(dataclasses.replace(config, resume=False))
+        _check_context(model, (trainer.strategy, eval_strategy), held_out)
+        return cls(config, trainer, eval_strategy, held_out)
+
+    def start(self, run: Run | None = None) -> None:
+        """Make or reopen the run directory; within another command's `run` the config is written as `rl.toml`.
+
+        Raises `UserError` if the directory holds a run already, or none to continue.
+        """
+        if self.config.resume:
+            saved = checkpoint.last(Path(self.config.out) / "checkpoints")
+            self.config_name = _config_path(self.config.out).name
+            self._run = Run.open(self.config.out)
+            self._restore(saved)
+            return
         if run is not None:
-            return cls(config, run, trainer, eval_strategy, held_out, config_name="rl.toml")
-        return cls(config, Run.create(config.out, text, config.seed), trainer, eval_strategy, held_out)
+            self.config_name = "rl.toml"
+        self._run = run or Run.create(self.config.out, configs.to_toml(self.config), self.config.seed)
+
+    @property
+    def run(self) -> Run:
+        assert self._run is not None, "start() comes first"
+        return self._run
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         trainer = self.trainer
@@ -89,15 +98,9 @@ class RLRun:
         saved.restore_optimiser(trainer.optimiser)
         trainer.state = configs.from_mapping(RLState, saved.state["loop"], where=str(saved.path))
         self.evaluations = list(saved.state["evaluations"])
-        if trainer.config.minutes is not None and saved.state["steps"] is None:
-            raise UserError(f"{saved.path}: stopped before `minutes` was turned into steps; give --steps instead")
-        if saved.state["steps"] is not None:
-            self._fix_steps(int(saved.state["steps"]))
+        self.before = tuple(saved.state["before"])
         sync.run(trainer.engine.load_weights(trainer.model.module, f"step-{trainer.state.step:06d}"))
         self.run.truncate_after(trainer.state.step)
-
-    def _fix_steps(self, steps: int) -> None:
-        self.config = self.trainer.config = dataclasses.replace(self.config, steps=steps, minutes=None)
 
     def limit(self, *, minutes: float | None = None, steps: int | None = None) -> None:
         """Give the loop a time limit, or a number of steps, before it begins."""
@@ -106,64 +109,80 @@ class RLRun:
 
     # The loop -----------------------------------------------------------------------------------------------------
 
-    def train(self, *, on_evaluation: Callable[[int, Evaluation], None] = lambda step, result: None) -> Path:
+    def train(self) -> Path:
         """Train to the end; returns the folder of the finished model.
 
         Raises `Interrupted` after a checkpoint on Ctrl-C, with the command to continue; `TrainingDiverged` with the
         step and the last good checkpoint.
         """
         state = self.trainer.state
-        began, seconds = time.monotonic(), []
+        began, seconds = time.monotonic() - state.seconds, []
         self._write_config()
-        if state.step == 0:
-            self.evaluate(on_evaluation)
         with Interrupt() as interrupt, Progress("rl", self._total(), unit="steps") as progress:
-            while state.step < self.config.steps or self.config.minutes is not None:
-                try:
-                    step = sync.run(self.trainer.step())
-                except TrainingDiverged as error:
-                    raise TrainingDiverged(f"step {state.step + 1}: {error}; {self._last_good()}") from None
+            if not self.evaluations:
+                progress.note(f"before training: held-out accuracy {show(self.evaluate())}")
+                self.checkpoint()
+            while (state.step < self.config.steps or self.config.minutes is not None) and not interrupt.requested:
+                step = self._step()
                 self._record(step)
                 seconds.append(step.row["seconds"])
                 if self.config.minutes is not None and len(seconds) >= PROBE_STEPS:
                     self._resolve(sorted(seconds[2:])[len(seconds[2:]) // 2], time.monotonic() - began)
                     progress.note(f"{self.config.steps} steps fit the time")
-                if self.config.minutes is None and self._due(self.config.eval_every):
-                    result = self.evaluate(on_evaluation)
-                    progress.note(f"step {state.step}: held-out accuracy {show(result)}")
+                if self._due(self.config.eval_every):
+                    progress.note(f"step {state.step}: held-out accuracy {show(self.evaluate())}")
                 if self._due(self.config.checkpoint_every) or interrupt.requested:
                     self.checkpoint()
-                if interrupt.requested:
-                    self.run.finish("interrupted")
-                    raise Interrupted(
-                        f"stopped at step {state.step}; continue with: "
-                        f"ponder train rl --config {self.run.path / self.config_name} --resume"
-                    )
                 self._show(progress, step)
-        self.checkpoint()
+            if interrupt.requested:
+                self.run.finish("interrupted")
+                raise Interrupted(f"stopped at step {state.step}; continue with: {self._command()}")
         final = self.run.path / "model"
         save(self.trainer.model, final, replace=True)
         release_threads()
         return final
+
+    def _step(self) -> Step:
+        """One step; on an error what there is can be continued."""
+        state = self.trainer.state
+        drawn = state.drawn
+        try:
+            return sync.run(self.trainer.step())
+        except TrainingDiverged as error:
+            where = checkpoint.last_name(self.run.checkpoints)
+            raise TrainingDiverged(f"step {state.step + 1}: {error}; {where}") from None
+        except PonderError as error:
+            state.drawn = drawn  # nothing was updated: the step can be taken again
+            with contextlib.suppress(PonderError):
+                self.checkpoint()
+            raise type(error)(f"{error}; when that is mended, continue with: {self._command()}") from None
+
+    def _command(self) -> str:
+        return f"ponder train rl --config {shlex.quote(str(self.run.path / self.config_name))} --resume"
 
     def _total(self) -> float | None:
         return None if self.config.minutes is not None else self.config.steps
 
     def _due(self, every: int) -> bool:
         step = self.trainer.state.step
-        return step == self.config.steps or (every > 0 and step % every == 0)
+        last = self.config.minutes is None and step == self.config.steps
+        return last or (every > 0 and step % every == 0)
 
     def _resolve(self, step_seconds: float, elapsed: float) -> None:
+        """Turn the minutes that are left into steps, the evaluations along the way and at the end set aside."""
         assert self.config.minutes is not None
-        left = self.config.minutes * 60 - elapsed
-        steps = max(self.trainer.state.step, self.trainer.state.step + int(left / step_seconds))
-        self._fix_steps(steps)
+        looks = [e.seconds for e in self.results.values()]
+        look = sum(looks) / max(1, len(looks))
+        left = self.config.minutes * 60 - elapsed - look
+        step_seconds += look / self.config.eval_every if self.config.eval_every else 0.0
+        steps = self.trainer.state.step + max(0, int(left / step_seconds))
+        self.config = self.trainer.config = dataclasses.replace(self.config, steps=steps, minutes=None)
         self._write_config()
 
     def _write_config(self) -> None:
         self.run.write_text(self.config_name, configs.to_toml(dataclasses.replace(self.config, resume=False)))
 
-    def evaluate(self, on_evaluation: Callable[[int, Evaluation], None] = lambda step, result: None) -> Evaluation:
+    def evaluate(self) -> Evaluation:
         """Evaluate on the held-out problems, the same seeds each time, and add a point to the train-compute curve."""
         trainer, state = self.trainer, self.trainer.state
         result = sync.run(
@@ -182,30 +201,25 @@ class RLRun:
         )
         self.results[state.step] = result
         self.run.write_json("curves.json", {"train": self.evaluations, "seed": self.config.seed})
-        on_evaluation(state.step, result)
+        self.before = self.before or tuple(r.kinds[0].value for r in result.rows)
         return result
 
     def checkpoint(self) -> checkpoint.Checkpoint:
         state = self.trainer.state
-        steps = None if self.config.minutes is not None else self.config.steps
         saved = checkpoint.write(
             self.run.checkpoints,
             self.trainer.model,
             self.trainer.optimiser,
             {
                 "step": state.step,
-                "steps": steps,
                 "loop": dataclasses.asdict(state),
                 "evaluations": self.evaluations,
+                "before": self.before,
             },
             keep=self.config.keep_checkpoints,
         )
         release_threads()
         return saved
-
-    def _last_good(self) -> str:
-        whole = sorted(self.run.checkpoints.glob("step-*"))
-        return f"the last good checkpoint is {whole[-1]}" if whole else "no checkpoint was written before it"
 
     # Writing and showing ------------------------------------------------------------------------------------------
 
@@ -256,15 +270,38 @@ def _sample_row(sample: Sample, advantage: float, tokens: bool) -> dict[str, Any
     return row
 
 
-def _check_context(trainer: Trainer, model: LoadedModel, held_out: Sequence[Problem]) -> None:
-    """Refuse a thought budget that cannot fit the context before anything is made."""
-    response = sum(int(getattr(trainer.strategy, f, 0)) for f in ("thought_tokens", "answer_tokens", "max_tokens"))
-    prompt = max(len(model.prompt_ids(p.prompt)) for p in held_out[:50])
-    if prompt + response > model.info.context:
-        raise UserError(
-            f"strategy_options: prompts of {prompt} tokens and responses of {response} do not fit the context of "
-            f"{model.info.context} tokens of {model.info.name}"
-        )
+def _config_path(out: str) -> Path:
+    """The config that a run's training was started with."""
+    folder = Path(out)
+    return folder / "rl.toml" if (folder / "rl.toml").exists() else folder / "config.toml"
+
+
+FREE = ("resume", "out", "steps", "minutes", "checkpoint_every", "keep_checkpoints", "record_problems", "record_tokens")
+"""Fields that may differ when a run is continued."""
+
+
+def _refuse_other_config(config: RLConfig) -> None:
+    """A continued run must be the same run. Raises `UserError` that names the first field that differs."""
+    path = _config_path(config.out)
+    saved = configs.from_mapping(RLConfig, configs.load_toml(path), where=str(path))
+    for field_ in dataclasses.fields(RLConfig):
+        if field_.name not in FREE and getattr(saved, field_.name) != getattr(config, field_.name):
+            raise UserError(
+                f"resume: {field_.name} is {getattr(config, field_.name)!r}, and the run in {config.out} has "
+                f"{getattr(saved, field_.name)!r}; continue with --config {path} --resume"
+            )
+
+
+def _check_context(model: LoadedModel, strategies: Sequence[Strategy], held_out: Sequence[Problem]) -> None:
+    """Refuse responses that cannot fit the context before anything is made."""
+    prompt = max(len(model.prompt_ids(p.prompt)) for p in held_out)
+    for strategy in strategies:
+        response = sum(int(getattr(strategy, f, 0)) for f in ("thought_tokens", "answer_tokens", "max_tokens"))
+        if prompt + response > model.info.context:
+            raise UserError(
+                f"strategy_options: prompts of {prompt} tokens and responses of {response} do not fit the context of "
+                f"{model.info.context} tokens of {model.info.name}"
+            )
 
 
 def show(result: Evaluation) -> str:
@@ -281,11 +318,13 @@ def summary(loop: RLRun) -> dict[str, Any]:
         return f"{point['accuracy']:.1%} ({point['low']:.1%} to {point['high']:.1%}, n {point['n']})"
 
     facts: dict[str, Any] = {"Held-out accuracy before": cell(first), "Held-out accuracy after": cell(last)}
-    before, after = loop.results.get(0), loop.results.get(state.step)
-    if before is not None and after is not None:  # not so in a resumed run
-        gain = paired_difference(after.correct_P, before.correct_P, loop.config.seed)
+    after = loop.results.get(state.step)
+    if after is not None:  # not so where a finished run was continued
+        kinds = [r.kinds[0].value for r in after.rows]
+        right, was_right = ([float(k == VerdictKind.CORRECT) for k in side] for side in (kinds, loop.before))
+        gain = paired_difference(right, was_right, loop.config.seed)
         facts["Gain (paired)"] = f"{gain.value * 100:+.1f} points ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})"
-        facts.update(moves(before, after))
+        facts.update(moves(loop.before, kinds))
     return {
         "title": f"RL: {loop.config.model} on {loop.config.environment}",
         "facts": {**facts, "Steps": state.step},
@@ -301,19 +340,19 @@ def summary(loop: RLRun) -> dict[str, Any]:
     }
 
 
-def moves(before: Evaluation, after: Evaluation) -> dict[str, int]:
+def moves(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
     """How many problems went from which verdict to which, where rightness changed: the gain split by its origin."""
-    found: Counter[str] = Counter()
-    for a, b in zip(before.rows, after.rows, strict=True):
-        if (a.kinds[0] is VerdictKind.CORRECT) != (b.kinds[0] is VerdictKind.CORRECT):
-            found[f"{a.kinds[0].value} to {b.kinds[0].value}"] += 1
-    return dict(sorted(found.items()))
+    pairs = zip(before, after, strict=True)
+    return dict(sorted(Counter(f"{a} to {b}" for a, b in pairs if (a == "correct") != (b == "correct")).items()))
 
 
 def train(config: RLConfig) -> Path:
     """Run `ponder train rl`; returns the folder of the finished model."""
-    loop = RLRun.begin(config)
+    if not config.resume:
+        refuse_existing(config.out)
+    loop = RLRun.prepare(config)
     try:
+        loop.start()
         with loop.run:
             final = loop.train()
             loop.run.write_json("summary.json", summary(loop))

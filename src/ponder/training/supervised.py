@@ -57,6 +57,9 @@ class PretrainConfig:
     resume: bool = False
     """Continue the run in `out` from its last checkpoint."""
 
+    def __post_init__(self) -> None:
+        _check(self, "length", "checkpoint_every")
+
 
 @dataclass(frozen=True)
 class SFTConfig:
@@ -85,8 +88,21 @@ class SFTConfig:
     resume: bool = False
     """Continue the run in `out` from its last checkpoint."""
 
+    def __post_init__(self) -> None:
+        _check(self, "longest", "checkpoint_every")
+        if not 0 < self.held_out < 1:
+            raise UserError(f"held_out = {self.held_out}: give a share between 0 and 1")
+
 
 HELD_OUT_ROWS = 512
+
+
+def _check(config: PretrainConfig | SFTConfig, *positive: str) -> None:
+    for name in positive:
+        if getattr(config, name) < (2 if name in ("length", "longest") else 1):
+            raise UserError(f"{name} = {getattr(config, name)}: give more")
+    if config.seed < 0:
+        raise UserError(f"seed = {config.seed}: give 0 or more")
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -94,6 +110,8 @@ def pretrain(config: PretrainConfig) -> Path:
     from ponder.models.tiny import new_model
 
     model = new_model(config.seed)
+    if config.length > model.info.context:
+        raise UserError(f"length: {config.length} is more than the model's context of {model.info.context} tokens")
     text = ProceduralText(mixture(config.families, config.seed), model, config.length)
     other = ProceduralText(mixture(config.families, config.seed + 500_009), model, config.length)
     return _run(config, model, text, _held_out(other, model), "ponder train pretrain")
@@ -116,7 +134,9 @@ def sft(config: SFTConfig) -> Path:
         if model.thought is None:
             raise UserError(f"{config.model} marks no thought: procedural chats need that; give --data FILE.jsonl")
         source = ProceduralChats(mixture(config.families, config.seed), model, config.longest)
-        held_out = _held_out(ProceduralChats(mixture(config.families, config.seed + 500_009), model, 512), model)
+        held_out = _held_out(
+            ProceduralChats(mixture(config.families, config.seed + 500_009), model, config.longest), model
+        )
     return _run(config, model, source, held_out, "ponder train sft")
 
 
@@ -174,9 +194,7 @@ def _run(
                 model, source, held_out, config.fit, state, optimiser=optimiser, on_step=on_step, interrupt=interrupt
             )
         except TrainingDiverged as error:
-            whole = sorted(run.checkpoints.glob("step-*"))
-            where = f"the last good checkpoint is {whole[-1]}" if whole else "no checkpoint was written before it"
-            raise TrainingDiverged(f"{error}; {where}") from None
+            raise TrainingDiverged(f"{error}; {checkpoint.last_name(run.checkpoints)}") from None
         saved = keep()
         if interrupt.requested:
             run.finish("interrupted")
