@@ -49,7 +49,7 @@ def gradients(micro_tokens: int, rollouts: Rollouts) -> tuple[list[torch.Tensor]
         rollouts,
         MeanOnly()(rollouts),
         temperature=1.0,
-        clip=0.0,
+        max_grad_norm=0.0,
         micro_tokens=micro_tokens,
     )
     return [p.grad.clone() for p in model.module.parameters() if p.grad is not None], stats.loss
@@ -173,8 +173,10 @@ def test_a_group_without_signal_moves_nothing() -> None:
     same = Rollouts(r.ids_BT, r.mask_BT, r.logprobs_BT, torch.ones(len(r)), r.group_B, r.lengths_B, r.prompt_lengths_B)
     model = new_model(0)
     before = [p.clone() for p in model.module.parameters()]
-    optimiser = adamw(model.module, rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
-    stats = update(model, optimiser, Dapo(), same, MeanOnly()(same), temperature=1.0, clip=1.0, micro_tokens=4096)
+    optimiser = adamw(model.module, learning_rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
+    stats = update(
+        model, optimiser, Dapo(), same, MeanOnly()(same), temperature=1.0, max_grad_norm=1.0, micro_tokens=4096
+    )
     assert stats.tokens == 0
     assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
 
@@ -192,9 +194,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched() -> Non
     )
     model = new_model(0)
     before = [p.clone() for p in model.module.parameters()]
-    optimiser = adamw(model.module, rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
+    optimiser = adamw(model.module, learning_rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
     with pytest.raises(TrainingDiverged, match="nan"):
-        update(model, optimiser, Dapo(), broken, MeanOnly()(r), temperature=1.0, clip=1.0, micro_tokens=4096)
+        update(model, optimiser, Dapo(), broken, MeanOnly()(r), temperature=1.0, max_grad_norm=1.0, micro_tokens=4096)
     assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
 
 

@@ -44,9 +44,9 @@ def config(base: str, out: Path, **changes) -> RLConfig:
         "environment": ENVIRONMENT,
         "strategy_options": {"thought_tokens": 6, "answer_tokens": 4},
         "problems": 4,
-        "group": 4,
+        "group_size": 4,
         "steps": 5,
-        "rate": 1e-3,
+        "learning_rate": 1e-3,
         "mask_truncated": False,
         "eval_every": 2,
         "eval_problems": 8,
@@ -128,7 +128,11 @@ def test_every_metric_of_the_contract_is_logged_at_each_step(base, tmp_path) -> 
 
 def test_the_policy_gradient_raises_the_reward(base, tmp_path) -> None:
     run, digits = tmp_path / "run", {"digits": True}
-    train(config(base, run, environment_options=digits, steps=30, problems=8, group=8, rate=2e-2, eval_every=0))
+    train(
+        config(
+            base, run, environment_options=digits, steps=30, problems=8, group_size=8, learning_rate=2e-2, eval_every=0
+        )
+    )
     rewards = [r["reward"] for r in read_lines(run / "metrics.jsonl").rows]
     assert sum(rewards[-3:]) / 3 > 0.3 + sum(rewards[:3]) / 3
 
@@ -152,7 +156,7 @@ def trainer(base: str, tmp_path: Path, **changes) -> Trainer:
 
 
 def test_dynamic_sampling_replaces_groups_without_signal_and_counts_them(base, tmp_path) -> None:
-    one = trainer(base, tmp_path, group=2, resample=20)
+    one = trainer(base, tmp_path, group_size=2, resample=20)
     step = sync.run(one.step())
     assert len(step.groups) == 4
     assert step.row["groups_replaced"] > 0
@@ -207,8 +211,8 @@ def test_a_failure_of_ours_before_an_update_changes_no_weights_and_can_be_contin
 
 def test_a_resumed_run_must_be_the_same_run(base, tmp_path) -> None:
     train(config(base, tmp_path / "run"))
-    with pytest.raises(UserError, match=r"resume: rate is 0.5, .* --config .*config.toml --resume"):
-        train(config(base, tmp_path / "run", rate=0.5, resume=True))
+    with pytest.raises(UserError, match=r"resume: learning_rate is 0.5, .* --config .*config.toml --resume"):
+        train(config(base, tmp_path / "run", learning_rate=0.5, resume=True))
     train(config(base, tmp_path / "run", steps=7, resume=True))
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl").rows) == 7
 
@@ -247,7 +251,9 @@ def test_bad_input_is_refused_before_a_directory_is_made(changes, reason, base, 
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["problems", "group", "steps", "rate", "micro_tokens", "eval_problems", "minutes"])
+@pytest.mark.parametrize(
+    "name", ["problems", "group_size", "steps", "learning_rate", "micro_tokens", "eval_problems", "minutes"]
+)
 def test_a_value_of_zero_is_refused_by_name(name, base, tmp_path) -> None:
     with pytest.raises(UserError, match=name):
         config(base, tmp_path, **{name: 0})

@@ -165,19 +165,19 @@ def test_a_bad_line_is_named_by_its_number(line: str, reason: str, model, tmp_pa
 
 def small(**changes) -> lm.LMConfig:
     base = lm.LMConfig(
-        rate=2e-3, batch_tokens=1024, warmup_steps=2, max_tokens=6000, decay=0.5, eval_every=3, patience=50
+        learning_rate=2e-3, batch_tokens=1024, warmup_steps=2, max_tokens=6000, decay=0.5, eval_every=3, patience=50
     )
     return dataclasses.replace(base, **changes)
 
 
 def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
     config, state = small(warmup_steps=4), lm.LMState()
-    assert lm.rate_at(config, state) == pytest.approx(config.rate / 4)
+    assert lm.rate_at(config, state) == pytest.approx(config.learning_rate / 4)
     state.step, state.tokens = 10, 4000
-    assert lm.rate_at(config, state) == config.rate
+    assert lm.rate_at(config, state) == config.learning_rate
     state.decay_from = 4000
     state.tokens = 5000
-    assert lm.rate_at(config, state) == pytest.approx(config.rate / 2)
+    assert lm.rate_at(config, state) == pytest.approx(config.learning_rate / 2)
     state.tokens = 6000
     assert lm.rate_at(config, state) == 0.0
 
@@ -186,7 +186,7 @@ def test_training_stops_when_the_validation_loss_no_longer_improves(model) -> No
     fresh = new_model(1)
     source = ProceduralText(mixture(("reverse",), 0), fresh, 64)
     held_out = [collate([row for _, row in islice(source.rows(1000), 8)], 0)]
-    state, config = lm.LMState(), small(rate=1e-9, max_tokens=10**9, patience=2)
+    state, config = lm.LMState(), small(learning_rate=1e-9, max_tokens=10**9, patience=2)
     lm.train(fresh, source, held_out, config, state, optimiser=lm.make_optimiser(fresh.module, config))
     assert state.decay_from is not None
     assert 2 * config.eval_every <= state.step < 30

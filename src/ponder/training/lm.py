@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class LMConfig:
     """How to fit a model to text."""
 
-    rate: float = 2e-3
+    learning_rate: float = 2e-3
     """Learning rate of the stable phase (AdamW)."""
     batch_tokens: int = 16384
     """Tokens of a batch, padding included."""
@@ -51,14 +51,14 @@ class LMConfig:
     """AdamW's decay of matrices."""
     beta2: float = 0.98
     """AdamW's second beta."""
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest gradient norm; 0 is no limit."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_tokens", "max_tokens", "eval_every", "patience", "rate"):
+        for name in ("batch_tokens", "max_tokens", "eval_every", "patience", "learning_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"fit.{name} = {getattr(self, name)}: give more than 0")
-        for name in ("warmup_steps", "decay", "min_gain", "weight_decay", "clip"):
+        for name in ("warmup_steps", "decay", "min_gain", "weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"fit.{name} = {getattr(self, name)}: give 0 or more")
         if not 0 <= self.beta2 < 1:
@@ -104,15 +104,17 @@ def mean_loss(module: nn.Module, held_out: Sequence[Batch]) -> float:
 def rate_at(config: LMConfig, state: LMState) -> float:
     """The learning rate of the next step; 0 when the decay is over."""
     if state.step < config.warmup_steps:
-        return config.rate * (state.step + 1) / config.warmup_steps
+        return config.learning_rate * (state.step + 1) / config.warmup_steps
     if state.decay_from is None:
-        return config.rate
+        return config.learning_rate
     length = max(1.0, config.decay * state.decay_from)
-    return config.rate * max(0.0, 1.0 - (state.tokens - state.decay_from) / length)
+    return config.learning_rate * max(0.0, 1.0 - (state.tokens - state.decay_from) / length)
 
 
 def make_optimiser(module: nn.Module, config: LMConfig) -> torch.optim.Optimizer:
-    return adamw(module, rate=config.rate, weight_decay=config.weight_decay, betas=(0.9, config.beta2))
+    return adamw(
+        module, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, config.beta2)
+    )
 
 
 def train(
@@ -144,7 +146,7 @@ def train(
         optimiser.zero_grad(set_to_none=True)
         loss, targets = loss_sum(module, batch)
         (loss / targets).backward()
-        norm = clip_gradients(module, config.clip)
+        norm = clip_gradients(module, config.max_grad_norm)
         if not math.isfinite(norm) or not math.isfinite(float(loss.detach())):
             value = float(loss.detach()) / targets
             raise TrainingDiverged(f"step {state.step + 1}: the loss is {value} (gradient norm {norm})")
@@ -157,7 +159,7 @@ def train(
             "step": state.step,
             "tokens": state.tokens,
             "loss": float(loss.detach()) / targets,
-            "rate": rate,
+            "learning_rate": rate,
             "gradient_norm": norm,
             "seconds": seconds,
             "seconds_data": made - began,

@@ -63,7 +63,7 @@ def update(
     advantages_BT: Tensor,
     *,
     temperature: float,
-    clip: float,
+    max_grad_norm: float,
     micro_tokens: int,
 ) -> UpdateStats:
     """Take one optimiser step on the rows whose advantage is not zero everywhere.
@@ -97,7 +97,7 @@ def update(
             worst = max(worst, float(ratio.abs().max()))
         clipped += out.clipped
         computed += new.computed
-    norm = clip_gradients(model.module, clip)
+    norm = clip_gradients(model.module, max_grad_norm)
     if not (math.isfinite(norm) and math.isfinite(sums["loss"])):
         raise TrainingDiverged(f"the loss is {sums['loss'] / total} and the gradient norm {norm}")
     optimiser.step()

@@ -77,14 +77,16 @@ class Trainer:
     def __post_init__(self) -> None:
         c = self.config
         if "n" in c.strategy_options:
-            raise UserError("strategy_options: n is the group size; give it as group")
-        options = {**c.rollout_options, "n": c.group}
+            raise UserError("strategy_options: n is the group size; give it as group_size")
+        options = {**c.rollout_options, "n": c.group_size}
         self.strategy: Strategy = registry.build("search.strategies", c.strategy, options)
         self.advantage = registry.build("training.advantages", c.advantage)
         self.loss = registry.build("training.losses", c.loss, c.loss_options)
         self.temperature = float(getattr(self.strategy, "temperature", 1.0))
         _refuse_truncated_sampling(self.strategy)
-        self.optimiser = optim.adamw(self.model.module, rate=c.rate, weight_decay=c.weight_decay, betas=(0.9, c.beta2))
+        self.optimiser = optim.adamw(
+            self.model.module, learning_rate=c.learning_rate, weight_decay=c.weight_decay, betas=(0.9, c.beta2)
+        )
         size = self.environment.size("train")
         if size is not None and size < c.problems:
             raise UserError(f"{c.environment}: {size} training problems are fewer than the {c.problems} of a step")
@@ -148,8 +150,11 @@ class Trainer:
         outcomes = await asyncio.gather(*searches)
         groups = []
         for problem, outcome in zip(problems, outcomes, strict=True):
-            if len(outcome.trace.nodes) != self.config.group:
-                why = outcome.reason or f"the strategy drew {len(outcome.trace.nodes)} samples, not {self.config.group}"
+            if len(outcome.trace.nodes) != self.config.group_size:
+                why = (
+                    outcome.reason
+                    or f"the strategy drew {len(outcome.trace.nodes)} samples, not {self.config.group_size}"
+                )
                 raise PonderError(f"{problem.id}: no group to train on: {why}")
             verdicts = await self._judge(problem, [n.response for n in outcome.trace.nodes])
             nodes = zip(outcome.trace.nodes, verdicts, strict=True)
@@ -178,11 +183,11 @@ class Trainer:
     def _rate(self) -> float:
         c, step = self.config, self.state.step
         if step < c.warmup_steps:
-            return c.rate * (step + 1) / c.warmup_steps
+            return c.learning_rate * (step + 1) / c.warmup_steps
         # The decay begins after the steps that may have been timed before the number of steps was known.
         first = max(c.warmup_steps, PROBE_STEPS)
         share = max(0, step - first) / max(1, c.steps - first) if c.minutes is None else 0.0
-        return c.rate * (1 - (1 - c.final_rate) * min(1.0, share))
+        return c.learning_rate * (1 - (1 - c.final_share) * min(1.0, share))
 
     def _parts(self, rollouts: Rollouts) -> list[list[int]]:
         """Rows of each optimiser step: whole groups, dealt out in turn."""
@@ -199,7 +204,7 @@ class Trainer:
             rollouts,
             advantages_BT,
             temperature=self.temperature,
-            clip=self.config.clip,
+            max_grad_norm=self.config.max_grad_norm,
             micro_tokens=self.config.micro_tokens,
         )
 
@@ -248,7 +253,7 @@ class Trainer:
             "mismatch_k3": stats[0].mismatch_k3 if stats[0].tokens else None,
             "clipped": mean("clipped"),
             "gradient_norm": max((u.gradient_norm for u in stats if u.tokens), default=None),
-            "rate": self.optimiser.param_groups[0]["lr"],
+            "learning_rate": self.optimiser.param_groups[0]["lr"],
             "response_tokens": response_tokens,
             "sampled_tokens": spend.sampled_tokens,
             "trained_tokens": trained,

@@ -30,24 +30,24 @@ class RLConfig:
     """Options of the strategy; empty for budget_forcing is thought_tokens=64."""
     problems: int = 32
     """Problems of a step."""
-    group: int = 16
+    group_size: int = 16
     """Samples of a problem."""
     steps: int = 100
     """Training steps."""
     minutes: float | None = None
     """Time for the whole loop instead of `steps`: resolved to a number of steps after the first few, and written to the
     run's config, so that a repeated run does the same."""
-    rate: float = 2e-4
+    learning_rate: float = 2e-4
     """Learning rate (AdamW)."""
     warmup_steps: int = 5
     """Steps of linear warm-up."""
-    final_rate: float = 1.0
-    """Share of the learning rate at the last step; the rate falls linearly to it after the warm-up."""
+    final_share: float = 1.0
+    """The last step's share of the learning rate, which falls linearly to it."""
     weight_decay: float = 0.0
     """AdamW's decay of matrices."""
     beta2: float = 0.95
     """AdamW's second beta."""
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     """Largest gradient norm; 0 is no limit."""
     updates: int = 1
     """Optimiser steps per batch of rollouts; with more than one the later ones are off-policy and the clip matters."""
@@ -106,7 +106,7 @@ class RLConfig:
     def __post_init__(self) -> None:
         for name, least in (
             ("problems", 1),
-            ("group", 2),
+            ("group_size", 2),
             ("steps", 1),
             ("updates", 1),
             ("eval_problems", 1),
@@ -114,13 +114,13 @@ class RLConfig:
         ):
             if getattr(self, name) < least:
                 raise UserError(f"{name} = {getattr(self, name)}: give at least {least}")
-        for name in ("rate", "micro_tokens", "max_rows", "checkpoint_every"):
+        for name in ("learning_rate", "micro_tokens", "max_rows", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} = {getattr(self, name)}: give more than 0")
         for name in ("resample", "eval_every", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
-        for name in ("weight_decay", "clip", "final_rate"):
+        for name in ("weight_decay", "max_grad_norm", "final_share"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
         if not 0 <= self.beta2 < 1:

@@ -48,7 +48,9 @@ class PretrainConfig:
     """Families of text with their shares, as NAME=SHARE."""
     length: int = 256
     """Ids of a packed row."""
-    fit: lm.LMConfig = field(default_factory=lambda: lm.LMConfig(rate=3e-3, batch_tokens=8192, max_tokens=4_000_000))
+    fit: lm.LMConfig = field(
+        default_factory=lambda: lm.LMConfig(learning_rate=3e-3, batch_tokens=8192, max_tokens=4_000_000)
+    )
     """How to fit."""
     seed: int = 0
     """Seed of weights and text."""
