@@ -3,8 +3,8 @@
     ponder eval ... --split train --samples 8 --out runs/pool
     python recipes/correct_samples.py runs/pool own.jsonl
 
-The control of `recipes/smollm2-arithmetic.toml`: supervised training on the model's own correct samples (STaR,
-Zelikman et al. 2022, arXiv:2203.14465, one round).
+A control for RL of equal compute: supervised training on the model's own correct samples (STaR, Zelikman et al. 2022,
+arXiv:2203.14465, one round). The texts are tokenised again.
 """
 
 from __future__ import annotations
