@@ -1,7 +1,9 @@
 """Chat templates: Hugging Face's Jinja convention, rendered in a sandbox.
 
 The text of messages must not be able to forge a marker (`<|end|>`, `</think>`): the template is rendered with a
-placeholder for each content, and the contents are tokenised apart, as plain text.
+placeholder for each content, and the contents are tokenised apart, as plain text. So a template that looks into the
+contents (strips them, splits them at `</think>`) sees the placeholder instead, and `strftime_now` is a fixed date, so
+that a prompt is the same every day.
 """
 
 from __future__ import annotations
