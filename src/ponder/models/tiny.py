@@ -9,7 +9,7 @@ It is an ordinary `tokenizer.json` (byte-fallback BPE), so that Hugging Face's l
 from __future__ import annotations
 
 import string
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ponder.types import ThoughtFormat
 
@@ -137,15 +137,3 @@ def new_model(seed: int, shape: LlamaConfig | None = None) -> LoadedModel:
         },
         source="ponder-tiny (random weights)",
     )
-
-
-def tokenizer_config() -> dict[str, Any]:
-    """Hugging Face's `tokenizer_config.json`."""
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": END,
-        "pad_token": PAD,
-        "model_max_length": architecture().max_position_embeddings,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": TEMPLATE,
-    }

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ponder import registry
 from ponder.errors import PonderError, Unsupported, UserError
+from ponder.models.base import forward_flops
 from ponder.runs.manifest import peak_memory_bytes
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
@@ -275,7 +276,7 @@ def flops_per_token(model: LoadedModel, context: float) -> float:
     """Forward FLOPs of a token at a mean context, attention included."""
     config = getattr(model.module, "config", None)
     layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
-    return model.info.flops_per_token + 4.0 * layers * width * context
+    return model.info.flops_per_token + forward_flops(width, layers, 0, 0, context)
 
 
 def _shuffle(size: int, seed: int) -> list[int]:
