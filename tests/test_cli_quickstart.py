@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from ponder.cli import quickstart
 from ponder.cli.main import main
 from ponder.config import from_mapping, load_toml
 from ponder.evaluation import curves as files
+from ponder.training import rl_run
+from ponder.training.rl import Trainer
 from ponder.training.rl_config import RLConfig
 
 
@@ -78,6 +81,48 @@ def test_a_run_directory_that_exists_is_refused_and_kept(short, capsys) -> None:
     assert main(["quickstart", "--out", str(short)]) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert (short / "curves.json").read_bytes() == before
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("where", ["base", "training", "trained"])
+def test_a_stopped_quickstart_names_the_command_that_continues_it_to_the_same_result(
+    where, short, tmp_path, monkeypatch, capsys
+) -> None:
+    out = tmp_path / "run"
+    evaluated, step = quickstart._test_time, Trainer.step
+    interrupt, interrupts = rl_run.Interrupt, []
+
+    def evaluate(rl, config, who, quiet):
+        if who == where:
+            raise KeyboardInterrupt
+        return evaluated(rl, config, who, quiet)
+
+    async def stopping(self):
+        interrupts[-1].requested = where == "training"
+        return await step(self)
+
+    monkeypatch.setattr(quickstart, "_test_time", evaluate)
+    monkeypatch.setattr(rl_run, "Interrupt", lambda: interrupts.append(interrupt()) or interrupts[-1])
+    monkeypatch.setattr(Trainer, "step", stopping)
+    words = f"--steps 2 --problems 50 --samples 4 --out {out}".split()
+    assert main(["quickstart", *words]) == 130
+    monkeypatch.undo()
+    said = capsys.readouterr().err
+    assert json.loads((out / "manifest.json").read_text())["status"] == "interrupted"
+    command = shlex.split(said[said.rindex("ponder quickstart") :])
+    assert main(command[1:]) == 0
+    whole, parts = (json.loads((run / "curves.json").read_text()) for run in (short, out))
+    for value in (whole, parts):
+        del value["seconds"], value["peak_memory_bytes"]
+    assert whole == parts
+    assert json.loads((out / "manifest.json").read_text())["status"] == "done"
+
+
+def test_only_the_same_run_is_continued(short, tmp_path, capsys) -> None:
+    assert main(["quickstart", "--resume", "--out", str(short), "--seed", "3"]) == 2
+    assert "seed is 3, and the run has 0" in capsys.readouterr().err
+    assert main(["quickstart", "--resume", "--out", str(tmp_path / "none")]) == 2
+    assert "no such run directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--minutes", "0.5"], ["--problems", "10"], ["--samples", "1"], ["--steps", "0"]])

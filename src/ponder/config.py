@@ -133,6 +133,20 @@ def to_toml(config: Any) -> str:
     return tomli_w.dumps(to_mapping(config))
 
 
+def refuse_changed(config: Any, path: str | Path, free: Sequence[str]) -> None:
+    """A run that is continued must be the same run: compare with the config that its directory holds.
+
+    Fields named in `free` may differ. Raises `UserError` that names the first other field that does.
+    """
+    saved = from_mapping(type(config), load_toml(path), where=str(path))
+    for field in dataclasses.fields(config):
+        mine, theirs = getattr(config, field.name), getattr(saved, field.name)
+        if field.name not in free and mine != theirs:
+            raise UserError(
+                f"resume: {field.name} is {mine!r}, and the run has {theirs!r}; continue with --config {path} --resume"
+            )
+
+
 def parse(cls: type[C], args: Sequence[str], *, prog: str, description: str | None = None) -> C:
     """Read a config from the command line: the file of `--config` first, then the flags.
 

@@ -6,12 +6,13 @@ import dataclasses
 import shlex
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ponder.config import parse, to_toml
+from ponder.config import from_mapping, load_toml, parse, refuse_changed, to_toml
 from ponder.errors import UserError
 from ponder.runs.progress import Progress, duration
-from ponder.runs.run import Run, refuse_existing
+from ponder.runs.run import Run, read_manifest, refuse_existing
 
 if TYPE_CHECKING:
     from ponder.evaluation.curves import Curves
@@ -53,6 +54,9 @@ class QuickstartConfig:
     """The base model: one that marks its thoughts."""
     overwrite: bool = False
     """Replace the run that `out` holds."""
+    resume: bool = False
+    """Continue the run in `out`: the training from its last checkpoint; the base is evaluated again, with the same
+    seeds."""
     json: bool = False
     """Print curves.json instead of the table."""
 
@@ -65,6 +69,8 @@ class QuickstartConfig:
             raise UserError(f"problems = {self.problems}: give at least 50, or the intervals say nothing")
         if self.samples < 2:
             raise UserError(f"samples = {self.samples}: give at least 2")
+        if self.resume and self.overwrite:
+            raise UserError("resume and overwrite contradict each other: give one of them")
 
 
 def main(args: list[str]) -> int:
@@ -75,14 +81,21 @@ def main(args: list[str]) -> int:
         _need(module)
     from ponder.evaluation.curves import to_mapping
     from ponder.runs.report import render
+    from ponder.training.interrupt import Interrupted
     from ponder.training.rl_run import RLRun
 
-    refuse_existing(config.out, config.overwrite)
-    rl = RLRun.prepare(rl_config(config))
+    if config.resume:
+        config = _resumed(config)
+        rl = RLRun.prepare(_resumed_rl(config))
+    else:
+        refuse_existing(config.out, config.overwrite)
+        rl = RLRun.prepare(rl_config(config))
     try:
-        with Run.create(config.out, _own_config(config), config.seed, overwrite=config.overwrite) as run:
-            rl.start(run)
-            curves = quickstart(config, rl, began)
+        with _open(config) as run:
+            try:
+                curves = quickstart(config, rl, run, began)
+            except KeyboardInterrupt:
+                raise Interrupted(f"stopped; continue with: {_command(config)}") from None
     finally:
         rl.close()
     _, page = render(config.out)
@@ -107,29 +120,66 @@ def _need(module: str) -> None:
 
 def _own_config(config: QuickstartConfig) -> str:
     """What the run directory keeps: to run it again must neither replace a run nor change what is printed."""
-    return to_toml(dataclasses.replace(config, overwrite=False, json=False))
+    return to_toml(dataclasses.replace(config, overwrite=False, resume=False, json=False))
 
 
-def quickstart(config: QuickstartConfig, rl: RLRun, began: float) -> Curves:
+FREE = ("out", "minutes", "steps", "overwrite", "resume", "json")
+"""Fields that may differ when a run is continued."""
+
+
+def _resumed(config: QuickstartConfig) -> QuickstartConfig:
+    """The config of the run in `out`. Raises `UserError` if there is none or it is another run."""
+    path = Path(config.out) / "config.toml"
+    read_manifest(Path(config.out))
+    refuse_changed(config, path, FREE)
+    saved = from_mapping(QuickstartConfig, load_toml(path), where=str(path))
+    return dataclasses.replace(saved, out=config.out, resume=True, json=config.json)
+
+
+def _resumed_rl(config: QuickstartConfig) -> RLConfig:
+    """The training as the run began it; anew where no checkpoint was written yet."""
+    from ponder.training import checkpoint
+    from ponder.training.rl_config import RLConfig
+
+    path = Path(config.out) / "rl.toml"
+    if not path.exists() or not checkpoint.by_step(Path(config.out) / "checkpoints"):
+        return rl_config(config)
+    return dataclasses.replace(from_mapping(RLConfig, load_toml(path), where=str(path)), out=config.out, resume=True)
+
+
+def _open(config: QuickstartConfig) -> Run:
+    if config.resume:
+        return Run.open(config.out)
+    return Run.create(config.out, _own_config(config), config.seed, overwrite=config.overwrite)
+
+
+def _command(config: QuickstartConfig) -> str:
+    return f"ponder quickstart --config {shlex.quote(str(Path(config.out) / 'config.toml'))} --resume"
+
+
+def quickstart(config: QuickstartConfig, rl: RLRun, run: Run, began: float) -> Curves:
     """Evaluate the base, train, evaluate again; writes `curves.json`, `summary.json` and `samples.json`."""
     from ponder.evaluation import curves as files
-    from ponder.training.rl_run import show
-    from ponder.types import Spend
+    from ponder.training.rl_run import cost, show
 
-    quiet, run = config.json, rl.run
+    quiet = config.json
     measured = time.monotonic()
     base, base_pool = _test_time(rl, config, "base", quiet)
     evaluation_seconds = time.monotonic() - measured
-    # The trained model is evaluated in the same way; the rest of the time is for training.
-    spent = time.monotonic() - began
-    left = config.minutes * 60 - spent - 1.1 * evaluation_seconds - REPORT_SECONDS
-    rl.limit(steps=config.steps, minutes=None if config.steps else max(20.0, left) / 60)
+    rl.start(run)
+    rl.command = _command(config)
+    earlier = rl.trainer.state.spend.seconds + rl.trainer.state.evaluation.seconds
+    if not rl.config.resume:
+        # The trained model is evaluated in the same way; the rest of the time is for training.
+        spent = time.monotonic() - began
+        left = config.minutes * 60 - spent - 1.1 * evaluation_seconds - REPORT_SECONDS
+        rl.limit(steps=config.steps, minutes=None if config.steps else max(20.0, left) / 60)
     rl.train()
     run.write_text("config.toml", _own_config(dataclasses.replace(config, steps=rl.trainer.state.step)))
     trained, trained_pool = _test_time(rl, config, "trained", quiet)
     at = RUNGS.index(COMPARED_AT)
     before, after = base.evaluations[at], trained.evaluations[at]
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - began + earlier
     from ponder.runs.manifest import peak_memory_bytes
 
     curves = files.Curves(
@@ -144,26 +194,12 @@ def quickstart(config: QuickstartConfig, rl: RLRun, began: float) -> Curves:
     )
     files.write(run.path / "curves.json", curves)
     run.write_json("samples.json", _samples(rl, before, after))
-    looks = sum((e.spend for e in rl.results.values()), Spend())
-    cost = [
+    costs = [
         _cost("evaluation of the base", base, base_pool),
-        {
-            "phase": "training",
-            "seconds": rl.trainer.state.seconds,
-            "sampled_tokens": rl.trainer.state.sampled_tokens,
-            "trained_tokens": rl.trainer.state.trained_tokens,
-            "flops": rl.trainer.state.flops,
-        },
-        {
-            "phase": "evaluation along the way",
-            "seconds": sum(e.seconds for e in rl.results.values()),
-            "sampled_tokens": looks.sampled_tokens,
-            "trained_tokens": 0,
-            "flops": looks.flops,
-        },
+        *cost(rl),
         _cost("evaluation of the trained model", trained, trained_pool),
     ]
-    run.write_json("summary.json", _summary(rl, curves, base, trained, cost, show))
+    run.write_json("summary.json", _summary(rl, curves, base, trained, costs, show))
     return curves
 
 
@@ -264,16 +300,11 @@ def _samples(rl: RLRun, before: Any, after: Any) -> list[dict[str, Any]]:
 
 
 def _cost(phase: str, ladder: Ladder, pool: Parallel) -> dict[str, Any]:
-    from ponder.types import Spend
+    from ponder.types import Spend, to_json
 
     spend = sum((e.spend for e in ladder.evaluations), Spend()) + pool.pool.spend
-    return {
-        "phase": phase,
-        "seconds": sum(e.seconds for e in ladder.evaluations) + pool.pool.seconds,
-        "sampled_tokens": spend.sampled_tokens,
-        "trained_tokens": 0,
-        "flops": spend.flops,
-    }
+    seconds = sum(e.seconds for e in ladder.evaluations) + pool.pool.seconds
+    return {"phase": phase, **to_json(spend), "seconds": seconds}
 
 
 def _points(difference: Estimate) -> str:

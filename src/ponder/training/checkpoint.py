@@ -74,7 +74,7 @@ def write(
         weights.write_tensors(beside / "optimiser.safetensors", moments)
         weights.write_json(beside / "state.json", {"format": FORMAT, **state})
         weights.write_checksums(beside)
-    for old in _by_step(folder)[: -max(1, keep)]:
+    for old in by_step(folder)[: -max(1, keep)]:
         shutil.rmtree(old, ignore_errors=True)
     return Checkpoint(path, state)
 
@@ -99,13 +99,13 @@ def last(folder: Path) -> Checkpoint:
 
     Raises `UserError` if there is none.
     """
-    found = _by_step(folder)
+    found = by_step(folder)
     if not found:
         raise UserError(f"{folder}: no checkpoint to continue from")
     return read(found[-1])
 
 
-def _by_step(folder: Path) -> list[Path]:
+def by_step(folder: Path) -> list[Path]:
     """Checkpoints of a folder, oldest first."""
     found = (p for p in folder.glob("step-*") if p.name[5:].isdigit())
     return sorted(found, key=lambda p: int(p.name[5:]))
@@ -113,5 +113,5 @@ def _by_step(folder: Path) -> list[Path]:
 
 def last_name(folder: Path) -> str:
     """What an error says of the newest checkpoint."""
-    found = _by_step(folder)
+    found = by_step(folder)
     return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was written before it"

@@ -1,4 +1,8 @@
-"""One policy-gradient update: micro-batches, loss, step. The loss is divided by the token count of the whole batch."""
+"""One policy-gradient update: micro-batches, loss, step.
+
+The loss is divided by the token count of the whole batch of the optimiser step: the tokens that are trained on, so
+rows without a signal (advantage 0) are in neither sum.
+"""
 
 from __future__ import annotations
 

@@ -49,11 +49,10 @@ class RLState:
     step: int = 0
     drawn: int = 0
     """Training problems drawn so far."""
-    sampled_tokens: int = 0
-    trained_tokens: int = 0
-    flops: float = 0.0
+    spend: Spend = field(default_factory=Spend)
     """Of sampling and training; held-out evaluation is not training."""
-    seconds: float = 0.0
+    evaluation: Spend = field(default_factory=Spend)
+    """Of the held-out evaluations along the way."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,7 @@ class Trainer:
         self.state.step += 1
         await self.engine.load_weights(self.model.module, f"step-{self.state.step:06d}")
         published = clock()
-        row = self._account(groups, drawn, rounds, rollouts, stats)
-        self.state.seconds += published - began
+        row = self._account(groups, drawn, rounds, rollouts, stats, published - began)
         row.update(
             seconds=published - began,
             seconds_sample=sampled - began,
@@ -218,6 +216,7 @@ class Trainer:
         rounds: int,
         rollouts: Rollouts,
         stats: Sequence[UpdateStats],
+        seconds: float,
     ) -> dict[str, Any]:
         samples = [s for g in drawn for s in g]
         spend = sum((s.completion.spend for s in samples), Spend())
@@ -229,9 +228,9 @@ class Trainer:
         # Forward once, backward twice that (Kaplan et al. 2020, §2.1).
         flops = 3 * computed * flops_per_token(self.model, context)
         response_tokens = spend.response_tokens
-        self.state.sampled_tokens += spend.sampled_tokens
-        self.state.trained_tokens += trained
-        self.state.flops += spend.flops + flops
+        # Seconds of the step, not of its samples: those were drawn side by side.
+        total = self.state.spend + spend + Spend(trained_tokens=trained, flops=flops)
+        self.state.spend = dataclasses.replace(total, seconds=self.state.spend.seconds + seconds)
 
         def mean(name: str) -> float | None:
             return sum(getattr(u, name) * u.tokens for u in stats) / trained if trained else None
@@ -260,8 +259,8 @@ class Trainer:
             "trained_tokens": trained,
             "computed_tokens": computed,
             "flops": spend.flops + flops,
-            "total_flops": self.state.flops,
-            "total_sampled_tokens": self.state.sampled_tokens,
+            "total_flops": self.state.spend.flops,
+            "total_sampled_tokens": self.state.spend.sampled_tokens,
             "peak_memory_bytes": peak_memory_bytes(),
             "weights_version": self.engine.weights_version,
         }

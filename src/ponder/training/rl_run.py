@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import shlex
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from ponder import config as configs
 from ponder import registry, sync
 from ponder.engines.torch.engine import TorchEngine
 from ponder.errors import PonderError, TrainingDiverged, UserError
+from ponder.evaluation.compare import moves
 from ponder.evaluation.evaluate import Evaluation, evaluate
 from ponder.evaluation.intervals import paired_difference
 from ponder.models.host import release_threads, reuse_freed_memory
@@ -52,13 +52,15 @@ class RLRun:
     before: tuple[str, ...] = ()
     """Verdicts of the first evaluation, by problem."""
     config_name: str = "config.toml"
+    command: str = ""
+    """What continues an interrupted run; empty for `ponder train rl` with the run's config."""
 
     @classmethod
     def prepare(cls, config: RLConfig) -> RLRun:
         """Build everything that can fail before a run directory is touched. Raises `UserError`."""
         reuse_freed_memory()
         if config.resume:
-            _refuse_other_config(config)
+            configs.refuse_changed(config, _config_path(config.out), FREE)
         environment: Environment = registry.build("environments", config.environment, config.environment_options)
         model = load(config.model)
         if config.raw_prompts:
@@ -77,14 +79,14 @@ class RLRun:
 
         Raises `UserError` if the directory holds a run already, or none to continue.
         """
+        if run is not None:
+            self.config_name = "rl.toml"
         if self.config.resume:
             saved = checkpoint.last(Path(self.config.out) / "checkpoints")
             self.config_name = _config_path(self.config.out).name
-            self._run = Run.open(self.config.out)
+            self._run = run or Run.open(self.config.out)
             self._restore(saved)
             return
-        if run is not None:
-            self.config_name = "rl.toml"
         self._run = run or Run.create(self.config.out, configs.to_toml(self.config), self.config.seed)
 
     @property
@@ -116,7 +118,7 @@ class RLRun:
         step and the last good checkpoint.
         """
         state = self.trainer.state
-        began, seconds = time.monotonic() - state.seconds, []
+        began, seconds = time.monotonic() - state.spend.seconds, []
         self._write_config()
         with Interrupt() as interrupt, Progress("rl", self._total(), unit="steps") as progress:
             if not self.evaluations:
@@ -158,7 +160,7 @@ class RLRun:
             raise type(error)(f"{error}; when that is mended, continue with: {self._command()}") from None
 
     def _command(self) -> str:
-        return f"ponder train rl --config {shlex.quote(str(self.run.path / self.config_name))} --resume"
+        return self.command or f"ponder train rl --config {shlex.quote(str(self.run.path / self.config_name))} --resume"
 
     def _total(self) -> float | None:
         return None if self.config.minutes is not None else self.config.steps
@@ -191,8 +193,8 @@ class RLRun:
         self.evaluations.append(
             {
                 "step": state.step,
-                "flops": state.flops,
-                "sampled_tokens": state.sampled_tokens,
+                "flops": state.spend.flops,
+                "sampled_tokens": state.spend.sampled_tokens,
                 "accuracy": result.accuracy.value,
                 "low": result.accuracy.low,
                 "high": result.accuracy.high,
@@ -200,6 +202,8 @@ class RLRun:
             }
         )
         self.results[state.step] = result
+        total = state.evaluation + result.spend
+        state.evaluation = dataclasses.replace(total, seconds=state.evaluation.seconds + result.seconds)
         self.run.write_json("curves.json", {"train": self.evaluations, "seed": self.config.seed})
         self.before = self.before or tuple(r.kinds[0].value for r in result.rows)
         return result
@@ -280,18 +284,6 @@ FREE = ("resume", "out", "steps", "minutes", "checkpoint_every", "keep_checkpoin
 """Fields that may differ when a run is continued."""
 
 
-def _refuse_other_config(config: RLConfig) -> None:
-    """A continued run must be the same run. Raises `UserError` that names the first field that differs."""
-    path = _config_path(config.out)
-    saved = configs.from_mapping(RLConfig, configs.load_toml(path), where=str(path))
-    for field_ in dataclasses.fields(RLConfig):
-        if field_.name not in FREE and getattr(saved, field_.name) != getattr(config, field_.name):
-            raise UserError(
-                f"resume: {field_.name} is {getattr(config, field_.name)!r}, and the run in {config.out} has "
-                f"{getattr(saved, field_.name)!r}; continue with --config {path} --resume"
-            )
-
-
 def _check_context(model: LoadedModel, strategies: Sequence[Strategy], held_out: Sequence[Problem]) -> None:
     """Refuse responses that cannot fit the context before anything is made."""
     prompt = max(len(model.prompt_ids(p.prompt)) for p in held_out)
@@ -328,22 +320,17 @@ def summary(loop: RLRun) -> dict[str, Any]:
     return {
         "title": f"RL: {loop.config.model} on {loop.config.environment}",
         "facts": {**facts, "Steps": state.step},
-        "cost": [
-            {
-                "phase": "training",
-                "seconds": state.seconds,
-                "sampled_tokens": state.sampled_tokens,
-                "trained_tokens": state.trained_tokens,
-                "flops": state.flops,
-            }
-        ],
+        "cost": cost(loop),
     }
 
 
-def moves(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
-    """How many problems went from which verdict to which, where rightness changed: the gain split by its origin."""
-    pairs = zip(before, after, strict=True)
-    return dict(sorted(Counter(f"{a} to {b}" for a, b in pairs if (a == "correct") != (b == "correct")).items()))
+def cost(loop: RLRun) -> list[dict[str, Any]]:
+    """What training and the evaluations along the way took, as the report shows it."""
+    state = loop.trainer.state
+    return [
+        {"phase": "training", **to_json(state.spend)},
+        {"phase": "evaluation along the way", **to_json(state.evaluation)},
+    ]
 
 
 def train(config: RLConfig) -> Path:

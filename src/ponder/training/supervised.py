@@ -73,6 +73,8 @@ class SFTConfig:
     """Run directory to make."""
     data: str = ""
     """JSONL of `prompt` and `response` (or `ids` and `mask`) rows; empty for procedural chats."""
+    raw_prompts: bool = False
+    """Take plain-text prompts of `data` as they are, without the chat template (for few-shot text)."""
     families: tuple[str, ...] = FAMILIES
     """Families of procedural chats with their shares, as NAME=SHARE."""
     longest: int = 512
@@ -94,6 +96,8 @@ class SFTConfig:
         _check(self, "longest", "checkpoint_every")
         if not 0 < self.held_out < 1:
             raise UserError(f"held_out = {self.held_out}: give a share between 0 and 1")
+        if self.raw_prompts and not self.data:
+            raise UserError("raw_prompts is for the prompts of a file, and procedural chats have none: give --data")
 
 
 HELD_OUT_ROWS = 512
@@ -122,6 +126,8 @@ def pretrain(config: PretrainConfig) -> Path:
 def sft(config: SFTConfig) -> Path:
     """Run `ponder train sft`; returns the folder of the finished model."""
     model = load(config.model)
+    if config.raw_prompts:
+        model.take_plain_prompts()
     if config.longest > model.info.context:
         raise UserError(f"longest: {config.longest} is more than the model's context of {model.info.context} tokens")
     source: RowSource

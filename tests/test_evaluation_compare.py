@@ -1,0 +1,74 @@
+"""`ponder report A B`: two evaluations of the same problems."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ponder.cli.main import main
+from ponder.errors import UserError
+from ponder.evaluation.compare import compare
+
+KINDS_A = ["wrong", "no_answer", "correct", "wrong", "correct", "wrong"]
+KINDS_B = ["correct", "correct", "correct", "wrong", "wrong", "correct"]
+
+
+def evaluation(path: Path, kinds: list[str], first: int = 0) -> Path:
+    path.mkdir()
+    (path / "evaluation.json").write_text("{}")
+    rows = (
+        {"problem_id": f"p{i}", "prompt": f"question {i}", "samples": [{"verdict": kind, "text": ""}]}
+        for i, kind in enumerate(kinds, first)
+    )
+    (path / "rollouts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def test_the_difference_is_paired_and_split_by_verdicts(tmp_path) -> None:
+    result = compare(evaluation(tmp_path / "a", KINDS_A), evaluation(tmp_path / "b", KINDS_B))
+    assert (result.a.value, result.b.value) == (2 / 6, 4 / 6)
+    assert result.difference.value == pytest.approx(2 / 6)
+    assert result.difference.low < result.difference.value < result.difference.high
+    assert result.moves == {"correct to wrong": 1, "no_answer to correct": 1, "wrong to correct": 2}
+    assert result.p == pytest.approx(2 * (1 + 4) / 2**4)  # 1 of 4 discordant pairs, two-sided
+
+
+def test_the_order_of_the_rows_does_not_matter(tmp_path) -> None:
+    a, b = evaluation(tmp_path / "a", KINDS_A), evaluation(tmp_path / "b", KINDS_B)
+    lines = (b / "rollouts.jsonl").read_text().splitlines()
+    before = compare(a, b)
+    (b / "rollouts.jsonl").write_text("\n".join(reversed(lines)) + "\n")
+    assert compare(a, b) == before
+
+
+def test_responses_that_we_failed_to_judge_are_left_out_of_both(tmp_path) -> None:
+    result = compare(
+        evaluation(tmp_path / "a", ["judge_error", "wrong"]), evaluation(tmp_path / "b", ["correct", "correct"])
+    )
+    assert (result.a.n, result.b.n, result.difference.value) == (1, 1, 1.0)
+
+
+def test_other_problems_or_other_prompts_are_refused(tmp_path) -> None:
+    a = evaluation(tmp_path / "a", KINDS_A)
+    with pytest.raises(UserError, match="did not answer the same problems"):
+        compare(a, evaluation(tmp_path / "b", KINDS_B, first=1))
+    other = evaluation(tmp_path / "c", KINDS_B)
+    text = (other / "rollouts.jsonl").read_text()
+    (other / "rollouts.jsonl").write_text(text.replace("question 3", "another"))
+    with pytest.raises(UserError, match="asked problem 'p3' differently"):
+        compare(a, other)
+    with pytest.raises(UserError, match="not an evaluation"):
+        compare(a, tmp_path)
+
+
+def test_the_command_prints_both_accuracies_and_the_interval(tmp_path, capsys) -> None:
+    a, b = str(evaluation(tmp_path / "a", KINDS_A)), str(evaluation(tmp_path / "b", KINDS_B))
+    assert main(["report", a, b]) == 0
+    said = capsys.readouterr().out
+    assert "B - A, paired: +33.3 points" in said
+    assert "no_answer to correct" in said
+    assert main(["report", a, b, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["moves"]["wrong to correct"] == 2
+    assert main(["report", a, str(tmp_path)]) == 2
