@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any
 
 SCRIPTS = Path(__file__).parent / "workers"
+MARK = "\x1e"
+"""Begins an answer (`workers/pipe.py`)."""
 TAIL = 4000
 """Characters of a worker's output that are shown when it fails."""
 
@@ -70,10 +72,10 @@ class Worker:
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise self._ended()
-        answer: dict[str, Any] = json.loads(line)
+        while not (line := self._process.stdout.readline()).startswith(MARK):
+            if not line:
+                raise self._ended()
+        answer: dict[str, Any] = json.loads(line.removeprefix(MARK))
         if "error" in answer:
             raise WorkerFailed(f"{self.name}: {answer['error']}", self._tail())
         return answer

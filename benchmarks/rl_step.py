@@ -67,8 +67,8 @@ TASKS = {
     "smollm2": Task("RL step, SmolLM2-135M, 64 completions of 64", 8, 8, 64, 64, 1e-6, (8, 16)),
 }
 QUICK = {
-    "tiny": Task("RL step, 1M-parameter Llama, 16 completions of 4 to 8", 4, 4, 4, 8, 2e-4, (8, 16)),
-    "smollm2": Task("RL step, SmolLM2-135M, 4 completions of 4", 2, 2, 4, 4, 1e-6, (2, 4)),
+    "tiny": Task("RL step, 1M-parameter Llama, 16 completions of 4 to 8", 4, 4, 4, 8, 2e-4, (8,)),
+    "smollm2": Task("RL step, SmolLM2-135M, 4 completions of 4", 2, 2, 4, 4, 1e-6, (2,)),
 }
 
 

@@ -1,5 +1,7 @@
 """How a benchmark drives a process that stays up: one JSON object a line in, one out. Standard library only.
 
+A line out begins with `MARK`: what a library prints before the pipe is opened is none.
+
 The first line out says that the process is ready; after it every line in gets one answer, `{"error": …}` if it failed.
 While it waits the process is blocked on the pipe and takes no processor time.
 """
@@ -13,6 +15,9 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+MARK = "\x1e"
+"""Record separator (RFC 7464)."""
+
 
 class Pipe:
     """The worker's end. From here on whatever libraries print goes to standard error."""
@@ -22,7 +27,7 @@ class Pipe:
         os.dup2(2, 1)
 
     def send(self, **answer: Any) -> None:
-        self._out.write(json.dumps(answer) + "\n")
+        self._out.write(f"{MARK}{json.dumps(answer)}\n")
         self._out.flush()
 
     def receive(self) -> dict[str, Any] | None:
