@@ -20,7 +20,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from typing import Any
 from _compare import Printer, Row, alternate, best_of, compare, median_interval, near_best
 from _limits import Limits, Products, machine, measure, product_gflops, products_seconds
 from _prompts import PROMPT_TOKENS, prompts
-from _workers import PeerMissing, Worker, WorkerFailed, peer_versions, settle
+from _workers import PeerMissing, Worker, WorkerFailed, peer_versions, preloads, settle
 
 from ponder.models.load import load
 from ponder.models.save import save
@@ -51,7 +52,9 @@ class Task:
     n: int = 1
     together: bool = True
 
-    def message(self, tokenizer: Any, seed: int) -> dict[str, Any]:
+    def message(self, tokenizer: Any, run: str) -> dict[str, Any]:
+        """What to do in a run. No two runs share a prompt, so that no side's cache carries over."""
+        seed = zlib.crc32(f"{self.name}/{run}".encode())
         ids = prompts(tokenizer, seed, self.prompts, self.length)
         return {"prompts": ids, "max_tokens": self.new, "seed": seed, "n": self.n, "together": self.together}
 
@@ -98,10 +101,10 @@ class Ours:
     mean: float = 0.0
     peak: int = 0
 
-    def run(self, task: Task, round_: int) -> float:
+    def run(self, task: Task, run: str) -> float:
         """Tokens per second of one timed run; then the parity test on what it sampled."""
         settle()
-        answer = self.worker.call("generate", **task.message(self.tokenizer, 1000 + round_))
+        answer = self.worker.call("generate", **task.message(self.tokenizer, run))
         parity = self.worker.call("parity")
         self.worst, self.mean = max(self.worst, parity["max"]), parity["mean"]
         self.peak = answer["peak_bytes"]
@@ -133,7 +136,7 @@ class Benchmark:
             found = worker.call("open", model=str(self.folder), options=options)
             if found["unknown"]:
                 raise PeerMissing(f"the engine has no option {', '.join(found['unknown'])}")
-            worker.call("generate", **self.short.message(self.tokenizer, 1))
+            worker.call("generate", **self.short.message(self.tokenizer, "warm-up"))
             yield Ours(worker, self.tokenizer)
 
     # Against a peer ---------------------------------------------------------------------------------------------------
@@ -159,39 +162,39 @@ class Benchmark:
             ours = stack.enter_context(self.ours())
             workers = {}
             for name, arguments in settings.items():
-                worker = Worker(f"{peer} {name}", script, self.logs, python=python)
+                environment = preloads(python) if peer == "vllm" and python else {}
+                worker = Worker(f"{peer} {name}", script, self.logs, python=python, environment=environment)
                 stack.callback(worker.close)
                 worker.call("open", model=str(self.folder), **arguments)
-                worker.call("generate", **self.short.message(self.tokenizer, 1))
+                worker.call("generate", **self.short.message(self.tokenizer, "warm-up"))
                 workers[name] = worker
             for task in tasks.values():
                 self.printer.show(self.compared(task, f"{peer} {versions[packages[0]]}", ours, workers))
 
     def compared(self, task: Task, peer: str, ours: Ours, workers: Mapping[str, Worker]) -> Row:
-        def run(name: str, round_: int) -> float:
+        def theirs(name: str, run: str) -> float:
             settle()
-            answer = workers[name].call("generate", **task.message(self.tokenizer, 1000 + round_))
+            answer = workers[name].call("generate", **task.message(self.tokenizer, run))
             return answer["tokens"] / answer["seconds"]
 
-        first = {name: run(name, -1) for name in workers}
+        first = {name: theirs(name, "first") for name in workers}
         kept = near_best(first)
-        ours.run(task, -1)
+        ours.run(task, "first")
         ours.take_worst()
         # Ours before each peer run: every pair is two runs that followed each other.
-        runs: dict[str, tuple[list[float], list[float]]] = {}
-        sides = {}
+        sides: dict[str, Callable[[int], float]] = {}
         for name in kept:
-            sides[f"ours before {name}"] = lambda r: ours.run(task, r)
-            sides[name] = lambda r, name=name: run(name, r)
+            sides[f"ours before {name}"] = lambda r, name=name: ours.run(task, f"{name}/{r}")
+            sides[name] = lambda r, name=name: theirs(name, f"{name}/{r}")
         found = alternate(sides, self.rounds)
         runs = {name: (found[f"ours before {name}"], found[name]) for name in kept}
-        best = best_of({name: theirs for name, (_, theirs) in runs.items()})
-        mine, theirs = runs[best]
+        best = best_of({name: peer_runs for name, (_, peer_runs) in runs.items()})
+        mine, peers = runs[best]
         return compare(
             f"{task.name}, over {peer.partition(' ')[0]}",
             "tokens/s",
             mine,
-            theirs,
+            peers,
             better="more",
             dtype="float32",
             mode=f"default; {peer} {best}",
@@ -199,7 +202,7 @@ class Benchmark:
             parity_limit=TOLERANCE,
             details={
                 "ours_runs": mine,
-                "peer_runs": theirs,
+                "peer_runs": peers,
                 "first_run_of_each_setting": first,
                 "ours_peak_bytes": ours.peak,
             },
@@ -214,13 +217,14 @@ class Benchmark:
             return
         try:
             with self.ours() as plain, self.ours(name.replace(" ", "-"), **options) as other:
-                other.run(task, -1)
-                other.take_worst()
-                sides = {"other": lambda r: other.run(task, r), "plain": lambda r: plain.run(task, r)}
+                for side in (other, plain):
+                    side.run(task, "first")
+                    side.take_worst()
+                sides = {"other": lambda r: other.run(task, f"{r}"), "plain": lambda r: plain.run(task, f"{r}")}
                 found = alternate(sides, self.rounds)
                 publish = {
-                    side: [w.worker.call("publish", version=f"{i}")["seconds"] for i in range(3)]
-                    for side, w in (("other", other), ("plain", plain))
+                    name: [side.worker.call("publish", version=f"{i}")["seconds"] for i in range(3)]
+                    for name, side in (("other", other), ("plain", plain))
                 }
                 self.printer.show(
                     compare(
@@ -373,6 +377,7 @@ def run(b: Benchmark) -> None:
     b.against("transformers", "transformers_engine.py", peers[0], dtypes, ["many", "one"])
     b.against("vllm", "vllm_engine.py", peers[1], vllm, ["many", "one"])
     b.against("transformers", "transformers_engine.py", peers[0], dtypes, ["shared"])
+    b.variant("exact mode", {"exact": True}, dtype="float32", mode="exact (batch-invariant)", limit=TOLERANCE)
     b.variant("bf16 decoding", {"dtype": "bfloat16"}, dtype="bfloat16", mode="a bf16 copy of the weights", limit=None)
     b.scaling()
 

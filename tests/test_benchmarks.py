@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -229,11 +230,10 @@ def test_operators_are_told_apart_by_name_and_by_the_vocabulary() -> None:
 
 @pytest.fixture(scope="module")
 def tiny_folder(tmp_path_factory) -> Path:
-    from ponder.models.llama import LlamaConfig
     from ponder.models.save import save
-    from ponder.models.tiny import VOCAB_SIZE, new_model
+    from ponder.models.tiny import architecture, new_model
 
-    shape = LlamaConfig(VOCAB_SIZE, 32, 64, 2, 2, 1, 16, 256, tie_word_embeddings=True)
+    shape = dataclasses.replace(architecture(), hidden_size=32, intermediate_size=64, num_hidden_layers=2)
     return save(new_model(0, shape), tmp_path_factory.mktemp("model") / "tiny")
 
 
@@ -259,8 +259,6 @@ def test_our_side_of_the_engine_gives_every_token_and_agrees_with_the_trainer(ti
 
 def _shifted(completion):
     """As a sampler would return it whose log-probabilities are off."""
-    import dataclasses
-
     (segment,) = completion.segments
     return dataclasses.replace(
         completion,

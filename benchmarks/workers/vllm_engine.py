@@ -6,11 +6,10 @@ import os
 import time
 from typing import Any
 
-# In this process: it is blocked on the pipe while the other side runs, where a second process would go on polling.
+# In this process: all cores compute, and it is blocked on the pipe while the other side runs. With processes of its own
+# vLLM keeps one core for a scheduler that polls.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-# Reserving a core for the front end would leave one of two for the arithmetic.
-os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_DO_NOT_TRACK", "1")
 
