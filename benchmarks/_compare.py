@@ -123,7 +123,7 @@ def best_of(runs: Mapping[str, Sequence[float]]) -> str:
 # What is printed ------------------------------------------------------------------------------------------------------
 
 HEADINGS = ("what", "ours", "peer", "units", "ratio", "95 % interval", "n", "dtype", "mode", "parity")
-WIDTHS = (50, 10, 10, 9, 6, 15, 2, 8, 40, 9)
+WIDTHS = (60, 8, 8, 8, 5, 14, 2, 8, 48, 7)
 
 
 def number(value: float | None) -> str:

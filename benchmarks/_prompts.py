@@ -17,7 +17,10 @@ PLACES = ("at the market", "in the garden", "on the way to school", "by the lake
 def prompts(tokenizer: Tokenizer, seed: int, count: int, length: int = PROMPT_TOKENS) -> list[list[int]]:
     """`count` different prompts of `length` ids: word problems that share no beginning longer than a few tokens."""
     rng = random.Random(f"{seed}/{length}")
-    return [_prompt(tokenizer, rng, length) for _ in range(count)]
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < count:
+        found[tuple(_prompt(tokenizer, rng, length))] = None
+    return [list(ids) for ids in found]
 
 
 def _prompt(tokenizer: Tokenizer, rng: random.Random, length: int) -> list[int]:

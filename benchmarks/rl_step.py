@@ -63,12 +63,12 @@ class Task:
 
 
 TASKS = {
-    "tiny": Task("RL step, 1M-parameter Llama, 512 completions of 20 to 100", 32, 16, 20, 100, 2e-4, (64, 128)),
-    "smollm2": Task("RL step, SmolLM2-135M, 64 completions of 64", 8, 8, 64, 64, 1e-6, (8, 16)),
+    "tiny": Task("1M Llama, 512 × 20 to 100 tokens", 32, 16, 20, 100, 2e-4, (64, 128)),
+    "smollm2": Task("SmolLM2-135M, 64 × 64 tokens", 8, 8, 64, 64, 1e-6, (8, 16)),
 }
 QUICK = {
-    "tiny": Task("RL step, 1M-parameter Llama, 16 completions of 4 to 8", 4, 4, 4, 8, 2e-4, (8,)),
-    "smollm2": Task("RL step, SmolLM2-135M, 4 completions of 4", 2, 2, 4, 4, 1e-6, (2,)),
+    "tiny": Task("1M Llama, 16 × 4 to 8 tokens", 4, 4, 4, 8, 2e-4, (8,)),
+    "smollm2": Task("SmolLM2-135M, 4 × 4 tokens", 2, 2, 4, 4, 1e-6, (2,)),
 }
 
 
@@ -165,7 +165,7 @@ class Benchmark:
         generate = statistics.median(a["seconds_generate"] for a in answers["trl"])
         split = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items())
         time_row = compare(
-            f"{self.task.name}, over TRL",
+            f"RL step, {self.task.name}, over TRL",
             "s/step",
             found["ours"],
             found["trl"],
@@ -185,7 +185,16 @@ class Benchmark:
         peaks = [max(a["peak_bytes"] for a in answers[side]) / 2**20 for side in ("ours", "trl")]
         ratio = paired_ratio([peaks[1]], [peaks[0]]).value
         memory_row = Row(
-            f"peak memory: {self.task.name}", "MiB", peaks[0], peaks[1], ratio, ratio, ratio, 1, "one value", **facts
+            f"peak memory, {self.task.name}, over TRL",
+            "MiB",
+            peaks[0],
+            peaks[1],
+            ratio,
+            ratio,
+            ratio,
+            1,
+            "one value",
+            **facts,
         )
         return [time_row, dataclasses.replace(memory_row, parity=None, parity_limit=None)]
 
@@ -196,7 +205,7 @@ class Benchmark:
                 ours.call("step")
             answers = [ours.call("step") for _ in range(self.rounds)]
         return Row(
-            self.task.name,
+            f"RL step, {self.task.name}",
             "s/step",
             statistics.median(a["seconds"] for a in answers),
             rounds=self.rounds,
@@ -240,7 +249,7 @@ def _show(benchmark: Benchmark, printer: Printer) -> None:
     try:
         rows = benchmark.rows()
     except PeerMissing as missing:
-        printer.show(Row(f"{benchmark.task.name}, over TRL", "s/step", skipped=str(missing)))
+        printer.show(Row(f"RL step, {benchmark.task.name}, over TRL", "s/step", skipped=str(missing)))
         rows = [benchmark.alone()]
     for row in rows:
         printer.show(row)
