@@ -88,7 +88,7 @@ def test_a_run_directory_repeats_the_evaluation(
     assert set(rollouts[0][0]["samples"][0]) == {"text", "verdict", "reason", "reward", "answer", "tokens"}
     assert engine.requests[-1].params.temperature == 0.5
     assert read_manifest(first)["status"] == "done"
-    assert read_manifest(first)["model"] == {"name": "ponder-tiny"}
+    assert read_manifest(first)["model"] == {"name": "mock"}
     report = (first / "report.html").read_text()
     assert "ponder-tiny on doubling" in report
     assert "n = 12" in report

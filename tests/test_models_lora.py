@@ -210,6 +210,25 @@ def test_the_base_may_be_given(tmp_path: Path, base: Path) -> None:
         load(str(base), adapter=str(base), device="cpu")
 
 
+def test_the_base_that_an_adapter_names_is_never_downloaded(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    def cached(repo: str, *, local_files_only: bool, **_: Any) -> str:
+        assert local_files_only
+        if repo == "owner/there":
+            return str(base)
+        raise OSError("not in the cache")
+
+    monkeypatch.setattr(hub, "snapshot_download", cached)
+    write(tmp_path / "there", "owner/there", PLAIN)
+    assert load(str(tmp_path / "there"), device="cpu").adapter is not None
+    write(tmp_path / "away", "owner/away", PLAIN)
+    with pytest.raises(UserError, match=r"'owner/away' is not found here .*not in the hub's cache.*--adapter"):
+        load(str(tmp_path / "away"), device="cpu")
+
+
 def test_the_chat_template_of_an_adapter_comes_first(tmp_path: Path, base: Path) -> None:
     write(tmp_path / "adapter", str(base), PLAIN)
     assert load(str(tmp_path / "adapter"), device="cpu").chat_template == tiny.TEMPLATE
