@@ -50,7 +50,9 @@ def kind_of(operator: str, shapes: list[list[int]], vocabulary: int) -> str:
     kind = next(
         (k for k, words in KINDS.items() if any(f"{name}_".startswith(f"{w}_") for w in words.split())), REST[0]
     )
-    return "sampling" if kind != "products" and any(vocabulary in shape for shape in shapes) else kind
+    # A sampler may look at the vocabulary in blocks: rows × blocks × width.
+    wide = any(vocabulary in s or (len(s) == 3 and s[1] * s[2] == vocabulary) for s in shapes)
+    return "sampling" if wide and kind != "products" else kind
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,7 @@ def test_operators_are_told_apart_by_name_and_by_the_vocabulary() -> None:
     assert kind_of("aten::_scaled_dot_product_flash_attention_for_cpu", [[1, 2, 3, 4]], 512) == "attention"
     assert kind_of("aten::mul", [[4, 8]], 512) == "norm, rotary, activation"
     assert kind_of("aten::mul", [[4, 512]], 512) == "sampling"
+    assert kind_of("aten::div_", [[4, 8, 64], [4, 8, 1]], 512) == "sampling"
     assert kind_of("aten::index_put_", [[4, 8]], 512) == "moving data"
     assert kind_of("aten::t", [[4, 8]], 512) == "moving data"
     assert kind_of("aten::trunc", [[4, 8]], 512) == "other operators"
