@@ -205,8 +205,9 @@ def _context(config: Mapping[str, Any], where: str) -> int:
     if (rope.get("rope_type") or rope.get("type")) != "yarn":
         return context
     factor, old = rope.get("factor"), rope.get("original_max_position_embeddings")
-    reached = isinstance(factor, int | float) and isinstance(old, int) and 1 <= factor * old <= MOST[key]
-    return max(context, int(factor * old)) if reached else context
+    if isinstance(factor, int | float) and isinstance(old, int) and 1 <= factor * old <= MOST[key]:
+        context = max(context, int(factor * old))
+    return context
 
 
 def _positive(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
