@@ -42,7 +42,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize("kept_bytes", [head.KEPT_BYTES, 0])
+@pytest.mark.parametrize("kept_bytes", [head.KEPT_BYTES, 4 * VOCABULARY * 31, 0])
 def test_chosen_logprobs_and_gradients_equal_autograds(temperature: float, kept_bytes: int, small_chunks: None) -> None:
     module, hidden, ids, weights = inputs()
     want, entropy = by_autograd(module, hidden, ids, temperature)

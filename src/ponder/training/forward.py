@@ -52,10 +52,10 @@ def micro_batches(
 ) -> Iterator[TokenLogprobs]:
     """Log-probabilities of the ids that `rollouts.mask_BT` marks in these rows, micro-batch by micro-batch.
 
-    Each holds at most `tokens` ids, or one row (and its prompt). The caller runs `backward` on what it makes of a
-    micro-batch before it asks for the next, and asks until there is none: the last part of the gradient, through the
-    prompts, is added then. Logits are made for trained tokens only. Raises `Unsupported` if `gradient_checkpointing` is
-    on and the module has no list of layers.
+    Each holds at most `tokens` ids with its prompts, unless one row or one prompt alone has more. The caller runs
+    `backward` on what it makes of a micro-batch before it asks for the next, and asks until there is none: the last
+    part of the gradient, through the prompts, is added then. Logits are made for trained tokens only. Raises
+    `Unsupported` if `gradient_checkpointing` is on and the module has no list of layers.
     """
     with recomputed(model.module, gradient_checkpointing):
         if not model.supports_cache:

@@ -9,7 +9,7 @@ log-probability of id c has the gradients
 
 so p W is computed on the way forward (it takes the place of a product of the way back) and gives the entropy too:
 logsumexp(z) - h · p W / temperature. Only p itself waits for the loss, since d/dW sums over tokens with weights that
-the loss decides. Beyond `KEPT_BYTES` it is computed again on the way back instead, chunk by chunk.
+the loss decides. What of p is more than `KEPT_BYTES` is computed again on the way back instead, chunk by chunk.
 
 The idea of a head that is fused with its loss is that of Liger kernels (Hsu et al. 2024, arXiv:2410.10989, §3.2) and of
 cut cross-entropy (Wijmans et al. 2024, arXiv:2411.09009); these fuse one loss, while here any function of the
@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-KEPT_BYTES = 512 << 20
-"""Most bytes of probabilities that wait for the way back; of more than these nothing is kept."""
+KEPT_BYTES = 1 << 30
+"""Most bytes of probabilities that wait for the way back; the rest is computed again, an eighth more work in all."""
 CHUNK_BYTES = 64 << 20
-"""Logits that are made at a time where none are kept."""
+"""Logits that are made at a time where they are not kept."""
 
 
 def token_logprobs(
@@ -90,19 +90,17 @@ class _Chosen(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         count, vocabulary = len(hidden_ND), len(weight_VD)
         wants_weight = ctx.needs_input_grad[1]
-        keep = wants_weight and 0 < count * vocabulary * 4 <= kept_bytes
-        chunk = count if keep else _rows(vocabulary)
+        keep = min(count, kept_bytes // (4 * vocabulary)) if wants_weight else 0
         logprobs_N = hidden_ND.new_empty(count, dtype=torch.float32)
         entropy_N = torch.empty_like(logprobs_N)
         mixed_ND = torch.empty_like(hidden_ND)
         kept = hidden_ND.new_empty(0)
-        for at in _slices(count, chunk):
-            h, i = hidden_ND[at], ids_N[at]
+        for at in _spans(count, keep, _rows(vocabulary)):
+            h, i, mixed = hidden_ND[at], ids_N[at], mixed_ND[at]
             chosen, logprobs_N[at], probabilities = _softmax(h, weight_VD, i, temperature)
-            mixed = mixed_ND[at]
             torch.mm(probabilities.to(h.dtype), weight_VD, out=mixed)
             entropy_N[at] = chosen - logprobs_N[at] - (h * mixed).sum(-1, dtype=torch.float32) / temperature
-            kept = probabilities if keep else kept
+            kept = probabilities if at.stop <= keep else kept
         ctx.save_for_backward(hidden_ND, weight_VD, ids_N, mixed_ND, kept)
         ctx.temperature, ctx.keep = temperature, keep
         ctx.mark_non_differentiable(entropy_N)
@@ -119,8 +117,9 @@ class _Chosen(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             scaled_ND = hidden_ND * grad_N1
             grad_weight = torch.zeros_like(weight_VD)
-            for at in _slices(len(ids_N), len(ids_N) if ctx.keep else _rows(len(weight_VD))):
-                p = kept if ctx.keep else _softmax(hidden_ND[at], weight_VD, ids_N[at], ctx.temperature)[2]
+            for at in _spans(len(ids_N), ctx.keep, _rows(len(weight_VD))):
+                known = at.stop <= ctx.keep
+                p = kept if known else _softmax(hidden_ND[at], weight_VD, ids_N[at], ctx.temperature)[2]
                 grad_weight.addmm_(p.to(hidden_ND.dtype).T, scaled_ND[at], alpha=-1)
             grad_weight.index_add_(0, ids_N, scaled_ND)
         return grad_hidden, grad_weight, None, None, None
@@ -133,7 +132,7 @@ class _Summed(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = weight_VD[ids_N] if wants_hidden else None
         grad_weight = torch.zeros_like(weight_VD) if wants_weight else None
-        for at in _slices(len(ids_N), _rows(len(weight_VD))):
+        for at in _spans(len(ids_N), 0, _rows(len(weight_VD))):
             h = hidden_ND[at]
             _, logprobs, probabilities = _softmax(h, weight_VD, ids_N[at], 1.0)
             total += logprobs.sum()
@@ -202,5 +201,9 @@ def _rows(vocabulary: int) -> int:
     return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
-def _slices(count: int, size: int) -> Iterator[slice]:
-    return (slice(at, min(at + size, count)) for at in range(0, count, max(1, size)))
+def _spans(count: int, keep: int, rows: int) -> Iterator[slice]:
+    """The tokens whose probabilities are kept, all at once, then the others in chunks."""
+    if keep:
+        yield slice(0, keep)
+    for at in range(keep, count, rows):
+        yield slice(at, min(at + rows, count))

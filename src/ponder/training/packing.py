@@ -93,7 +93,8 @@ class Wave:
 def waves(rollouts: Rollouts, rows_B: Tensor, tokens: int) -> Iterator[Wave]:
     """Deal out rows so that prompts and one micro-batch of responses together hold at most `tokens` ids.
 
-    A prompt or a response that is longer comes alone. `rows_B` must have siblings together.
+    One that is longer comes alone, and the responses to a long prompt have at least half of `tokens`. `rows_B` must
+    have siblings together.
     """
     groups, group_B = torch.unique_consecutive(rollouts.group_B[rows_B], return_inverse=True)
     assert len(groups) == len(groups.unique()), "siblings must be neighbours"
@@ -105,7 +106,7 @@ def waves(rollouts: Rollouts, rows_B: Tensor, tokens: int) -> Iterator[Wave]:
             torch.cat(members[first:last]),
             torch.arange(last - first).repeat_interleave(torch.tensor(sizes[first:last])),
         )
-        yield wave(rollouts, rows, local_B, tokens - sum(lengths[first:last]))
+        yield wave(rollouts, rows, local_B, max(tokens - sum(lengths[first:last]), tokens // 2))
 
 
 def wave(rollouts: Rollouts, rows_B: Tensor, local_B: Tensor, tokens: int | None = None) -> Wave:
