@@ -262,6 +262,7 @@ def test_sft_learns_the_rows_of_a_file(tmp_path: Path, monkeypatch) -> None:
     out = sft(SFTConfig(data=str(path), out=str(tmp_path / "run"), fit=small(max_tokens=12000), checkpoint_every=100))
     losses = [r["loss"] for r in read_lines(out.parent / "metrics.jsonl").rows]
     assert losses[-1] < 0.3 * losses[0]
+    assert json.loads((out.parent / "manifest.json").read_text())["model"]["forward"] == "native"
 
 
 def test_a_flipped_byte_in_a_checkpoint_is_an_error_that_names_the_file(tmp_path: Path, model) -> None:

@@ -86,6 +86,7 @@ class RLRun:
         if run is not None:
             self.config_name = "rl.toml"
         self._run = run or Run.create(self.config.out, configs.to_toml(self.config), self.config.seed)
+        self._run.note(model=self.trainer.model.facts())
 
     @property
     def run(self) -> Run:
