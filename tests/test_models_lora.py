@@ -202,6 +202,10 @@ def test_the_base_may_be_given(tmp_path: Path, base: Path) -> None:
     assert torch.equal(logits(load(str(tmp_path / "other"), device="cpu")), logits(model))
     assert resolve(str(tmp_path / "other")).path == tmp_path / "other"
     assert why_slower(str(tmp_path / "other")) is None
+    built_in = load("ponder-tiny", device="cpu")
+    new_adapter(built_in, PLAIN, seed=0)
+    save(built_in, tmp_path / "tiny")
+    assert load("ponder-tiny", adapter=str(tmp_path / "tiny"), device="cpu").facts()["adapter"]["base"] == "ponder-tiny"
     with pytest.raises(UserError, match=r"its base model 'gone/elsewhere' is not found here .*--adapter"):
         load(str(tmp_path / "adapter"), device="cpu")
     with pytest.raises(UserError, match="cannot be the base of another"):

@@ -80,7 +80,9 @@ def is_adapter(folder: Path) -> bool:
 
 def _base_name(source: Source) -> str:
     """What an adapter's config calls a base, so that it is found from any directory."""
-    return source.where if source.kind == "hub" or source.name in BUILTIN else str(source.path.resolve())
+    if source.kind == "hub" or (source.name in BUILTIN and source == _builtin(source.name)):
+        return source.name
+    return str(source.path.resolve())
 
 
 def _with_adapter(
