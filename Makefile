@@ -44,7 +44,8 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+# Peers are skipped unless their Python is named: make bench PEER_PYTHON=... VLLM_PYTHON=... (benchmarks/README.md)
 bench: $(STAMP)
-	@set -e; found=; for script in benchmarks/*.py; do \
-		test -e "$$script" || continue; found=1; echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
-	done; test -n "$$found" || echo "no benchmarks yet: benchmarks/ holds no scripts"
+	@set -e; for script in benchmarks/[!_]*.py; do \
+		echo "== $$script"; $(BIN)/python "$$script" $(ARGS); \
+	done

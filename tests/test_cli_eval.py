@@ -26,7 +26,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     real = registry.build
 
     @contextlib.contextmanager
-    def opened(model: str, *, raw_prompts: bool = False) -> Iterator[MockEngine]:
+    def opened(model: str, *, raw_prompts: bool, **options: Any) -> Iterator[MockEngine]:
         yield made
 
     def build(room: str, spec: str, options: Any = None) -> Any:
@@ -88,6 +88,7 @@ def test_a_run_directory_repeats_the_evaluation(
     assert set(rollouts[0][0]["samples"][0]) == {"text", "verdict", "reason", "reward", "answer", "tokens"}
     assert engine.requests[-1].params.temperature == 0.5
     assert read_manifest(first)["status"] == "done"
+    assert read_manifest(first)["model"] == {"name": "mock"}
     report = (first / "report.html").read_text()
     assert "ponder-tiny on doubling" in report
     assert "n = 12" in report

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -26,7 +27,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     made = MockEngine(texts="5+7=12, 12*2=24</think>(5+7)*2")
 
     @contextlib.contextmanager
-    def opened(model: str) -> Iterator[MockEngine]:
+    def opened(model: str, **options: Any) -> Iterator[MockEngine]:
         yield made
 
     monkeypatch.setattr(_common, "engine_for", opened)

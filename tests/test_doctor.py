@@ -95,6 +95,10 @@ def test_a_given_model_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixtur
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "gpt2"}))
     assert seen(str(tmp_path / "m"))["forward"] == "transformers"
     assert "slower" in seen(str(tmp_path / "m"))["note"]
+    assert "since its architecture is 'gpt2'" in seen(str(tmp_path / "m"))["note"]
+    window = {"model_type": "mistral", "sliding_window": 64}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **window}))
+    assert "looks back 64 tokens, less than its context of 1024" in seen(str(tmp_path / "m"))["note"]
     assert seen("some/hub-id")["there"] is None
     lost = seen("ponder-tinny")
     assert not lost["there"]

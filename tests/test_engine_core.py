@@ -73,6 +73,7 @@ def test_samples_differ_by_index_and_by_seed(engine: TorchEngine) -> None:
 
 
 def test_siblings_share_the_cost_of_the_prompt(engine: TorchEngine) -> None:
+    engine.drop_caches_now()
     [results] = engine.generate_many([request(1, n=100)])  # more samples than rows
     prompt = len(results[0].prompt_ids)
     assert [c.spend.prompt_tokens for c in results] == [prompt] + [0] * 99

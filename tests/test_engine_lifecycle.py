@@ -60,7 +60,8 @@ def test_the_engine_keeps_the_protocol_and_opens_by_name() -> None:
     engine = open_engine(make_model(), "torch", {"max_rows": 4})
     assert isinstance(engine, Engine)
     assert isinstance(engine, TorchEngine)
-    assert engine.capabilities.exact
+    assert engine.capabilities.leases
+    assert not engine.capabilities.exact
     assert engine.path == "native"
     engine.close_now()
     with pytest.raises(UserError, match="torch"):
@@ -195,13 +196,14 @@ def test_the_cache_stays_within_its_memory_limit() -> None:
     engine = TorchEngine(make_model(end=False), kv_memory=limit)
     try:
         seen = []
-        reserve = engine._batch.forward.reserve
+        step = engine._batch.step
 
-        def watched(*args: Any, **kwargs: Any) -> None:
-            reserve(*args, **kwargs)
-            seen.append((engine._batch.forward.cache.bytes, len(engine._batch)))  # type: ignore[attr-defined]
+        def watched() -> Any:
+            use = engine.cache
+            seen.append((use.slots + use.held + use.free, len(engine._batch)))
+            return step()
 
-        engine._batch.forward.reserve = watched  # type: ignore[method-assign]
+        engine._batch.step = watched  # type: ignore[method-assign]
         results = engine.generate_many([Request((7,) * (1 + i % 60), SamplingParams(40 + i % 25)) for i in range(30)])
         assert len(results) == 30
         assert max(size for size, _ in seen) <= limit
@@ -385,7 +387,7 @@ def test_count_tokens_is_what_a_request_costs() -> None:
     try:
         for prompt in ("some text", (Message("system", "be brief"), Message("user", "1 + 1?")), (3, 4, 5)):
             [[c]] = engine.generate_many([Request(prompt, SamplingParams(2))])
-            assert engine.count_tokens(prompt) == c.spend.prompt_tokens == len(c.prompt_ids)
+            assert engine.count_tokens(prompt) == c.spend.prompt_tokens + c.spend.cached_tokens == len(c.prompt_ids)
     finally:
         engine.close_now()
 

@@ -12,7 +12,7 @@ import torch
 from ponder.errors import Unsupported, UserError
 from ponder.models import tiny
 from ponder.models.gguf import read_header
-from ponder.models.load import load, runs_native
+from ponder.models.load import load, why_slower
 from ponder.models.save import save
 
 gguf = pytest.importorskip("gguf")
@@ -65,6 +65,8 @@ def write(path: Path, arch: str = "llama", quantise: bool = False, **fields: Any
     out.add_add_bos_token(fields.pop("add_bos", False))
     out.add_chat_template("{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}")
     permute = fields.pop("permute", True)
+    if fields.pop("yarn", False):
+        out.add_rope_scaling_type(gguf.RopeScalingType.YARN)
     for name, tensor in fields.pop("tensors", {}).items():
         out.add_tensor(name, tensor.numpy())
     for key, value in fields.items():
@@ -104,7 +106,7 @@ def test_weights_come_back_under_their_own_names(tmp_path: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     ids = torch.arange(20).unsqueeze(0)
     assert torch.equal(after.module(ids), before.module(ids))
-    assert runs_native(str(tmp_path / "m.gguf"))
+    assert why_slower(str(tmp_path / "m.gguf")) is None
     assert after.info.context == before.info.context
     assert after.config["tie_word_embeddings"]
 
@@ -155,16 +157,17 @@ def test_a_gguf_model_saves_as_a_folder_that_loads_the_same(tmp_path: Path) -> N
 
 
 def test_llama3_rotary_factors_are_recognised_or_refused(tmp_path: Path) -> None:
-    from ponder.models.llama import LlamaConfig, rope_frequencies
+    from ponder.models.decoder import DecoderConfig
+    from ponder.models.rope import frequencies
 
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     shape = tiny.architecture()
     values = {n: getattr(shape, n) for n in shape.__slots__}
-    scaled = LlamaConfig(**{**values, "rope_scaling": {**scaling, "original_max_position_embeddings": 8192}})
-    factors = rope_frequencies(shape) / rope_frequencies(scaled)
+    scaled = DecoderConfig(**{**values, "rope_scaling": {**scaling, "original_max_position_embeddings": 8192}})
+    factors = frequencies(shape)[0] / frequencies(scaled)[0]
     write(tmp_path / "m.gguf", tensors={"rope_freqs.weight": factors})
     model = load(str(tmp_path / "m.gguf"), device="cpu")
-    assert torch.allclose(rope_frequencies(model.module.config), rope_frequencies(scaled), rtol=1e-5)
+    assert torch.allclose(frequencies(model.module.config)[0], frequencies(scaled)[0], rtol=1e-5)
     write(tmp_path / "n.gguf", tensors={"rope_freqs.weight": torch.linspace(1, 3, 16)})
     refused(tmp_path / "n.gguf", "not those of Llama 3")
 
@@ -199,41 +202,103 @@ def test_every_flipped_header_byte_is_a_sentence_or_harmless(tmp_path: Path) -> 
 
 def test_architectures_and_parts_that_are_not_read_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.gguf", arch="nonesuch")
-    assert not runs_native(str(tmp_path / "a.gguf"))
+    assert why_slower(str(tmp_path / "a.gguf")) == "its architecture is 'nonesuch'"
     refused(tmp_path / "a.gguf", "nonesuch")
     write(tmp_path / "b.gguf", split__count=2)
     refused(tmp_path / "b.gguf", "merge the parts")
     write(tmp_path / "c.gguf", llama__expert_count=8)
     refused(tmp_path / "c.gguf", "mixture of experts")
-    write(tmp_path / "d.gguf", tensors={"blk.0.attn_q_norm.weight": torch.ones(32)})
-    refused(tmp_path / "d.gguf", "'blk.0.attn_q_norm.weight' is not part")
+    write(tmp_path / "d.gguf", tensors={"blk.0.attn_sinks.weight": torch.ones(32)})
+    refused(tmp_path / "d.gguf", "'blk.0.attn_sinks.weight' is not part")
+    write(tmp_path / "f.gguf", tensors={"blk.0.attn_q_norm.weight": torch.ones(32)})
+    refused(tmp_path / "f.gguf", "q_norm.weight' is not part")
+    write(tmp_path / "g.gguf", llama__attention__sliding_window=64)
+    refused(tmp_path / "g.gguf", "looks back 64 tokens, less than its context of 1024")
     write(tmp_path / "e.gguf", tensors={"blk.9.attn_norm.weight": torch.ones(128)})
     refused(tmp_path / "e.gguf", r"'model.layers.9.input_layernorm.weight' is not part")
     with pytest.raises(Unsupported):
         load(str(tmp_path / "d.gguf"), device="cpu")
 
 
+def biases(shape: Any) -> dict[str, torch.Tensor]:
+    rows = {"q": shape.num_attention_heads, "k": shape.num_key_value_heads, "v": shape.num_key_value_heads}
+    return {
+        f"blk.{i}.attn_{kind}.bias": torch.randn(heads * shape.head_dim, generator=torch.Generator().manual_seed(i))
+        for i in range(shape.num_hidden_layers)
+        for kind, heads in rows.items()
+    }
+
+
+def norms(shape: Any) -> dict[str, torch.Tensor]:
+    return {
+        f"blk.{i}.attn_{kind}_norm.weight": torch.rand(shape.head_dim, generator=torch.Generator().manual_seed(i))
+        for i in range(shape.num_hidden_layers)
+        for kind in "qk"
+    }
+
+
+@pytest.mark.parametrize(
+    ("arch", "more", "fields"),
+    [
+        ("qwen2", biases, {}),
+        ("qwen3", norms, {"qwen3__attention__key_length": 32}),
+        (
+            "qwen2",
+            biases,
+            {"qwen2__rope__scaling__factor": 4, "qwen2__rope__scaling__original_context_length": 512},
+        ),
+    ],
+)
+def test_qwen_is_read_as_transformers_reads_it(tmp_path: Path, arch: str, more: Any, fields: dict[str, int]) -> None:
+    transformers = pytest.importorskip("transformers")
+    path = tmp_path / "m.gguf"
+    scaled = bool(fields) and arch == "qwen2"
+    before = write(
+        path,
+        arch=arch,
+        pre="qwen2",
+        permute=False,
+        tensors=more(tiny.architecture()),
+        yarn=scaled,
+        **{f"{arch}__vocab_size": 512, **fields},
+    )
+    assert why_slower(str(path)) is None
+    ours = load(str(path), device="cpu", name="m")
+    assert ours.supports_cache
+    assert ours.info.context == (2048 if scaled else 1024)
+    state = ours.module.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in before.module.state_dict().items())
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(save(ours, tmp_path / "m"))
+    assert theirs.config.model_type == arch
+    ids = torch.arange(200).unsqueeze(0)
+    with torch.no_grad():
+        assert (theirs(ids).logits - ours.module.logits(ours.module(ids))).abs().max() < 1e-4
+    if arch == "qwen2" and not scaled:  # their reader drops the settings of the others
+        read = transformers.AutoModelForCausalLM.from_pretrained(
+            str(tmp_path), gguf_file="m.gguf", quantization_config=transformers.GgufConfig(dequantize=True)
+        ).state_dict()
+        assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
+
+
 def test_other_architectures_go_through_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     path = tmp_path / "m.gguf"
-    shape = tiny.architecture()
-    biases = {
-        f"blk.{i}.attn_{kind}.bias": torch.full((rows,), 0.1)
-        for i in range(shape.num_hidden_layers)
-        for kind, rows in (("q", 128), ("k", 64), ("v", 64))
-    }
-    before = write(path, arch="qwen2", pre="qwen2", permute=False, tensors=biases, qwen2__vocab_size=512)
-    assert not runs_native(str(path))
+    names = ["output_norm", *(f"blk.{i}.{kind}_norm" for i in range(4) for kind in ("attn", "ffn"))]
+    biases = {f"{name}.bias": torch.full((128,), 0.1) for name in names}
+    before = write(path, arch="stablelm", pre="qwen2", permute=False, tensors=biases, stablelm__vocab_size=512)
+    assert why_slower(str(path)) == "its architecture is 'stablelm'"
     model = load(str(path), device="cpu", name="m")
     assert not model.supports_cache
+    assert model.facts()["slower_because"]
     whole = model.module.whole[0]
-    assert isinstance(whole, transformers.Qwen2ForCausalLM)
+    assert isinstance(whole, transformers.StableLmForCausalLM)
     name = "model.layers.0.self_attn.q_proj.weight"
     assert torch.equal(model.module.state_dict()[name], before.module.state_dict()[name])
-    again = load(str(save(model, tmp_path / "m")), device="cpu", name="m")
+    folder = save(model, tmp_path / "m")
     ids = torch.arange(20).unsqueeze(0)
-    assert torch.equal(again.module(ids), model.module(ids))
-    assert again.info == model.info
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        assert torch.allclose(again(ids).logits, model.module.logits(model.module(ids)), atol=1e-5)
     path.write_bytes(path.read_bytes()[:-200])
     refused(path, "truncated .tensor")
 

@@ -111,8 +111,8 @@ def test_without_network_a_hub_id_is_one_sentence(tmp_path: Path, monkeypatch: p
     hub = pytest.importorskip("huggingface_hub")
     asked = []
 
-    def offline(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repo, revision))
+    def offline(repo: str, revision: str | None, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.append((repo, revision, local_files_only))
         assert "*.bin" not in allow_patterns
         raise ConnectionError("Name or service not known\nand more")
 
@@ -121,7 +121,7 @@ def test_without_network_a_hub_id_is_one_sentence(tmp_path: Path, monkeypatch: p
     with pytest.raises(UserError, match="org/name@v1: no such folder here, and the hub could not be reached") as caught:
         load("org/name@v1", device="cpu")
     assert "\n" not in str(caught.value)
-    assert asked == [("org/name", "v1")]
+    assert asked == [("org/name", "v1", False)]
 
 
 def test_a_hub_id_loads_what_the_hub_gives(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

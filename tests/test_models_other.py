@@ -1,4 +1,4 @@
-"""Architectures other than Llama run through transformers' forward and save as they came."""
+"""Architectures that `models.decoder` has not run through transformers' forward and save as they came."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ponder.errors import Unsupported, UserError
-from ponder.models.load import load, runs_native
+from ponder.models.load import load, why_slower
 from ponder.models.save import save
 from ponder.models.tiny import build_tokenizer
 from ponder.models.weights import read_tensors, write_tensors
@@ -27,7 +27,7 @@ SMALL: dict[str, Any] = {
 }
 CONFIGS = {
     "gpt2": lambda: transformers.GPT2Config(**COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=64),
-    "qwen2": lambda: transformers.Qwen2Config(**SMALL),
+    "stablelm": lambda: transformers.StableLmConfig(**SMALL),
     # Caps its logits, so that the head alone is not the whole story.
     "gemma2": lambda: transformers.Gemma2Config(**SMALL, head_dim=8, final_logit_softcapping=1.0),
     "cohere": lambda: transformers.CohereConfig(**SMALL, logit_scale=0.25),
@@ -49,8 +49,10 @@ def test_logits_and_gradients_are_those_of_transformers(tmp_path: Path, kind: st
     theirs = make(tmp_path, kind)
     ours = load(str(tmp_path), device="cpu")
     assert not ours.supports_cache
-    assert not runs_native(str(tmp_path))
-    assert ours.module.split == (kind in ("gpt2", "qwen2"))
+    assert why_slower(str(tmp_path)) == f"its architecture is {kind!r}"
+    assert ours.facts()["forward"] == "transformers"
+    assert ours.facts()["slower_because"] == f"its architecture is {kind!r}"
+    assert ours.module.split == (kind in ("gpt2", "stablelm"))
     assert ours.info.context == 64
     assert ours.info.parameters == sum(p.numel() for p in theirs.parameters())
     ids = torch.randint(480, (2, 20), generator=torch.Generator().manual_seed(1))

@@ -47,6 +47,15 @@ def test_a_new_run_records_how_it_was_made(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "config.toml").read_text() == "seed = 7\n"
 
 
+def test_facts_are_noted_in_the_manifest_while_the_run_goes_on(tmp_path: Path) -> None:
+    with new(tmp_path) as run:
+        run.note(model={"name": "m"})
+        assert read_manifest(tmp_path)["status"] == "running"
+        run.note(other=1)
+    made = read_manifest(tmp_path)
+    assert (made["model"], made["other"], made["seed"], made["status"]) == ({"name": "m"}, 1, 7, "done")
+
+
 def test_a_directory_with_a_run_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         run.log({"step": 1})

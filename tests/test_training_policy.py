@@ -10,14 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ponder.errors import TrainingDiverged
+from ponder.errors import TrainingDiverged, Unsupported
 from ponder.models.tiny import new_model
+from ponder.training import forward
 from ponder.training.advantages.mean_only import MeanOnly
-from ponder.training.forward import row_logprobs
+from ponder.training.forward import micro_batches, row_logprobs
 from ponder.training.losses.base import LossInput
 from ponder.training.losses.dapo import Dapo
-from ponder.training.optim import adamw
-from ponder.training.policy import micro_batches, update
+from ponder.training.optim import adamw, clip_gradients
+from ponder.training.policy import update
 from ponder.training.rollouts import Rollouts
 
 
@@ -39,8 +40,11 @@ def random_rollouts(rows: int = 12, group: int = 4, seed: int = 0) -> Rollouts:
     return Rollouts(ids, mask, -torch.rand(rows, width, generator=g) * mask, rewards, groups, lengths, prompts)
 
 
-def gradients(micro_tokens: int, rollouts: Rollouts) -> tuple[list[torch.Tensor], float]:
+def gradients(
+    micro_tokens: int, rollouts: Rollouts, *, packed: bool = True, gradient_checkpointing: bool = False
+) -> tuple[list[torch.Tensor], float]:
     model = new_model(3)
+    model.supports_cache = packed
     optimiser = torch.optim.SGD(model.module.parameters(), lr=0.0)
     stats = update(
         model,
@@ -51,15 +55,17 @@ def gradients(micro_tokens: int, rollouts: Rollouts) -> tuple[list[torch.Tensor]
         temperature=1.0,
         max_grad_norm=0.0,
         micro_tokens=micro_tokens,
+        gradient_checkpointing=gradient_checkpointing,
     )
     return [p.grad.clone() for p in model.module.parameters() if p.grad is not None], stats.loss
 
 
-def test_micro_batching_does_not_change_the_gradient_or_the_loss() -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_neither_packing_nor_micro_batching_changes_the_gradient_or_the_loss(packed: bool) -> None:
     rollouts = random_rollouts()
-    whole, loss_whole = gradients(1_000_000, rollouts)
-    for micro_tokens in (1, 40, 100):
-        parts, loss_parts = gradients(micro_tokens, rollouts)
+    whole, loss_whole = gradients(1_000_000, rollouts, packed=False)
+    for micro_tokens in (1, 40, 100, 1_000_000):
+        parts, loss_parts = gradients(micro_tokens, rollouts, packed=packed)
         assert loss_parts == pytest.approx(loss_whole, abs=1e-6)
         for a, b in zip(whole, parts, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
@@ -79,6 +85,62 @@ def test_padding_does_not_change_the_gradient() -> None:
     )
     for a, b in zip(gradients(100, r)[0], gradients(100, wider)[0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_gradient_checkpointing_changes_nothing(packed: bool) -> None:
+    rollouts = random_rollouts()
+    plain, loss = gradients(100, rollouts, packed=packed)
+    again, loss_again = gradients(100, rollouts, packed=packed, gradient_checkpointing=True)
+    assert loss == loss_again
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_gradient_checkpointing_keeps_a_layers_input_only() -> None:
+    """Of a micro-batch's activations autograd keeps so much less that the layers' own are gone."""
+    model, rollouts, kept = new_model(3), random_rollouts(rows=24), []
+    for on in (False, True):
+        size = 0
+
+        def pack(t: torch.Tensor) -> torch.Tensor:
+            nonlocal size
+            size += t.numel()
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            for new in micro_batches(model, rollouts, torch.arange(24), 1.0, tokens=10**6, gradient_checkpointing=on):
+                new.logprobs_N.sum().backward()
+        kept.append(size)
+    assert kept[1] < 0.5 * kept[0]
+    assert not any("forward" in vars(m) for m in model.module.modules())
+
+
+def test_gradient_checkpointing_of_an_unknown_architecture_is_refused_with_the_mend() -> None:
+    model = new_model(0)
+    model.module = torch.nn.Linear(2, 2)
+    with pytest.raises(Unsupported, match=r"gradient_checkpointing: .* leave it off"):
+        next(micro_batches(model, random_rollouts(), torch.arange(4), 1.0, tokens=64, gradient_checkpointing=True))
+
+
+def test_each_prompt_is_computed_once_and_nothing_is_padded() -> None:
+    """Also where a group is spread over many micro-batches."""
+    r = random_rollouts(rows=16, group=8)
+    model = new_model(0)
+    before_last = r.mask_BT.long().cumsum(1).argmax(1) - r.prompt_lengths_B
+    exact = int(before_last.sum()) + int(r.prompt_lengths_B[::8].sum())
+    parts = list(micro_batches(model, r, torch.arange(16), 1.0, tokens=60))
+    assert len(parts) > 3
+    assert sum(p.computed for p in parts) == exact
+
+
+def test_without_a_graph_micro_batches_are_only_measured() -> None:
+    r, model = random_rollouts(), new_model(0)
+    with torch.no_grad():
+        parts = list(micro_batches(model, r, torch.arange(12), 0.9, tokens=60))
+    want = row_logprobs(model, r, torch.arange(12), 0.9)
+    torch.testing.assert_close(torch.cat([p.logprobs_N for p in parts]), want.logprobs_N.detach())
+    torch.testing.assert_close(torch.cat([p.entropy_N for p in parts]), want.entropy_N, rtol=1e-5, atol=1e-5)
+    assert not any(p.logprobs_N.requires_grad for p in parts)
 
 
 def test_the_gradient_is_the_reinforce_gradient_over_all_trained_tokens() -> None:
@@ -110,11 +172,11 @@ def test_only_sampled_tokens_have_a_gradient() -> None:
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=40), st.integers(1, 200))
 @settings(max_examples=60, deadline=None)
-def test_micro_batches_hold_every_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
+def test_padded_micro_batches_hold_every_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
     n = torch.tensor(lengths)
     empty = torch.zeros(len(lengths), 1)
     rollouts = Rollouts(empty.long(), empty.bool(), empty, empty[:, 0], empty[:, 0].long(), n, n)
-    parts = list(micro_batches(rollouts, torch.arange(len(lengths)), limit))
+    parts = list(forward._alike(rollouts, torch.arange(len(lengths)), limit))
     assert sorted(int(i) for p in parts for i in p) == list(range(len(lengths)))
     assert all(len(p) == 1 or len(p) * int(n[p].max()) <= limit for p in parts)
 
@@ -181,6 +243,15 @@ def test_a_group_without_signal_moves_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("limit", [0.0, 0.5, 10.0])
+def test_gradients_are_clipped_to_the_limit_and_untouched_below_it(limit: float) -> None:
+    module = torch.nn.Linear(3, 2)
+    module.weight.grad, module.bias.grad = torch.full((2, 3), 2.0), None  # of norm sqrt(24)
+    assert clip_gradients(module, limit) == pytest.approx(math.sqrt(24))
+    got = float(module.weight.grad.norm())
+    assert got == pytest.approx(limit if limit == 0.5 else math.sqrt(24), rel=1e-5)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched() -> None:
     r = random_rollouts()
     broken = Rollouts(
@@ -204,11 +275,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched() -> Non
 def test_log_probabilities_are_those_of_a_plain_softmax_at_the_sampling_temperature(shared: bool) -> None:
     model, r = new_model(1), random_rollouts(rows=6, group=2)
     model.supports_cache = shared
-    got = row_logprobs(model, r, torch.tensor([0, 1, 3, 5]), 0.7)
+    asked = torch.tensor([5, 1, 3, 0])  # siblings apart, and not in order
+    got = row_logprobs(model, r, asked, 0.7)
     with torch.no_grad():
         full = torch.log_softmax(model.module.logits(model.module(r.ids_BT)) / 0.7, dim=-1)
-    keep = torch.tensor([True, True, False, True, False, True])
-    rows, columns = (r.mask_BT & keep.unsqueeze(1)).nonzero(as_tuple=True)
+    rows, columns = r.mask_BT[asked].nonzero(as_tuple=True)
+    rows = asked[rows]
     at = full[rows, columns - 1]
     torch.testing.assert_close(got.logprobs_N.detach(), at.gather(1, r.ids_BT[rows, columns, None])[:, 0])
     torch.testing.assert_close(got.entropy_N, -(at.exp() * at).sum(-1))

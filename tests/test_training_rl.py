@@ -119,6 +119,7 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_not(stop, base, tmp_path,
 
 def test_every_metric_of_the_contract_is_logged_at_each_step(base, tmp_path) -> None:
     train(config(base, tmp_path / "run", steps=2))
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["model"]["forward"] == "native"
     for row in read_lines(tmp_path / "run" / "metrics.jsonl").rows:
         for name in METRICS.split():
             assert row[name] is not None, name

@@ -192,6 +192,17 @@ def test_training_stops_when_the_validation_loss_no_longer_improves(model) -> No
     assert 2 * config.eval_every <= state.step < 30
 
 
+def test_gradient_checkpointing_changes_no_step(model) -> None:
+    source, weights = ProceduralText(mixture(("reverse",), 0), model, 64), []
+    for on in (False, True):
+        fresh, config = new_model(1), small(max_tokens=3000, gradient_checkpointing=on)
+        held_out = [collate([row for _, row in islice(source.rows(1000), 8)], 0)]
+        optimiser = lm.make_optimiser(fresh.module, config)
+        lm.train(fresh, source, held_out, config, lm.LMState(), optimiser=optimiser)
+        weights.append([p.detach() for p in fresh.module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 def test_a_stopped_and_resumed_run_equals_one_that_was_not(tmp_path: Path, monkeypatch) -> None:
     def config(name: str, **more) -> PretrainConfig:
         return PretrainConfig(
@@ -251,6 +262,7 @@ def test_sft_learns_the_rows_of_a_file(tmp_path: Path, monkeypatch) -> None:
     out = sft(SFTConfig(data=str(path), out=str(tmp_path / "run"), fit=small(max_tokens=12000), checkpoint_every=100))
     losses = [r["loss"] for r in read_lines(out.parent / "metrics.jsonl").rows]
     assert losses[-1] < 0.3 * losses[0]
+    assert json.loads((out.parent / "manifest.json").read_text())["model"]["forward"] == "native"
 
 
 def test_a_flipped_byte_in_a_checkpoint_is_an_error_that_names_the_file(tmp_path: Path, model) -> None:

@@ -152,6 +152,12 @@ class SegmentKind(StrEnum):
     """What a tool or the environment said."""
 
 
+LogprobsOf = Literal["sampled", "raw"]
+"""The distribution of a log-probability: the one that was sampled from (after temperature, top-k, top-p and min-p), or
+
+the model's own, before any of these."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """A run of token ids of one kind."""
@@ -159,8 +165,11 @@ class Segment:
     kind: SegmentKind
     ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None = None
-    """Of the distribution that was sampled from, one per id; only for `sampled`."""
+    """Of the distribution that `logprobs_of` names, one per id; only for `sampled`."""
     weights_version: str = ""
+    logprobs_of: LogprobsOf = "sampled"
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
+    """For each id the most likely ids there with their log-probabilities, best first; None if not asked for."""
 
     def __post_init__(self) -> None:
         if self.logprobs is not None and len(self.logprobs) != len(self.ids):
@@ -208,7 +217,7 @@ class Thinking:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample. Log-probabilities are always of the distribution that was sampled from."""
+    """How to sample. Log-probabilities are of the distribution that was sampled from unless `logprobs_of` says raw."""
 
     max_tokens: int
     """Most tokens of the response, forced ones included."""
@@ -223,6 +232,11 @@ class SamplingParams:
     seed: int = 0
     """Sample `i` of a request draws from the stream `(seed, i)`, whatever else is in the batch."""
     thinking: Thinking | None = None
+    stop_ids: tuple[int, ...] = ()
+    """Ids that end the response besides the model's own end ids."""
+    logprobs_of: LogprobsOf = "sampled"
+    top_logprobs: int = 0
+    """How many of the most likely ids to report at each token, with their log-probabilities."""
 
     @property
     def truncates(self) -> bool:
@@ -345,7 +359,7 @@ class Capabilities:
     """`hold(ids)` keeps a prefix in the cache."""
     load_weights: bool = False
     exact: bool = False
-    """Same requests, same result, bit for bit."""
+    """Batch-invariant: a request gives the same bits whatever else runs beside it or ran before."""
 
 
 @dataclass(frozen=True, slots=True)

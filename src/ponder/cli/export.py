@@ -13,7 +13,7 @@ from ponder.config import parse
 from ponder.errors import UserError
 
 DESCRIPTION = """Write a model as a Hugging Face folder (config.json, safetensors, tokenizer, chat template), which
-transformers, vLLM and ponder itself load.
+transformers, vLLM and ponder itself load. Of a model with a LoRA adapter the adapter is written, as PEFT reads it.
 
 example: ponder export runs/quickstart my-model
 """
@@ -41,6 +41,8 @@ def main(args: list[str]) -> int:
     from ponder.models.save import save
 
     model = load(config.model, dtype=config.dtype, device="cpu")
+    if model.adapter is not None and config.dtype != "float32":
+        raise UserError(f"--dtype {config.dtype}: {config.model} is an adapter, which is written in float32")
     save(model, config.folder)
     size = sum(p.stat().st_size for p in config.folder.iterdir())
     if config.json:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import tyro
 
@@ -38,7 +38,13 @@ class SolveConfig:
     question: tyro.conf.Positional[str] = ""
     """The question; - reads it from stdin."""
     model: str = "ponder-tiny"
-    """A built-in name, a folder, a run directory, a .gguf file or a hub id."""
+    """A built-in name, a folder (of a LoRA adapter too), a run directory, a .gguf file or a hub id."""
+    adapter: str | None = None
+    """The folder of a LoRA adapter (PEFT's) for the model; it is applied without merging."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights in memory."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto is the first GPU if there is one."""
     strategy: str | None = None
     """A name of `ponder list strategies` (default: direct; budget_forcing with --thought-tokens)."""
     strategy_options: Options = field(default_factory=dict)
@@ -63,7 +69,7 @@ def main(args: list[str]) -> int:
     from ponder.cli._common import engine_for
 
     strategy = strategy_of(config)
-    with engine_for(config.model) as engine:
+    with engine_for(config.model, adapter=config.adapter, dtype=config.dtype, device=config.device) as engine:
         thinks = engine.info.thought is not None
         screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
         began = time.perf_counter()

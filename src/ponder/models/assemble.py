@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from ponder.models.llama import Llama, LlamaConfig
+    from ponder.models.decoder import DecoderConfig, DecoderLM
 
 DTYPES = ("float32", "bfloat16", "float16")
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")
@@ -35,34 +35,35 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def torch_device(name: str | torch.device | None) -> torch.device:
-    """The device of that name; None is the first CUDA device if there is one, else the CPU."""
+    """The device of that name; None or `auto` is the first CUDA device if there is one, else the CPU."""
     import torch
 
-    if name is None:
+    if name is None or name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device {name!r} is not known to torch; try cpu or cuda:0") from None
+        raise UserError(f"device {name!r} is not known to torch; try auto, cpu or cuda:0") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {str(name)!r}: torch sees no CUDA device here; use cpu")
     return device
 
 
-def llama_module(
-    config: LlamaConfig, state: dict[str, Tensor], *, dtype: str, device: str | torch.device | None, where: str
-) -> Llama:
-    """A Llama with these weights (the dictionary is emptied, so that memory holds them once).
+def decoder_module(
+    config: DecoderConfig, state: dict[str, Tensor], *, dtype: str, device: str | torch.device | None, where: str
+) -> DecoderLM:
+    """A decoder with these weights (the dictionary is emptied, so that memory holds them once).
 
     Raises `UserError` for a tensor that is missing, too many, of the wrong shape or not finite; `where` names the file.
     """
     import torch
 
-    from ponder.models.llama import Llama, rope_tables
+    from ponder.models import rope
+    from ponder.models.decoder import DecoderLM
 
     kind, place = torch_dtype(dtype), torch_device(device)
     with torch.device("meta"):
-        module = Llama(config)
+        module = DecoderLM(config)
     wanted = {name: p.shape for name, p in module.named_parameters()}
     _fit(state, wanted, config, where)
     ready = {}
@@ -74,11 +75,11 @@ def llama_module(
     module.load_state_dict(ready, strict=False, assign=True)
     if config.tie_word_embeddings:
         module.lm_head.weight = module.model.embed_tokens.weight
-    module.rope_cos, module.rope_sin = (table.to(place) for table in rope_tables(config))
+    module.rope_table = rope.table(config).to(place)
     return module.eval()
 
 
-def _fit(state: dict[str, Tensor], wanted: Mapping[str, torch.Size], config: LlamaConfig, where: str) -> None:
+def _fit(state: dict[str, Tensor], wanted: Mapping[str, torch.Size], config: DecoderConfig, where: str) -> None:
     # Old checkpoints carry this buffer; it follows from the config.
     for name in [n for n in state if n.endswith("rotary_emb.inv_freq")]:
         del state[name]
@@ -121,6 +122,10 @@ class Shape:
     width: int
     context: int
     tied: bool
+
+    @classmethod
+    def of(cls, config: DecoderConfig) -> Shape:
+        return cls(config.vocab_size, config.hidden_size, config.max_position_embeddings, config.tie_word_embeddings)
 
 
 def assemble(

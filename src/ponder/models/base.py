@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from ponder.models.llama import Cache
+    from ponder.models.decoder import Cache
+    from ponder.models.lora import LoraConfig
 
 
 class CausalLM(Protocol):
-    """What engine and trainer need of a module; `models.llama.Llama` is one."""
+    """What engine and trainer need of a module; `models.decoder.DecoderLM` is one."""
 
     def __call__(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: Cache | None = None) -> Tensor: ...
 
@@ -69,6 +70,8 @@ class LoadedModel:
     supports_cache: bool = True
     """False for modules (transformers' own forward) whose attention does not go through `Cache`."""
     source: str = ""
+    adapter: LoraConfig | None = None
+    """The low-rank adapter beside the weights, if there is one: then it alone is trained and saved."""
 
     @property
     def device(self) -> torch.device:
@@ -77,6 +80,23 @@ class LoadedModel:
     @property
     def thought(self) -> ThoughtFormat | None:
         return self.info.thought
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's manifest says of the model: where it is from and which forward pass it takes."""
+        from ponder.models.architecture import why_not_native
+
+        slower = why_not_native(self.config) or "transformers reads its file"
+        return {
+            "name": self.info.name,
+            "source": self.source,
+            "architecture": self.config.get("model_type"),
+            "parameters": self.info.parameters,
+            "dtype": str(next(self.module.parameters()).dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "forward": "native" if self.supports_cache else "transformers",
+            **({} if self.supports_cache else {"slower_because": slower}),
+            **({} if self.adapter is None else {"adapter": dataclasses.asdict(self.adapter)}),
+        }
 
     def render(self, messages: Sequence[Message]) -> str:
         """The chat prompt as text, ready for the assistant's turn.

@@ -1,9 +1,9 @@
-"""GGUF files of the Llama architecture as trainable float weights, with the tokenizer that was meant.
+"""GGUF files as trainable float weights for `models.decoder`, with the tokenizer that was meant.
 
 The header is parsed here, in one pass: the `gguf` package takes 5 s over a vocabulary of 49 152 tokens, and
 transformers parses it three times and drops the kind of pre-tokenizer (for SmolLM2 it then splits newlines before
-digits otherwise than in pre-training). Dequantisation is the `gguf` package's. Architectures other than Llama go
-through transformers; see `models.other`.
+digits otherwise than in pre-training). Dequantisation is the `gguf` package's. Other architectures go through
+transformers; see `models.other`.
 
 Source: the GGUF specification, version 3 (ggml's docs/gguf.md).
 """
@@ -23,8 +23,10 @@ from ponder.errors import MissingExtra, Unsupported, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ponder.models.llama import LlamaConfig
+    from ponder.models.decoder import DecoderConfig
 
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""GGUF's names of what is read here; Mistral's models are `llama` there."""
 MAGIC = b"GGUF"
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -142,7 +144,7 @@ def _parse(path: Path, reader: _Reader) -> Header:
 def read_weights(header: Header) -> dict[str, Tensor]:
     """Dequantised float32 weights under Hugging Face's names.
 
-    Raises `UserError` if the file ends before its tensors do, `Unsupported` for a tensor that Llama has not.
+    Raises `UserError` if the file ends before its tensors do, `Unsupported` for a tensor that such a model has not.
     """
     import torch
 
@@ -153,8 +155,10 @@ def read_weights(header: Header) -> dict[str, Tensor]:
             if target is None:
                 if name == "rope_freqs.weight":
                     continue
-                raise Unsupported(f"{header.path}: tensor {name!r} is not part of a plain Llama model")
+                raise Unsupported(f"{header.path}: tensor {name!r} is not part of a plain {header.architecture} model")
             state[target] = torch.from_numpy(_dequantise(header, name, info, data))
+    if header.architecture != "llama":
+        return state
     heads = header.get("attention.head_count")
     kv_heads = header.get("attention.head_count_kv", heads)
     for name, weight in state.items():
@@ -218,7 +222,7 @@ def check_whole(header: Header) -> None:
 
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:
-    """Rows of a query or key projection from GGUF's pairs-beside order to Hugging Face's two halves."""
+    """Rows of Llama's query or key projection from GGUF's pairs-beside order to Hugging Face's two halves."""
     rows = weight.shape[0]
     if rows % (2 * heads):
         return weight  # the shape check of the loader says it better
@@ -231,6 +235,8 @@ PARTS = {
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_norm": "input_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
@@ -249,14 +255,14 @@ def _hf_name(name: str) -> str | None:
     return None
 
 
-def llama_config(header: Header) -> LlamaConfig:
-    """Shape of the network. Raises `UserError` for missing fields, `Unsupported` for what `models.llama` has not."""
+def decoder_config(header: Header) -> DecoderConfig:
+    """Shape of the network. Raises `UserError` for missing fields, `Unsupported` for what `models.decoder` has not."""
+    from ponder.models.architecture import decoder_config as checked
     from ponder.models.architecture import hf_config
-    from ponder.models.architecture import llama_config as checked
-    from ponder.models.llama import LlamaConfig
+    from ponder.models.decoder import DecoderConfig
 
     if header.get("expert_count", 0):
-        raise Unsupported(f"{header.path}: a mixture of experts; only dense Llama models are read from GGUF")
+        raise Unsupported(f"{header.path}: a mixture of experts; only dense models are read from GGUF")
     if header.fields.get("split.count", 1) > 1:
         raise Unsupported(f"{header.path}: one part of a split GGUF file: merge the parts with gguf-split first")
     if "token_embd.weight" not in header.tensors:
@@ -268,8 +274,14 @@ def llama_config(header: Header) -> LlamaConfig:
     rotated = header.get("rope.dimension_count", head_dim)
     if rotated != head_dim:
         raise Unsupported(f"{header.path}: rotary embeddings over {rotated} of {head_dim} dimensions")
+    window, context = header.get("attention.sliding_window", 0), header.get("context_length")
+    if window and window < context:
+        raise Unsupported(
+            f"{header.path}: its attention looks back {window} tokens, less than its context of {context}: "
+            "give the model's Hugging Face folder instead"
+        )
     theta = float(header.get("rope.freq_base", 10000.0))
-    config = LlamaConfig(
+    config = DecoderConfig(
         vocab_size=header.tensors["token_embd.weight"].shape[0],
         hidden_size=width,
         intermediate_size=header.get("feed_forward_length"),
@@ -277,13 +289,14 @@ def llama_config(header: Header) -> LlamaConfig:
         num_attention_heads=heads,
         num_key_value_heads=header.get("attention.head_count_kv", heads),
         head_dim=head_dim,
-        max_position_embeddings=header.get("context_length"),
+        max_position_embeddings=context,
         rms_norm_eps=float(header.get("attention.layer_norm_rms_epsilon")),
         rope_theta=theta,
         rope_scaling=_rope_scaling(header, theta, head_dim),
         tie_word_embeddings="output.weight" not in header.tensors,
         attention_bias="blk.0.attn_q.bias" in header.tensors,
         mlp_bias="blk.0.ffn_up.bias" in header.tensors,
+        model_type=header.architecture,
     )
     return checked(hf_config(config), str(header.path))
 
@@ -295,7 +308,16 @@ def _rope_scaling(header: Header, theta: float, head_dim: int) -> dict[str, Any]
         return _llama3_scaling(header, theta, head_dim)
     if kind == "none":
         return {}
-    return {"rope_type": kind, "factor": float(header.get("rope.scaling.factor"))}
+    scaling = {"rope_type": kind, "factor": float(header.get("rope.scaling.factor"))}
+    if kind == "yarn":
+        scaling["original_max_position_embeddings"] = header.get("rope.scaling.original_context_length")
+        for key in ("beta_fast", "beta_slow"):
+            if value := header.get(f"rope.scaling.yarn_{key}", 0):
+                scaling[key] = float(value)
+        for key in ("attn_factor", "yarn_log_multiplier", "yarn_attn_factor"):
+            if header.get(f"rope.scaling.{key}", 0) not in (0, 1):
+                raise Unsupported(f"{header.path}: the rotary setting rope.scaling.{key} is not supported")
+    return scaling
 
 
 def _llama3_scaling(header: Header, theta: float, head_dim: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ponder.errors import MissingExtra, UserError
-from ponder.models.architecture import is_native, llama_config
-from ponder.models.assemble import Shape, assemble, llama_module, torch_device, torch_dtype
+from ponder.models.architecture import decoder_config, why_not_native
+from ponder.models.assemble import Shape, assemble, decoder_module, torch_device, torch_dtype
 from ponder.models.base import LoadedModel
 from ponder.models.weights import read_json, read_tensors, verify_checksums
 
@@ -22,19 +22,24 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
-def read_folder(folder: Path, *, name: str, dtype: str, device: str | torch.device | None) -> LoadedModel:
-    """Load a model folder. Raises `UserError` with one sentence for everything that can be wrong with it."""
+def read_folder(
+    folder: Path, *, name: str, dtype: str, device: str | torch.device | None, template: str | None = None
+) -> LoadedModel:
+    """Load a model folder, with the chat template that is given or its own.
+
+    Raises `UserError` with one sentence for everything that can be wrong with it.
+    """
     config = read_config(folder)
     verify_checksums(folder)
     tokenizer_config = _optional(folder / "tokenizer_config.json")
     generation = _optional(folder / "generation_config.json")
-    native = is_native(config)
+    where = f"{folder}/config.json"
+    native = why_not_native(config, where) is None
     if native:
-        where = f"{folder}/config.json"
-        llama = llama_config(config, where)
+        decoder = decoder_config(config, where)
         state, weights = read_state(folder)
-        module: Any = llama_module(llama, state, dtype=dtype, device=device, where=weights)
-        shape = Shape(llama.vocab_size, llama.hidden_size, llama.max_position_embeddings, llama.tie_word_embeddings)
+        module: Any = decoder_module(decoder, state, dtype=dtype, device=device, where=weights)
+        shape = Shape.of(decoder)
     else:
         weight_files(folder)
         module, shape = other_module(folder, dtype=dtype, device=device)
@@ -45,7 +50,7 @@ def read_folder(folder: Path, *, name: str, dtype: str, device: str | torch.devi
         name=name,
         source=str(folder),
         config=config,
-        chat_template=_chat_template(folder, tokenizer_config),
+        chat_template=template or chat_template(folder),
         special_tokens=_special_tokens(folder, tokenizer_config),
         end_ids=[*_ids(generation.get("eos_token_id")), *_ids(config.get("eos_token_id"))],
         supports_cache=native,
@@ -161,11 +166,13 @@ def _ids(value: Any) -> list[int]:
     return [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
 
 
-def _chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+def chat_template(folder: Path) -> str | None:
+    """The chat template of a folder, wherever it lies; None if there is none."""
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")
-    value = _optional(folder / "chat_template.json").get("chat_template", tokenizer_config.get("chat_template"))
+    value = _optional(folder / "chat_template.json").get("chat_template")
+    value = _optional(folder / "tokenizer_config.json").get("chat_template") if value is None else value
     if isinstance(value, list):
         value = {t.get("name"): t.get("template") for t in value if isinstance(t, dict)}.get("default")
     return value if isinstance(value, str) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,26 +39,79 @@ class Source:
 
 
 def load(
-    spec: str, *, dtype: str = "float32", device: str | torch.device | None = None, name: str | None = None
+    spec: str,
+    *,
+    adapter: str | None = None,
+    dtype: str = "float32",
+    device: str | torch.device | None = None,
+    name: str | None = None,
 ) -> LoadedModel:
     """Load a model ready to sample from and to train, in eval mode.
 
     `spec` is a name of `BUILTIN`, a Hugging Face folder, a run directory or one of its checkpoints, a `.gguf` file
-    (dequantised) or a hub id `owner/name`, optionally with `@revision` (the only one that uses the network).
-    `dtype` is one of `assemble.DTYPES`; `device` None is CUDA if there is one, else the CPU; `name` is what reports
-    call the model (default: the spec).
+    (dequantised) or a hub id `owner/name`, optionally with `@revision` (the only one that uses the network). It may
+    also be the folder of a LoRA adapter, which names its base model; `adapter` is such a folder for a base of one's own
+    choice. `dtype` is one of `assemble.DTYPES`; `device` None or `auto` is CUDA if there is one, else the CPU; `name`
+    is what reports call the model (default: the spec).
 
     Raises `UserError` with one sentence for whatever is missing, broken or unknown.
     """
     _need_torch()
     source = resolve(spec)
     name = name or source.name
-    if source.kind == "gguf":
-        return _load_gguf(source.path, name=name, dtype=dtype, device=device)
     folder = _download(source.where) if source.kind == "hub" else source.path
+    if adapter is not None:
+        given = resolve(adapter)
+        where = _download(given.where) if given.kind == "hub" else given.path
+        return _with_adapter(where, _base_name(source), name=f"{name} + {given.name}", dtype=dtype, device=device)
+    if source.kind == "gguf":
+        return _load_gguf(folder, name=name, dtype=dtype, device=device)
+    if is_adapter(folder):
+        return _with_adapter(folder, None, name=name, dtype=dtype, device=device)
     from ponder.models.hf import read_folder
 
     return read_folder(folder, name=name, dtype=dtype, device=device)
+
+
+def is_adapter(folder: Path) -> bool:
+    """True for a folder that holds a LoRA adapter and no whole model."""
+    return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+
+
+def _base_name(source: Source) -> str:
+    """What an adapter's config calls a base, so that it is found from any directory."""
+    if source.kind == "hub" or (source.name in BUILTIN and source == _builtin(source.name)):
+        return source.name
+    return str(source.path.resolve())
+
+
+def _with_adapter(
+    folder: Path, base: str | None, *, name: str, dtype: str, device: str | torch.device | None
+) -> LoadedModel:
+    """A base model with an adapter beside it; the adapter's own base if none is given, without network."""
+    from ponder.models import lora
+    from ponder.models.hf import chat_template, read_folder
+
+    config = lora.read_config(folder)
+    try:
+        source = resolve(base or config.base)
+        where = _download(source.where, network=base is not None) if source.kind == "hub" else source.path
+    except UserError as error:
+        if base is not None:
+            raise
+        raise UserError(
+            f"{folder}: its base model {config.base!r} is not found here ({error}): give the base as the model and "
+            "this folder as --adapter"
+        ) from None
+    template = chat_template(folder)
+    if source.kind == "gguf":
+        model = _load_gguf(where, name=name, dtype=dtype, device=device, template=template)
+    elif is_adapter(where):
+        raise UserError(f"{where}: an adapter cannot be the base of another: give the whole model")
+    else:
+        model = read_folder(where, name=name, dtype=dtype, device=device, template=template)
+    lora.read_adapter(model, folder, replace(config, base=base or config.base))
+    return model
 
 
 def resolve(spec: str) -> Source:
@@ -89,12 +142,12 @@ def resolve(spec: str) -> Source:
 
 
 def model_folder(path: Path) -> Path:
-    """The folder with `config.json` that a path means: itself, its `model/`, or the last checkpoint of a run.
+    """The folder of a model or an adapter that a path means: itself, its `model/`, or the last checkpoint of a run.
 
     Raises `UserError` if there is none.
     """
     for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
+        if _has_model(folder):
             return folder
     for steps in (path / "checkpoints", path):
         if last := last_checkpoint(steps):
@@ -111,28 +164,37 @@ def last_checkpoint(folder: Path) -> Path | None:
     steps = [(int(m[1]), p) for p in folder.iterdir() if p.is_dir() and (m := STEP.fullmatch(p.name))]
     for _, path in sorted(steps, reverse=True):
         for inner in (path, path / "model"):
-            if (inner / "config.json").is_file():
+            if _has_model(inner):
                 return inner
     return None
 
 
-def runs_native(spec: str) -> bool:
-    """True if the model of a spec runs in `models.llama`, False if it takes transformers' slower forward.
+def _has_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or is_adapter(folder)
+
+
+def why_slower(spec: str) -> str | None:
+    """Why the model of a spec takes transformers' forward, as a clause; None if `models.decoder` runs it.
 
     Reads only headers. Raises as `resolve` does, and `Unsupported` for a hub id, which would need the network.
     """
-    from ponder.models.architecture import is_native
+    from ponder.models.architecture import why_not_native
 
     source = resolve(spec)
     if source.kind == "hub":
         raise Unsupported(f"{spec}: a hub id is looked at only when it is loaded")
     if source.kind == "gguf":
-        from ponder.models.gguf import read_header
+        from ponder.models.gguf import ARCHITECTURES, read_header
 
-        return read_header(source.path).architecture == "llama"
+        kind = read_header(source.path).architecture
+        return None if kind in ARCHITECTURES else f"its architecture is {kind!r}"
+    if is_adapter(source.path):
+        from ponder.models.lora import read_config as read_adapter_config
+
+        return why_slower(read_adapter_config(source.path).base)
     from ponder.models.hf import read_config
 
-    return is_native(read_config(source.path))
+    return why_not_native(read_config(source.path), f"{source.path}/config.json")
 
 
 def _need_torch() -> None:
@@ -156,7 +218,7 @@ def _builtin(name: str) -> Source:
     return Source("gguf", str(files[0]), name)
 
 
-def _download(spec: str) -> Path:
+def _download(spec: str, *, network: bool = True) -> Path:
     """Fetch a model from the hub, or take it from the hub's cache."""
     try:
         from huggingface_hub import snapshot_download
@@ -164,9 +226,17 @@ def _download(spec: str) -> Path:
         raise MissingExtra(f"the hub id {spec}", "hf") from None
     repo, _, revision = spec.partition("@")
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(HUB_FILES)))
+        return Path(
+            snapshot_download(
+                repo, revision=revision or None, allow_patterns=list(HUB_FILES), local_files_only=not network
+            )
+        )
     except Exception as error:  # network, authentication, missing repository: the library has many kinds
         kind = type(error).__name__
+        if not network:
+            raise UserError(
+                f"{spec} is not in the hub's cache, and the network is used only for a model that you name"
+            ) from None
         if kind in ("RepositoryNotFoundError", "RevisionNotFoundError", "GatedRepoError", "HFValidationError"):
             what = (
                 "it is gated: ask for access on its page" if kind == "GatedRepoError" else "the hub has no such model"
@@ -179,21 +249,23 @@ def _download(spec: str) -> Path:
         ) from None
 
 
-def _load_gguf(path: Path, *, name: str, dtype: str, device: str | torch.device | None) -> LoadedModel:
+def _load_gguf(
+    path: Path, *, name: str, dtype: str, device: str | torch.device | None, template: str | None = None
+) -> LoadedModel:
     from ponder.models import gguf, gguf_tokenizer
     from ponder.models.architecture import hf_config
-    from ponder.models.assemble import Shape, assemble, llama_module
+    from ponder.models.assemble import Shape, assemble, decoder_module
     from ponder.models.hf import other_module
 
     header = gguf.read_header(path)
     gguf.check_whole(header)
-    native = header.architecture == "llama"
+    native = header.architecture in gguf.ARCHITECTURES
     if native:
-        llama = gguf.llama_config(header)
+        decoder = gguf.decoder_config(header)
         state = gguf.read_weights(header)
-        module: Any = llama_module(llama, state, dtype=dtype, device=device, where=str(path))
-        shape = Shape(llama.vocab_size, llama.hidden_size, llama.max_position_embeddings, llama.tie_word_embeddings)
-        config = hf_config(llama)
+        module: Any = decoder_module(decoder, state, dtype=dtype, device=device, where=str(path))
+        shape = Shape.of(decoder)
+        config = hf_config(decoder)
     else:
         module, shape = other_module(path.parent, dtype=dtype, device=device, gguf_file=path.name)
         config = module.whole[0].config.to_dict()
@@ -205,7 +277,7 @@ def _load_gguf(path: Path, *, name: str, dtype: str, device: str | torch.device 
         name=name,
         source=str(path),
         config=config,
-        chat_template=header.fields.get("tokenizer.chat_template"),
+        chat_template=template or header.fields.get("tokenizer.chat_template"),
         special_tokens=gguf_tokenizer.special_tokens(header),
         end_ids=gguf_tokenizer.end_ids(header),
         supports_cache=native,

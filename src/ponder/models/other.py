@@ -1,6 +1,6 @@
-"""Architectures other than Llama, through transformers' own forward: slower, since it has no shared key-value cache.
+"""Architectures that `models.decoder` has not, through transformers' own forward: slower, without a shared cache.
 
-The module keeps Hugging Face's parameter names, so that training, saving and export work as they do for Llama. Code
+The module keeps Hugging Face's parameter names, so that training, saving and export work as they do there. Code
 that comes with a model folder is never run (`trust_remote_code` is off).
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ponder.errors import MissingExtra, Unsupported, UserError
 
 if TYPE_CHECKING:
-    from ponder.models.llama import Cache
+    from ponder.models.decoder import Cache
 
 
 class TransformersLM(nn.Module):
@@ -102,7 +102,7 @@ def load_other(folder: str | Path, *, dtype: torch.dtype, device: torch.device, 
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
-        raise MissingExtra(f"{where} (not of the Llama architecture)", "hf") from None
+        raise MissingExtra(f"{where} (which ponder does not run by itself)", "hf") from None
     more: dict[str, Any] = {"use_safetensors": True}
     if gguf_file:
         from transformers import GgufConfig

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def save(model: LoadedModel, folder: str | Path, *, replace: bool = False) -> Path:
     """Write config, weights, tokenizer, chat template, generation settings and checksums; returns the folder.
 
+    Of a model with an adapter only the adapter is written, in PEFT's form.
+
     The folder appears whole or not at all. Raises `UserError` if it exists and `replace` is false, `PonderError` if
     the disk is full; either way what was there before stays.
     """
@@ -29,11 +31,15 @@ def save(model: LoadedModel, folder: str | Path, *, replace: bool = False) -> Pa
 
 def write_model(model: LoadedModel, folder: Path) -> None:
     """Write the files of a model into a folder that exists, without checksums: for a checkpoint with more in it."""
-    from ponder.models.llama import Llama
+    from ponder.models.decoder import DecoderLM
+    from ponder.models.lora import write_adapter
     from ponder.models.other import TransformersLM, quiet
 
+    if model.adapter is not None:
+        write_adapter(model, folder)
+        return
     config = model.config
-    if isinstance(model.module, Llama):
+    if isinstance(model.module, DecoderLM):
         config = {**hf_config(model.module.config), **{k: v for k, v in model.config.items() if k in _KEPT}}
         write_tensors(folder / "model.safetensors", weights(model.module))
     else:

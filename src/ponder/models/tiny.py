@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import tokenizers
 
     from ponder.models.base import LoadedModel
-    from ponder.models.llama import LlamaConfig
+    from ponder.models.decoder import DecoderConfig
 
 END = "<|end|>"
 PAD = "<|pad|>"
@@ -69,11 +69,11 @@ def build_tokenizer() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def architecture() -> LlamaConfig:
+def architecture() -> DecoderConfig:
     """The shape of the network: 0.9 million parameters."""
-    from ponder.models.llama import LlamaConfig
+    from ponder.models.decoder import DecoderConfig
 
-    return LlamaConfig(
+    return DecoderConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=128,
         intermediate_size=384,
@@ -87,19 +87,18 @@ def architecture() -> LlamaConfig:
     )
 
 
-def new_model(seed: int, shape: LlamaConfig | None = None) -> LoadedModel:
+def new_model(seed: int, shape: DecoderConfig | None = None) -> LoadedModel:
     """ponder-tiny with random weights, or a model of another shape with its tokenizer."""
-    import dataclasses
-
     import torch
 
+    from ponder.models.architecture import hf_config
     from ponder.models.base import LoadedModel, forward_flops
-    from ponder.models.llama import Llama
+    from ponder.models.decoder import DecoderLM
     from ponder.models.tokenizer import FastTokenizer
     from ponder.types import ModelInfo
 
     shape = shape or architecture()
-    module = Llama(shape)
+    module = DecoderLM(shape)
     module.initialise(torch.Generator().manual_seed(seed))
     tokenizer = FastTokenizer(build_tokenizer())
     parameters = sum(p.numel() for p in module.parameters())
@@ -124,16 +123,6 @@ def new_model(seed: int, shape: LlamaConfig | None = None) -> LoadedModel:
         chat_template=TEMPLATE,
         pad_id=pad,
         special_tokens={"eos_token": END, "pad_token": PAD},
-        config={
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            **{k: v for k, v in dataclasses.asdict(shape).items() if k not in ("rope_theta", "rope_scaling")},
-            "hidden_act": "silu",
-            "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
-            "bos_token_id": None,
-            "eos_token_id": end,
-            "pad_token_id": pad,
-            "dtype": "float32",
-        },
+        config={**hf_config(shape), "bos_token_id": None, "eos_token_id": end, "pad_token_id": pad, "dtype": "float32"},
         source="ponder-tiny (random weights)",
     )

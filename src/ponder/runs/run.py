@@ -170,6 +170,10 @@ class Run:
             dropped += len(rows) - len(kept)
         return dropped
 
+    def note(self, **facts: Any) -> None:
+        """Write facts into the manifest that are known only once the run is open, such as `model`."""
+        self._write_manifest({**read_manifest(self.path), **facts})
+
     def finish(self, status: Status, **facts: Any) -> None:
         """Write end, status and peak memory into the manifest, with any other facts, and give up the lock."""
         facts = {"peak_memory_bytes": machine.peak_memory_bytes(), **facts}

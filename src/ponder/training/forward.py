@@ -1,19 +1,26 @@
 """Log-probabilities of sampled tokens under the trainer's weights, each prompt computed once for its whole group.
 
-Two passes: the prompts of the micro-batch (one row a group), then the responses, whose attention reads the prompts'
-keys and values. The gradient flows through both. With groups of 16 and prompts as long as the responses this halves
-the work; models whose attention does not go through `models.llama.Cache` take one plain pass over whole rows.
+Two kinds of passes: the prompts of some groups, whose keys and values are kept, then micro-batches of their responses,
+which attend to them. Rows lie end to end (`packing`), so that nothing but attention sees padding. The gradient flows
+through both: the responses leave theirs at the prompts' keys and values, and when all micro-batches are done it goes on
+through the prompts, once. Models whose attention does not go through `models.llama.Cache` take plain passes over padded
+rows of like length.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from ponder.training import packing
+from ponder.training.attention import attend
+from ponder.training.head import token_logprobs
+from ponder.training.packing import Packed, Responses, Wave
+from ponder.training.recompute import recomputed
 from ponder.training.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
 class TokenLogprobs:
     """Of the trained tokens of some rows, flat, in the order of rows and then of positions."""
 
+    rows: Tensor
+    """Numbers of the rows."""
     logprobs_N: Tensor
     """With gradient, at the sampling temperature."""
     entropy_N: Tensor
@@ -32,91 +41,150 @@ class TokenLogprobs:
     """Ids that went through the network, padding included."""
 
 
+def micro_batches(
+    model: LoadedModel,
+    rollouts: Rollouts,
+    rows_B: Tensor,
+    temperature: float,
+    *,
+    tokens: int,
+    gradient_checkpointing: bool = False,
+) -> Iterator[TokenLogprobs]:
+    """Log-probabilities of the ids that `rollouts.mask_BT` marks in these rows, micro-batch by micro-batch.
+
+    Each holds at most `tokens` ids with its prompts, unless one row or one prompt alone has more. The caller runs
+    `backward` on what it makes of a micro-batch before it asks for the next, and asks until there is none: the last
+    part of the gradient, through the prompts, is added then. Logits are made for trained tokens only. Raises
+    `Unsupported` if `gradient_checkpointing` is on and the module has no list of layers.
+    """
+    with recomputed(model.module, gradient_checkpointing):
+        if not model.supports_cache:
+            for rows in _alike(rollouts, rows_B, tokens):
+                yield _padded(model, rollouts, rows, temperature)
+            return
+        order = torch.argsort(rollouts.group_B[rows_B], stable=True)
+        for wave in packing.waves(rollouts, rows_B[order], tokens):
+            prompts = _Prompts.of(model, wave)
+            apart = prompts.detached() if torch.is_grad_enabled() else prompts
+            computed = len(wave.prompts)
+            for part in wave.parts:
+                yield _responses(model, part, apart, temperature, computed)
+                computed = 0
+            prompts.backward(apart)
+
+
 def row_logprobs(model: LoadedModel, rollouts: Rollouts, rows: Tensor, temperature: float) -> TokenLogprobs:
-    """Log-probabilities of the ids that `rollouts.mask_BT` marks in these rows. Logits are made there only."""
-    if model.supports_cache:
-        return _shared(model, rollouts, rows, temperature)
+    """The same for all of `rows` at once and in their order, as one graph."""
+    if not model.supports_cache:
+        return _padded(model, rollouts, rows, temperature)
+    order = torch.argsort(rollouts.group_B[rows], stable=True)
+    local_B = torch.unique_consecutive(rollouts.group_B[rows[order]], return_inverse=True)[1]
+    wave = packing.wave(rollouts, rows[order], local_B)
+    new = _responses(model, wave.parts[0], _Prompts.of(model, wave), temperature, len(wave.prompts))
+    counts = rollouts.mask_BT[rows[order]].sum(dim=1).tolist()
+    back = torch.argsort(order).tolist()
+    logprobs, entropy = (torch.cat([x.split(counts)[i] for i in back]) for x in (new.logprobs_N, new.entropy_N))
+    return TokenLogprobs(rows, logprobs, entropy, new.computed)
+
+
+# Whole rows -------------------------------------------------------------------------------------------------------
+
+
+def _alike(rollouts: Rollouts, rows_B: Tensor, tokens: int) -> Iterator[Tensor]:
+    """Rows of like length, each lot of at most `tokens` ids with padding, or of one row."""
+    order = rows_B[torch.argsort(rollouts.lengths_B[rows_B], stable=True)]
+    start = 0
+    while start < len(order):
+        end = start + 1
+        while end < len(order) and int(rollouts.lengths_B[order[end]]) * (end + 1 - start) <= tokens:
+            end += 1
+        yield order[start:end]
+        start = end
+
+
+def _padded(model: LoadedModel, rollouts: Rollouts, rows: Tensor, temperature: float) -> TokenLogprobs:
     length = int(rollouts.lengths_B[rows].max())
     ids_BT = rollouts.ids_BT[rows, :length].to(model.device)
     chosen_BT = rollouts.mask_BT[rows, 1:length].to(model.device)
     hidden_BTD = model.module(ids_BT[:, :-1])
-    logprobs_N, entropy_N = _of(model.module, hidden_BTD[chosen_BT], ids_BT[:, 1:][chosen_BT], temperature)
-    return TokenLogprobs(logprobs_N, entropy_N, ids_BT.numel())
+    targets_N = ids_BT[:, 1:][chosen_BT]
+    logprobs_N, entropy_N = token_logprobs(model.module, hidden_BTD[chosen_BT], targets_N, temperature)
+    return TokenLogprobs(rows, logprobs_N, entropy_N, ids_BT.numel())
 
 
-def _of(module: nn.Module, hidden_ND: Tensor, ids_N: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits_NV = module.logits(hidden_ND) / temperature  # type: ignore[operator]
-    logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
-    with torch.no_grad():
-        entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-    return logprobs_NV.gather(1, ids_N.unsqueeze(1)).squeeze(1), entropy_N
+# Packed rows ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
+class _Rows:
+    """A `Cache` for packed rows that go on from prompts, or from nothing."""
+
+    layout: Packed
+    prompts: _Prompts | None = None
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
+        query, key, value = (x[0].transpose(0, 1) for x in (query_BHTD, key_BKTD, value_BKTD))
+        if self.prompts is None:
+            # A layer that is computed again for the way back must not replace what others hold already.
+            self.keys.setdefault(layer, key)
+            self.values.setdefault(layer, value)
+            out = attend(query, key, value, self.layout)
+        else:
+            out = attend(query, key, value, self.layout, self.prompts.keys[layer], self.prompts.values[layer])
+        return out.transpose(0, 1).unsqueeze(0)
+
+
+@dataclass(frozen=True)
 class _Prompts:
-    """A `Cache` that keeps what the prompts' pass makes."""
+    """What the prompts of a wave leave for their responses."""
 
-    keys: list[Tensor] = field(default_factory=list)
-    values: list[Tensor] = field(default_factory=list)
+    keys: dict[int, Tensor]
+    """Of each layer, all prompts end to end: tokens, heads, width."""
+    values: dict[int, Tensor]
+    last_PD: Tensor
+    """Hidden state of each prompt's last token: it predicts the first one of each response."""
 
-    def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
-        self.keys.append(key_BKTD)
-        self.values.append(value_BKTD)
-        gqa = query_BHTD.shape[1] != key_BKTD.shape[1]
-        return F.scaled_dot_product_attention(query_BHTD, key_BKTD, value_BKTD, is_causal=True, enable_gqa=gqa)
+    @classmethod
+    def of(cls, model: LoadedModel, wave: Wave) -> _Prompts:
+        rows = _Rows(wave.prompts)
+        hidden_ND = _run(model, wave.prompts, rows)
+        return cls(rows.keys, rows.values, hidden_ND[wave.last_P.to(hidden_ND.device)])
+
+    def detached(self) -> _Prompts:
+        """A copy whose gradients stay with it, so that the prompts' graph outlives many backward passes."""
+
+        def leaf(x: Tensor) -> Tensor:
+            return x.detach().requires_grad_(x.requires_grad)
+
+        return _Prompts(
+            {i: leaf(x) for i, x in self.keys.items()}, {i: leaf(x) for i, x in self.values.items()}, leaf(self.last_PD)
+        )
+
+    def backward(self, apart: _Prompts) -> None:
+        """Send what gradients `apart` has gathered through the prompts."""
+        pairs = [(x, y.grad) for x, y in zip(self._tensors, apart._tensors, strict=True) if y.grad is not None]
+        if pairs:
+            torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return (*self.values.values(), *self.keys.values(), self.last_PD)
 
 
-@dataclass
-class _Responses:
-    """A `Cache` for the responses' pass: each row reads its group's prompt and its own past."""
-
-    prompts: _Prompts
-    group_B: Tensor
-    mask_B1TS: Tensor
-
-    def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
-        key = torch.cat((self.prompts.keys[layer][self.group_B], key_BKTD), dim=2)
-        value = torch.cat((self.prompts.values[layer][self.group_B], value_BKTD), dim=2)
-        gqa = query_BHTD.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query_BHTD, key, value, attn_mask=self.mask_B1TS, enable_gqa=gqa)
+def _responses(
+    model: LoadedModel, part: Responses, prompts: _Prompts, temperature: float, computed: int
+) -> TokenLogprobs:
+    states = [prompts.last_PD]
+    if len(part.packed):
+        states.append(_run(model, part.packed, _Rows(part.packed, prompts)))
+    source, targets = part.source_K.to(model.device), part.targets_K.to(model.device)
+    hidden_KD = torch.cat(states).index_select(0, source)
+    logprobs_N, entropy_N = token_logprobs(model.module, hidden_KD, targets, temperature)
+    return TokenLogprobs(part.rows, logprobs_N, entropy_N, computed + len(part.packed))
 
 
-def _shared(model: LoadedModel, rollouts: Rollouts, rows: Tensor, temperature: float) -> TokenLogprobs:
-    device = model.device
-    groups, group_B = torch.unique(rollouts.group_B[rows], return_inverse=True)
-    # One row of each group stands for its prompt; siblings share it by construction.
-    first_P = torch.stack([rows[(group_B == g).nonzero()[0, 0]] for g in range(len(groups))])
-    prompt_P = rollouts.prompt_lengths_B[first_P]
-    width = int(prompt_P.max())
-    prompts_PT = rollouts.ids_BT[first_P, :width].to(device)
-
-    prompt_B = prompt_P[group_B]
-    length = int((rollouts.lengths_B[rows] - prompt_B).max())
-    # Responses moved to the left: column t is position prompt + t.
-    columns_BT = (prompt_B.unsqueeze(1) + torch.arange(length)).clamp(max=rollouts.ids_BT.shape[1] - 1)
-    inside_BT = prompt_B.unsqueeze(1) + torch.arange(length) < rollouts.lengths_B[rows].unsqueeze(1)
-    ids_BT = rollouts.ids_BT[rows].gather(1, columns_BT).to(device)
-    chosen_BT = (rollouts.mask_BT[rows].gather(1, columns_BT) & inside_BT).to(device)
-
-    kept = _Prompts()
-    positions = torch.arange(width, device=device).expand(len(first_P), -1)
-    hidden_PTD = model.module(prompts_PT, positions, kept)
-    # A prompt's last hidden state predicts the first id of each of its responses.
-    last_PD = hidden_PTD[torch.arange(len(first_P)), (prompt_P - 1).to(device)]
-
-    group_B, prompt_B = group_B.to(device), prompt_B.to(device)
-    prefix_BS = torch.arange(width, device=device) < prompt_B.unsqueeze(1)
-    causal_TT = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    mask = torch.cat(
-        (
-            prefix_BS.unsqueeze(1).expand(-1, length, -1),
-            causal_TT.unsqueeze(0).expand(len(rows), -1, -1),
-        ),
-        dim=2,
-    ).unsqueeze(1)
-    positions = prompt_B.unsqueeze(1) + torch.arange(length, device=device)
-    positions = positions.clamp(max=model.info.context - 1)
-    hidden_BTD = model.module(ids_BT, positions, _Responses(kept, group_B, mask))
-    hidden_BTD = torch.cat((last_PD[group_B].unsqueeze(1), hidden_BTD[:, :-1]), dim=1)
-    logprobs_N, entropy_N = _of(model.module, hidden_BTD[chosen_BT], ids_BT[chosen_BT], temperature)
-    return TokenLogprobs(logprobs_N, entropy_N, prompts_PT.numel() + ids_BT.numel())
+def _run(model: LoadedModel, packed: Packed, cache: _Rows) -> Tensor:
+    cache.layout = packed = packed.to(model.device)
+    return model.module(packed.ids_N.unsqueeze(0), packed.positions_N.unsqueeze(0), cache)[0]

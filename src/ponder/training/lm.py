@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
 from ponder.errors import TrainingDiverged, UserError
 from ponder.training.data import Batch, Position, RowSource, batches
+from ponder.training.head import summed_logprob
 from ponder.training.interrupt import Interrupt
 from ponder.training.optim import adamw, clip_gradients, set_rate
+from ponder.training.recompute import recomputed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,6 +54,8 @@ class LMConfig:
     """AdamW's second beta."""
     max_grad_norm: float = 1.0
     """Largest gradient norm; 0 is no limit."""
+    gradient_checkpointing: bool = False
+    """Compute each layer's activations again on the way back instead of keeping them: less memory, more time."""
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "max_tokens", "eval_every", "patience", "learning_rate"):
@@ -81,14 +84,13 @@ class LMState:
 def loss_sum(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
     """Summed negative log-likelihood (nats) of the masked targets, and how many there are.
 
-    The head runs at target positions only.
+    The head runs at target positions only, and keeps nothing of the size of the vocabulary but its own gradient.
     """
     device = next(module.parameters()).device
     ids_BT, chosen_BT = batch.ids_BT.to(device), batch.mask_BT[:, 1:].to(device)
     hidden_BTD = module(ids_BT[:, :-1])
-    logits_NV = module.logits(hidden_BTD[chosen_BT])  # type: ignore[operator]
     targets_N = ids_BT[:, 1:][chosen_BT]
-    return F.cross_entropy(logits_NV, targets_N, reduction="sum"), len(targets_N)
+    return -summed_logprob(module, hidden_BTD[chosen_BT], targets_N), len(targets_N)
 
 
 @torch.no_grad()
@@ -144,7 +146,8 @@ def train(
         made = time.perf_counter()
         set_rate(optimiser, rate)
         optimiser.zero_grad(set_to_none=True)
-        loss, targets = loss_sum(module, batch)
+        with recomputed(module, config.gradient_checkpointing):
+            loss, targets = loss_sum(module, batch)
         (loss / targets).backward()
         norm = clip_gradients(module, config.max_grad_norm)
         if not math.isfinite(norm) or not math.isfinite(float(loss.detach())):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,4 +31,9 @@ def clip_gradients(module: nn.Module, limit: float) -> float:
     """Scale gradients to a norm of at most `limit` (0: never); return the norm before."""
     import torch
 
-    return float(torch.nn.utils.clip_grad_norm_(module.parameters(), limit if limit > 0 else float("inf")))
+    found = [p for p in module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in found if p.grad is not None])
+    size = float(norm)
+    if 0 < limit < size < math.inf:  # else a pass over all gradients would multiply them by 1
+        torch.nn.utils.clip_grads_with_norm_(found, limit, norm)
+    return size

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ponder.errors import TrainingDiverged
-from ponder.training.forward import row_logprobs
+from ponder.training.forward import micro_batches
 from ponder.training.losses.base import LossInput, PolicyLoss
 from ponder.training.optim import clip_gradients
 from ponder.training.rollouts import Rollouts
@@ -47,18 +46,6 @@ class UpdateStats:
     seconds: float
 
 
-def micro_batches(rollouts: Rollouts, rows_B: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Split rows into groups of like length, each of at most `tokens` ids with padding (at least one row)."""
-    order = rows_B[torch.argsort(rollouts.lengths_B[rows_B], stable=True)]
-    start = 0
-    while start < len(order):
-        end = start + 1
-        while end < len(order) and int(rollouts.lengths_B[order[end]]) * (end + 1 - start) <= tokens:
-            end += 1
-        yield order[start:end]
-        start = end
-
-
 def update(
     model: LoadedModel,
     optimiser: torch.optim.Optimizer,
@@ -69,6 +56,7 @@ def update(
     temperature: float,
     max_grad_norm: float,
     micro_tokens: int,
+    gradient_checkpointing: bool = False,
 ) -> UpdateStats:
     """Take one optimiser step on the rows whose advantage is not zero everywhere.
 
@@ -84,9 +72,16 @@ def update(
     optimiser.zero_grad(set_to_none=True)
     sums = dict.fromkeys(("loss", "entropy", "difference", "k3"), 0.0)
     computed, clipped, worst = 0, 0, 0.0
-    for rows in micro_batches(rollouts, rows_B, micro_tokens):
-        new = row_logprobs(model, rollouts, rows, temperature)
-        logprobs_N, chosen_BT = new.logprobs_N, rollouts.mask_BT[rows]
+    for new in micro_batches(
+        model,
+        rollouts,
+        rows_B,
+        temperature,
+        tokens=micro_tokens,
+        gradient_checkpointing=gradient_checkpointing,
+    ):
+        rows, logprobs_N = new.rows, new.logprobs_N
+        chosen_BT = rollouts.mask_BT[rows]
         sampler_N = rollouts.logprobs_BT[rows][chosen_BT].to(device)
         row_N = rows.unsqueeze(1).expand_as(chosen_BT)[chosen_BT].to(device)
         advantages_N = advantages_BT[rows][chosen_BT].to(device)

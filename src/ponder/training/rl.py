@@ -205,6 +205,7 @@ class Trainer:
             temperature=self.temperature,
             max_grad_norm=self.config.max_grad_norm,
             micro_tokens=self.config.micro_tokens,
+            gradient_checkpointing=self.config.gradient_checkpointing,
         )
 
     # Counting -----------------------------------------------------------------------------------------------------

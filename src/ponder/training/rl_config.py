@@ -72,8 +72,10 @@ class RLConfig:
     """Strategy of the held-out evaluation; empty for the one of the rollouts."""
     eval_strategy_options: Options = field(default_factory=dict)
     """Options of the evaluation's strategy; empty for those of the rollouts, if it is the same strategy."""
-    micro_tokens: int = 8192
-    """Most ids of a micro-batch, padding included; memory grows with it, the gradient does not change."""
+    micro_tokens: int = 4096
+    """Most ids of a micro-batch, prompts included; memory grows with it, the gradient does not change."""
+    gradient_checkpointing: bool = False
+    """Compute each layer's activations again on the way back instead of keeping them: less memory, more time."""
     max_rows: int = 512
     """Most samples that are decoded at once."""
     seed: int = 0

@@ -88,6 +88,7 @@ class RLRun:
             self._restore(saved)
             return
         self._run = run or Run.create(self.config.out, configs.to_toml(self.config), self.config.seed)
+        self._run.note(model=self.trainer.model.facts())
 
     @property
     def run(self) -> Run:

@@ -175,6 +175,7 @@ def _run(
         run.truncate_after(state.step)
     else:
         run = Run.create(config.out, configs.to_toml(dataclasses.replace(config, resume=False)), config.seed)
+        run.note(model=model.facts())
 
     def keep() -> checkpoint.Checkpoint:
         loop = dataclasses.asdict(state)

@@ -16,18 +16,27 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 
-from ponder.engines.torch.forward import Forward, Saved, forward_of
+from ponder.engines.torch.attention import Shared, shared_parts
+from ponder.engines.torch.cache import better_order
+from ponder.engines.torch.exact import Exact
+from ponder.engines.torch.forward import Native, Recompute
 from ponder.engines.torch.jobs import NO_LIMIT, Job, Markers, stop_table
-from ponder.engines.torch.sampler import Rules, draw, mix, uniforms
+from ponder.engines.torch.pool import Pool
+from ponder.engines.torch.prefix import Node
+from ponder.engines.torch.sampler import Rules, mix, sample, uniforms
 from ponder.engines.torch.text import Vocabulary
-from ponder.types import Completion, FinishReason, Segment, SegmentKind, Spend
+from ponder.types import Completion, FinishReason, SamplingParams, Segment, SegmentKind, Spend
 
 if TYPE_CHECKING:
     from ponder.models.base import CausalLM, LoadedModel
 
 TIDY_STEPS = 16
 """How often slots are sorted by length, if it pays."""
+WORTH_KEEPING = 64
+"""Positions of a response from which on its keys and values are left in the tree."""
 _REDRAW = np.uint64(0xD1B54A32D192ED03)
+_NEUTRAL = SamplingParams(1)
+_Best = list[tuple[Sequence[int], Sequence[float]]]
 
 
 @dataclass(eq=False)
@@ -36,31 +45,46 @@ class Row:
 
     job: Job
     index: int
-    cached: bool
-    """The prompt was copied, not computed."""
+    found: int
+    """Positions of the prompt and prefix that this sample did not have to compute."""
     begun: float
+    node: Node | None = None
+    """What it hangs on; it holds this node."""
     versions: list[tuple[int, str]] = field(default_factory=list)
     """(first absolute position, weights version), ascending."""
     ends: np.ndarray | None = None
     """Ids that may complete a stop string; None without stop strings."""
-
-    def born(self, version: str) -> list[tuple[int, str]]:
-        """What `versions` is if the row was computed with these weights only."""
-        return [(len(self.job.prompt), version)]
+    best: list[tuple[tuple[int, float], ...]] | None = None
+    """The most likely ids at each token of the response, if asked for; nothing where a token was forced."""
 
 
 class Batch:
     """The slots and one decoding step over them. Used by one thread only."""
 
-    def __init__(self, model: LoadedModel, vocabulary: Vocabulary, markers: Markers, version: str) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        vocabulary: Vocabulary,
+        markers: Markers,
+        version: str,
+        *,
+        memory: int,
+        exact: bool = False,
+    ) -> None:
         self.model, self.vocabulary, self.markers, self.version = model, vocabulary, markers, version
         self.module = cast("CausalLM", model.module)
-        self.forward: Forward = forward_of(model)
+        native = Exact if exact else Native
+        self.forward: Native | Recompute = native(model) if model.supports_cache else Recompute(model)
+        self.pool = Pool(self.forward, memory) if isinstance(self.forward, Native) else None
+        """None where nothing is kept between steps."""
         self.rows: list[Row] = []
         self.cache_rows = self._steps = 0
+        self._shared: list[Shared] = []
+        self._splits = 0
         self.is_end_V = np.zeros(vocabulary.size, dtype=bool)
         self.is_end_V[[i for i in model.end_ids if 0 <= i < vocabulary.size]] = True
-        self._rules: Rules | None = None
+        self._rules: list[Rules] = []
+        self._stop_ids: list[tuple[int, np.ndarray]] = []
         self._thinks = self._watches = self._streams = False
         self.table = np.zeros((0, 0), dtype=np.int64)
         self.logprobs = np.zeros((0, 0), dtype=np.float64)
@@ -68,23 +92,30 @@ class Batch:
         self.pending = np.zeros((0, max(1, len(markers.close))), dtype=np.int64)
         """Ids to be put in by force next: columns `pending_at` … `pending_end - 1`."""
         integers, flags = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
-        self.at, self.start, self.end = integers, integers, integers
-        """Position of the last known token; of the first and one past the last possible token of the response."""
+        self.at, self.start, self.end, self.base = integers, integers, integers, integers
+        """Position of the last known token; of the first and one past the last possible token of the response; of the
+        slot's first column."""
         self.thought, self.thought_max, self.thought_min = integers, integers, integers
         self.pending_at, self.pending_end = integers, integers
         self.inside, self.closing = flags, flags
         self.keys = np.zeros(0, dtype=np.uint64)
 
-    _PLAIN = ("at", "start", "end", "thought", "thought_max", "thought_min", "pending_at", "pending_end")
+    _PLAIN = ("at", "start", "end", "base", "thought", "thought_max", "thought_min", "pending_at", "pending_end")
     _ALL = (*_PLAIN, "inside", "closing", "keys", "table", "logprobs", "forced", "pending")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def longest_total(self) -> int:
-        """Longest that any row may become."""
-        return int(self.end[: len(self)].max()) if self.rows else 0
+    def longest(self) -> int:
+        """Most columns that any row may come to need."""
+        n = len(self)
+        return int((self.end[:n] - self.base[:n]).max()) if n else 0
+
+    def _columns(self) -> int:
+        """Columns that are in use; the last known token of a row is not computed yet."""
+        n = len(self)
+        return int((self.at[:n] - self.base[:n]).max()) if n else 0
 
     def _grow(self, rows: int, width: int) -> None:
         old_rows, old_width = self.table.shape
@@ -99,55 +130,54 @@ class Batch:
             setattr(self, name, new)
 
     @torch.inference_mode()
-    def join(self, samples: Sequence[tuple[Job, int]], *, cache_rows: int, limit: int) -> None:
-        """Admit samples, in order. Each prompt is computed once and copied to its siblings.
-
-        `cache_rows` is how many rows to make room for, `limit` the longest that any row may become.
-        """
+    def join(self, samples: Sequence[tuple[Job, int]], *, cache_rows: int) -> None:
+        """Give slots to samples whose prompts are there, in order. `cache_rows` is how many rows to make room for."""
         now = time.perf_counter()
         first, count = len(self), len(self) + len(samples)
         if not first:
             self._steps = 0  # when slots are sorted must not depend on what ran before
-        contexts = [job.context for job, _ in samples]
-        live = int(self.at[:first].max()) if first else 0  # the last known token is not computed yet
-        longest = max(live + 1, max(map(len, contexts)))
-        self._grow(count, max(job.total for job, _ in samples))
+        groups = [(job, [i for _, i in same]) for job, same in itertools.groupby(samples, key=lambda s: s[0])]
+        bases = [self._base(job) for job, _ in groups]
+        needs = [len(job.context) - 1 - base for (job, _), base in zip(groups, bases, strict=True)]
+        longest = max(self.longest, *(job.total - base for (job, _), base in zip(groups, bases, strict=True)))
+        columns = max(self._columns() + 1, *needs, 1)
+        self._grow(count, max(job.total for job, _ in groups))
         self.cache_rows = cache_rows
-        self.forward.reserve(cache_rows, longest, live_rows=first, live_length=live, limit=limit)
-        # Only rows whose whole prompt was computed with today's weights may lend it.
-        lenders = {
-            r.job.context: s for s, r in enumerate(self.rows) if r.versions == [(len(r.job.prompt), self.version)]
-        }
-        compute: dict[tuple[int, ...], int] = {}
-        copies: dict[int, tuple[list[int], list[int]]] = {}
-        for slot, ((job, index), context) in enumerate(zip(samples, contexts, strict=True), first):
-            cached = self.forward.shares
-            length = len(context) - 1
-            if not cached:
-                pass
-            elif job.saved is not None:
-                self.forward.restore(job.saved, slot)  # type: ignore[arg-type]
-            elif (source := lenders.get(context)) is not None or (source := compute.get(context)) is not None:
-                sources, targets = copies.setdefault(length, ([], []))
-                sources.append(source)
-                targets.append(slot)
-            else:
-                compute[context] = slot
-                cached = False
-            self._seat(slot, job, index, context, cached, now)
-        if compute:
-            self.forward.prefill([np.array(c[:-1], dtype=np.int64) for c in compute], list(compute.values()))
-        for length, (sources, targets) in copies.items():
-            self.forward.copy(sources, targets, length)
+        if self.pool is not None:
+            self.pool.live = (first, self._columns())
+            self.pool.reserve(count, columns, longest, spare_rows=cache_rows)
+        slot = first
+        for (job, indices), base in zip(groups, bases, strict=True):
+            if self.pool is not None and job.load is not None:
+                self.pool.seat(job.load, base, slot, slot + len(indices))
+            for index in indices:
+                self._seat(slot, job, index, base, now)
+                slot += 1
         self._changed()
 
-    def _seat(self, slot: int, job: Job, index: int, context: tuple[int, ...], cached: bool, now: float) -> None:
-        row = Row(job, index, cached, now, [(len(job.prompt), self.version)])
+    def _base(self, job: Job) -> int:
+        if self.pool is None or job.load is None:
+            return 0
+        return job.total - job.private if job.hangs else self.pool.best_base(job.load)
+
+    def _seat(self, slot: int, job: Job, index: int, base: int, now: float) -> None:
+        context, load = job.context, job.load
+        found = 0
+        if load is not None and self.pool is not None:
+            found = len(context) if load.paid or load.matched == len(load.ids) else load.matched
+            load.paid = True
+        row = Row(job, index, found, now, versions=[(len(job.prompt), self.version)])
+        if base and load is not None and self.pool is not None:
+            row.node = load.node
+            self.pool.tree.hold(row.node)
+        if job.params.top_logprobs:
+            row.best = [()] * len(job.prefix)
         if job.params.stop:
             row.ends = stop_table(job.params.stop, self.vocabulary)
         self.rows.append(row)
         self.table[slot, : len(context)] = context
         self.start[slot], self.at[slot], self.end[slot] = len(job.prompt), len(context) - 1, job.total
+        self.base[slot] = base
         self.forced[slot, len(job.prompt) : len(context)] = True
         self.logprobs[slot, len(job.prompt) : len(context)] = 0.0
         self.keys[slot] = job.keys[index]
@@ -164,10 +194,26 @@ class Batch:
     def _changed(self) -> None:
         params = [r.job.params for r in self.rows]
         kinds = {id(p): p for p in params}.values()
-        self._rules = Rules.of(params, self.model.device) if params else None
+        # In the exact mode a tile at a time, its padding too, so that nothing depends on how many rows there are.
+        exact = isinstance(self.forward, Exact)
+        size = self.forward.tile if isinstance(self.forward, Exact) else max(1, len(params))
+        padded = params + [_NEUTRAL] * (-len(params) % size)
+        device, firsts = self.model.device, range(0, len(padded), size)
+        self._rules = [Rules.of(padded[i : i + size], device, alike=exact) for i in firsts]
+        self._stop_ids = [(s, np.array(p.stop_ids)) for s, p in enumerate(params) if p.stop_ids]
         self._thinks = any(p.thinking is not None for p in kinds)
         self._watches = any(p.stop for p in kinds) or (self._thinks and not self.markers.single)
         self._streams = any(r.job.streams for r in self.rows)
+        self._share()
+
+    def _share(self) -> None:
+        """Find out anew which rows hang on what."""
+        if self.pool is not None:
+            self.pool.live = (len(self), self._columns())
+            self._splits = self.pool.tree.splits
+            nodes = [r.node for r in self.rows]
+            hang = any(node is not None for node in nodes)
+            self._shared = shared_parts(nodes, self.base, self.model.device) if hang else []
 
     def _close(self, slots: np.ndarray) -> None:
         """Queue the end-of-thought marker."""
@@ -183,12 +229,7 @@ class Batch:
         if self._steps % TIDY_STEPS == 0:
             self._tidy()
         with torch.inference_mode():
-            hidden = self._hidden(n)
-            logits = self.module.logits(hidden)
-            chance = uniforms(self.keys[:n], self.at[:n] + 1 - self.start[:n])
-            assert self._rules is not None
-            ids, logprobs = draw(logits, self._rules, torch.as_tensor(chance, device=logits.device))
-        tokens, logprob = ids.cpu().numpy(), logprobs.cpu().numpy()
+            tokens, logprob, best = self._draw(self._hidden(n))
         free = self.pending_at[:n] >= self.pending_end[:n]
         if self._thinks:
             tokens = tokens.copy()
@@ -202,7 +243,9 @@ class Batch:
         self.table[slots, at] = tokens
         self.logprobs[slots, at] = np.where(free, logprob, 0.0)
         self.forced[slots, at] = ~free
-        ended = free & self.is_end_V[tokens]
+        if best is not None:
+            self._note_best(best, free)
+        ended = free & self._ends(tokens)
         stopped = self._stops(tokens, free) if self._watches else {}
         if self._thinks:
             self._follow_thought(tokens, ended)
@@ -217,13 +260,58 @@ class Batch:
         if not len(leaving):
             return []
         finished = [(self.rows[s], self._completion(s, bool(ended[s]), stopped.get(s))) for s in leaving.tolist()]
-        self.leave(leaving)
+        self.leave(leaving, keep=True)
         return finished
 
     def _hidden(self, n: int) -> torch.Tensor:
-        longest = int(self.at[:n].max()) + 1
-        self.forward.reserve(self.cache_rows, longest, live_rows=n, live_length=longest - 1, limit=self.longest_total)
-        return self.forward.step(self.table[:n], self.at[:n])
+        at, base = self.at[:n], self.base[:n]
+        if self.pool is None:
+            assert isinstance(self.forward, Recompute)
+            return self.forward.step(self.table[:n], at)
+        assert isinstance(self.forward, Native)
+        if self._splits != self.pool.tree.splits:
+            self._share()
+        columns = self._columns()
+        self.pool.live = (n, columns)
+        self.pool.reserve(n, columns + 1, self.longest, spare_rows=self.cache_rows)
+        return self.forward.step(self.table[np.arange(n), at], at, base, self._shared)
+
+    def _draw(self, hidden: torch.Tensor) -> tuple[np.ndarray, np.ndarray, _Best | None]:
+        """Ids, log-probabilities and, if some row wants them, the most likely ids with theirs."""
+        n = len(self)
+        keys, at = np.zeros(len(hidden), dtype=np.uint64), np.zeros(len(hidden), dtype=np.int64)
+        keys[:n], at[:n] = self.keys[:n], self.at[:n] + 1 - self.start[:n]
+        chance = torch.as_tensor(uniforms(keys, at), device=hidden.device)
+        size = len(hidden) // len(self._rules)
+        parts = []
+        for i, rules in enumerate(self._rules):
+            rows = slice(i * size, (i + 1) * size)
+            parts.append(sample(self.module.logits(hidden[rows]), rules, chance[rows]))
+        ids = torch.cat([p.ids_B for p in parts])[:n].cpu().numpy()
+        logprobs = torch.cat([p.logprobs_B for p in parts])[:n].cpu().numpy()
+        if not any(r.best for r in self._rules):
+            return ids, logprobs, None
+        best: _Best = []
+        for p in parts:
+            if p.best_ids_BK is None or p.best_logprobs_BK is None:
+                best += [((), ())] * size
+            else:
+                best += zip(p.best_ids_BK.tolist(), p.best_logprobs_BK.tolist(), strict=True)
+        return ids, logprobs, best
+
+    def _note_best(self, best: _Best, free: np.ndarray) -> None:
+        for slot, row in enumerate(self.rows):
+            if row.best is not None:
+                pairs = zip(*best[slot], strict=True) if free[slot] else ()
+                wanted = itertools.islice(pairs, row.job.params.top_logprobs)
+                row.best.append(tuple((i, x) for i, x in wanted if x > -np.inf))
+
+    def _ends(self, tokens: np.ndarray) -> np.ndarray:
+        """Where a token ends its response."""
+        ends = self.is_end_V[tokens]
+        for slot, ids in self._stop_ids:
+            ends[slot] |= bool((ids == tokens[slot]).any())
+        return ends
 
     def _extend_early(self, tokens: np.ndarray, free: np.ndarray) -> None:
         """Replace an end that was drawn before the least thought by the text that makes the model go on."""
@@ -231,7 +319,7 @@ class Batch:
         early = free & self.inside[:n] & (self.thought[:n] < self.thought_min[:n])
         if not early.any():
             return
-        early &= self.is_end_V[tokens] | (tokens == self.markers.close[0])
+        early &= self._ends(tokens) | (tokens == self.markers.close[0])
         for s in np.flatnonzero(early):
             extend = self.rows[s].job.extend
             if self.pending.shape[1] < len(extend):
@@ -293,12 +381,12 @@ class Batch:
         job = row.job
         sampled = int((~self.forced[slot, start:stop]).sum())
         spend = Spend(
-            prompt_tokens=0 if row.cached else len(job.prompt),
-            cached_tokens=len(job.prompt) if row.cached else 0,
+            prompt_tokens=len(job.prompt) - min(row.found, len(job.prompt)),
+            cached_tokens=min(row.found, len(job.prompt)),
             sampled_tokens=sampled,
             forced_tokens=stop - start - sampled,
             seconds=time.perf_counter() - row.begun,
-            flops=self.forward.flops(len(job.context) - 1 if row.cached else 0, len(job.context), stop),
+            flops=self.forward.flops(min(row.found, len(job.context) - 1), len(job.context), stop),
         )
         return Completion(
             text=text if cut is None else text[:cut],
@@ -324,21 +412,34 @@ class Batch:
             if forced[a - start]:
                 segments.append(Segment(SegmentKind.FORCED, ids, None, version))
             else:
+                row = self.rows[slot]
                 logprobs = tuple(self.logprobs[slot, a:b].tolist())
-                segments.append(Segment(SegmentKind.SAMPLED, ids, logprobs, version))
+                best = None if row.best is None else tuple(row.best[a - start : b - start])
+                kind = row.job.params.logprobs_of
+                segments.append(Segment(SegmentKind.SAMPLED, ids, logprobs, version, kind, best))
         return tuple(segments)
 
     @torch.inference_mode()
-    def leave(self, leaving: np.ndarray) -> None:
-        """Free slots at once: rows from the end move into the gaps."""
+    def leave(self, leaving: np.ndarray, *, keep: bool = False) -> None:
+        """Free slots at once: rows from the end move into the gaps. With `keep`, long responses stay in the tree."""
         n = len(self)
         left = n - len(leaving)
+        if self.pool is not None:
+            self.pool.live = (n, self._columns())
+            for s in leaving.tolist():
+                row, at, base = self.rows[s], int(self.at[s]), int(self.base[s])
+                young = len(row.versions) == 1 and row.versions[0][1] == self.version
+                if keep and young and at - max(base, len(row.job.context)) >= WORTH_KEEPING:
+                    self.pool.keep(self.table[s, :at], base, s)
+                if row.node is not None:
+                    self.pool.tree.release(row.node)
         gone = np.zeros(n, dtype=bool)
         gone[leaving] = True
         holes = np.flatnonzero(gone[:left])
         movers = left + np.flatnonzero(~gone[left:])
         if len(holes):
-            self.forward.copy(movers, holes, int(self.at[movers].max()))
+            if self.pool is not None:
+                self.pool.slots.copy(movers, holes, int((self.at - self.base)[movers].max()))
             for name in self._ALL:
                 array = getattr(self, name)
                 array[holes] = array[movers]
@@ -350,10 +451,13 @@ class Batch:
     @torch.inference_mode()
     def _tidy(self) -> None:
         n = len(self)
-        order = self.forward.better_order(self.at[:n] + 1)
+        if self.pool is None:
+            return
+        columns = self.at[:n] - self.base[:n] + 1
+        order = better_order(columns, self.pool.shape.numbers_per_position)
         if order is None:
             return
-        self.forward.permute(order, int(self.at[:n].max()))
+        self.pool.slots.permute(order, int(columns.max()) - 1)
         for name in self._ALL:
             array = getattr(self, name)
             array[:n] = array[order]
@@ -361,17 +465,16 @@ class Batch:
         self._changed()
 
     def set_version(self, version: str) -> None:
-        """Mark that what rows sample from now on comes from other weights."""
+        """Mark that what rows sample from now on comes from other weights; nothing cached is found any more."""
         self.version = version
         for slot, row in enumerate(self.rows):
             row.versions.append((int(self.at[slot]) + 1, version))
-
-    @torch.inference_mode()
-    def save_prompt(self, slot: int) -> Saved:
-        """Keys and values of the prompt of a slot, for siblings that join later."""
-        return self.forward.save(slot, len(self.rows[slot].job.context) - 1)
+        if self.pool is not None:
+            self.pool.tree.drop()
 
     def reset(self) -> None:
-        """Forget all rows."""
+        """Forget all rows and all that is cached."""
         self.rows.clear()
+        if self.pool is not None:
+            self.pool.clear()
         self._changed()

@@ -1,27 +1,24 @@
-"""The key-value cache of a running batch, and the attention that reads it.
+"""The slots of a running batch: keys and values that belong to one row each.
 
-One slot per running sample. Keys lie as [slot, kv head, dimension, position] and values as [slot, kv head, position,
-dimension]: with one query a row, `bmm` on that layout was the fastest of the variants measured on a CPU (bmm on
-untransposed keys 1.4 times, torch's scaled_dot_product_attention with a mask 1.4 to 1.7 times as long). Attention
-reads blocks of slots, each only up to its own longest row, and slots are sorted by length now and then, so that one
-long row does not make all others pay.
+Keys lie as [slot, kv head, dimension, column] and values as [slot, kv head, column, dimension]: with one query a row,
+`bmm` on that layout was the fastest of the variants measured on a CPU (bmm on untransposed keys 1.4 times, torch's
+scaled_dot_product_attention with a mask 1.4 to 1.7 times as long). Column `c` of a slot is position `base + c` of its
+row, where the positions before `base` are read from shared nodes (`prefix.py`).
 
-Memory is bounded by the caller, which admits no more rows than fit; `reserve` grows in steps of `CHUNK` positions.
+Memory is bounded by the caller, which admits no more rows than fit; `reserve` grows in steps of `CHUNK` columns.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 64
-"""Positions by which the cache grows."""
+"""Columns by which slots grow."""
 UNIT = 16
 """Slots are cut into blocks at multiples of this."""
 ROUND = 16
@@ -42,7 +39,7 @@ def cut_blocks(lengths_B: np.ndarray, numbers_per_position: int) -> list[tuple[i
     starts = np.arange(0, len(lengths_B), UNIT)
     longest = np.maximum.reduceat(lengths_B, starts)
     blocks: list[tuple[int, int, int]] = []
-    for start, length in zip(starts.tolist(), rounded_array(longest).tolist(), strict=True):
+    for start, length in zip(starts.tolist(), _rounded_array(longest).tolist(), strict=True):
         end = min(start + UNIT, len(lengths_B))
         if blocks:
             first, middle, other = blocks[-1]
@@ -55,7 +52,7 @@ def cut_blocks(lengths_B: np.ndarray, numbers_per_position: int) -> list[tuple[i
     return blocks
 
 
-def rounded_array(lengths: np.ndarray) -> np.ndarray:
+def _rounded_array(lengths: np.ndarray) -> np.ndarray:
     return -(-lengths // ROUND) * ROUND
 
 
@@ -91,6 +88,11 @@ class CacheShape:
         """Of one layer: keys and values."""
         return 2 * self.kv_heads * self.head_dim
 
+    def node(self, length: int) -> Tensor:
+        """Room for a stretch of positions as nodes keep it: (layers, 2, kv heads, length, head dimension)."""
+        size = (self.layers, 2, self.kv_heads, length, self.head_dim)
+        return torch.zeros(size, dtype=self.dtype, device=self.device)
+
 
 class KVCache:
     """Keys and values of the slots 0 … rows - 1, for all layers."""
@@ -100,13 +102,15 @@ class KVCache:
         self.rows = self.length = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._allocate(0, 0, 0, 0)
+        self.resize(0, 0, 0, 0)
 
     @property
-    def bytes(self) -> int:
-        return self.rows * self.length * self.shape.bytes_per_token
+    def tokens(self) -> int:
+        """Positions that there is memory for."""
+        return self.rows * self.length
 
-    def _allocate(self, rows: int, length: int, live_rows: int, live_length: int) -> None:
+    def resize(self, rows: int, length: int, live_rows: int, live_length: int) -> None:
+        """Take other dimensions; the live slots and columns are kept."""
         s = self.shape
         if not self.keys:
             self.keys = [torch.empty(0, device=s.device)] * s.layers
@@ -121,22 +125,12 @@ class KVCache:
             self.keys[i], self.values[i] = keys, values
         self.rows, self.length = rows, length
 
-    def reserve(self, rows: int, length: int, *, live_rows: int, live_length: int, limit: int) -> None:
-        """Make room for `rows` slots of `length` positions; the live ones are kept.
-
-        `limit` is the longest that any of these rows may become: growth goes no further than that.
-        """
-        if rows <= self.rows and length <= self.length:
-            return
-        goal = min(rounded(limit), rounded(max(length, length + length // 4)))
-        self._allocate(rows, max(goal, rounded(length)), live_rows, live_length)
-
     def clear(self) -> None:
         """Give the memory back."""
-        self._allocate(0, 0, 0, 0)
+        self.resize(0, 0, 0, 0)
 
     def copy(self, sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, length: int) -> None:
-        """Copy the first `length` positions of slots to other slots (none of them a source)."""
+        """Copy the first `length` columns of slots to other slots (none of them a source)."""
         if not len(targets) or not length:
             return
         source = torch.as_tensor(sources, device=self.shape.device)
@@ -153,62 +147,17 @@ class KVCache:
             keys[:n, :, :, :length] = keys[:, :, :, :length].index_select(0, index)
             values[:n, :, :length] = values[:, :, :length].index_select(0, index)
 
-    def save(self, slot: int, length: int) -> list[tuple[Tensor, Tensor]]:
-        """A copy of the first `length` positions of a slot, per layer."""
-        return [
-            (k[slot, :, :, :length].clone(), v[slot, :, :length].clone())
-            for k, v in zip(self.keys, self.values, strict=True)
-        ]
+    def fill(self, first: int, last: int, column: int, kv: Tensor) -> None:
+        """Write a stretch of a node into the slots `first` … `last - 1`, from a column on."""
+        end = column + kv.shape[3]
+        for i, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            keys[first:last, :, :, column:end] = kv[i, 0].transpose(1, 2)
+            values[first:last, :, column:end] = kv[i, 1]
 
-    def restore(self, saved: list[tuple[Tensor, Tensor]], slot: int) -> None:
-        for (k, v), keys, values in zip(saved, self.keys, self.values, strict=True):
-            keys[slot, :, :, : k.shape[-1]] = k
-            values[slot, :, : v.shape[1]] = v
-
-
-class Prefill:
-    """Writes whole prompts (right-padded) into slots; attention is causal within the prompt."""
-
-    def __init__(self, cache: KVCache, slots: Tensor) -> None:
-        self.cache, self.slots = cache, slots
-
-    def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
-        length = key_BKTD.shape[2]
-        self.cache.keys[layer][:, :, :, :length].index_copy_(0, self.slots, key_BKTD.transpose(2, 3))
-        self.cache.values[layer][:, :, :length].index_copy_(0, self.slots, value_BKTD)
-        return F.scaled_dot_product_attention(
-            query_BHTD, key_BKTD, value_BKTD, is_causal=True, enable_gqa=query_BHTD.shape[1] != key_BKTD.shape[1]
-        )
-
-
-class Step:
-    """One token a row for the slots 0 … n - 1, at the given positions; rows attend to positions up to their own."""
-
-    def __init__(self, cache: KVCache, positions_B: np.ndarray) -> None:
-        self.cache = cache
-        device = cache.shape.device
-        self.rows_B = torch.arange(len(positions_B), device=device)
-        self.positions_B = torch.as_tensor(positions_B, device=device)
-        self.scale = 1.0 / math.sqrt(cache.shape.head_dim)
-        self.blocks: list[tuple[int, int, int, Tensor]] = []
-        for start, end, length in cut_blocks(positions_B + 1, cache.shape.numbers_per_position):
-            hidden = torch.arange(length, device=device) > self.positions_B[start:end, None]
-            bias = torch.zeros(hidden.shape, dtype=cache.shape.dtype, device=device).masked_fill_(hidden, -torch.inf)
-            self.blocks.append((start, end, length, bias[:, None, None, :]))
-
-    def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        keys[self.rows_B, :, :, self.positions_B] = key_BKTD[:, :, 0]
-        values[self.rows_B, :, self.positions_B] = value_BKTD[:, :, 0]
-        rows, heads, _, dim = query_BHTD.shape
-        kv_heads = keys.shape[1]
-        group = heads // kv_heads
-        query = (query_BHTD * self.scale).reshape(rows * kv_heads, group, dim)
-        out = torch.empty_like(query)
-        for start, end, length, bias in self.blocks:
-            a, b = start * kv_heads, end * kv_heads
-            scores = torch.bmm(query[a:b], keys.flatten(0, 1)[a:b, :, :length]).view(-1, kv_heads, group, length)
-            scores += bias
-            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype).view(b - a, group, length)
-            torch.bmm(weights, values.flatten(0, 1)[a:b, :length], out=out[a:b])
-        return out.view(rows, heads, 1, dim)
+    def take(self, slot: int, first: int, last: int) -> Tensor:
+        """A copy of the columns `first` … `last - 1` of a slot, in the shape of a node."""
+        kv = self.shape.node(last - first)
+        for i, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            kv[i, 0] = keys[slot, :, :, first:last].transpose(1, 2)
+            kv[i, 1] = values[slot, :, first:last]
+        return kv

@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 
 from ponder.engines.torch.batch import Batch
-from ponder.engines.torch.jobs import Job, Markers, Sink, prepare
+from ponder.engines.torch.jobs import Job, Markers, Sink, prepare, prepare_lease
 from ponder.engines.torch.text import TextStream, Vocabulary
 from ponder.engines.torch.weights import copy_weights, state_of
 from ponder.engines.torch.worker import CLOSED, Worker
-from ponder.errors import EngineClosed, UserError
+from ponder.errors import EngineClosed, Unsupported, UserError
 from ponder.models.base import LoadedModel
 from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.types import Capabilities, Completion, Delta, Prompt, Request
 
 _EXIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """Bytes of keys and values; the last three never add up to more than the first."""
+
+    limit: int
+    slots: int
+    """Room for the running rows, used or not."""
+    held: int
+    """Prefixes that running rows, prompts in the making and leases need."""
+    free: int
+    """Prefixes that are kept in case they are asked for again."""
 
 
 class TorchEngine:
@@ -32,10 +47,14 @@ class TorchEngine:
     waits, first in, first out. Requests that are submitted together (one `asyncio.gather`, one `generate_many`) to an
     idle engine form one group and give the same tokens and log-probabilities bit for bit each time, on one machine
     with one number of threads. In another company a sample draws the same random numbers, but its logits may differ
-    in the last bits, as matrix products of another shape round differently.
+    in the last bits, as matrix products of another shape round differently; so they may after other requests have left
+    prefixes in the cache (`drop_caches` empties it). With `exact=True` nothing of this changes a bit.
 
-    Log-probabilities are of the distribution that was sampled from: after temperature, top-k, top-p and min-p; they
-    are 0 for greedy samples.
+    Requests that begin alike share the keys and values of what they have in common, without being asked; what nobody
+    needs any more stays until the memory is needed or the weights change. `hold` keeps a prefix.
+
+    Log-probabilities are of the distribution that was sampled from (after temperature, top-k, top-p and min-p; 0 for
+    greedy samples), or of the model's own with `SamplingParams.logprobs_of="raw"`.
 
     The module is used as it is, not copied: a trainer that shares it steps between calls and then announces the new
     version with `load_weights(model.module, version)`. `path` is `"native"` (own cache) or `"transformers"` (a module
@@ -43,24 +62,37 @@ class TorchEngine:
     """
 
     def __init__(
-        self, model: LoadedModel, *, max_rows: int = 512, kv_memory: int | None = None, version: str = "0"
+        self,
+        model: LoadedModel,
+        *,
+        max_rows: int = 512,
+        kv_memory: int | None = None,
+        prefill_chunk: int = 512,
+        exact: bool = False,
+        version: str = "0",
     ) -> None:
         """`kv_memory` is the most bytes that keys and values may take; None takes a quarter of what is available,
 
-        1 GiB at most (on a GPU half of what is free there).
+        1 GiB at most (on a GPU half of what is free there). `prefill_chunk` is the most tokens of prompts that are
+        computed between two steps of running rows. `exact` is the batch-invariant mode, slower, on a CPU in float32
+        only (`engines.torch.exact` says how it works, docs/LOG.md what it costs).
         """
         if max_rows < 1:
             raise UserError(f"max_rows is {max_rows}: it must be at least 1")
         if kv_memory is not None and kv_memory < 1:
             raise UserError(f"kv_memory is {kv_memory}: it must be a positive number of bytes")
+        if prefill_chunk < 1:
+            raise UserError(f"prefill_chunk is {prefill_chunk}: it must be at least 1")
         self.model = model
         self.info = model.info
         self.kv_memory = default_kv_memory(model.device) if kv_memory is None else kv_memory
         self._vocabulary = Vocabulary(model.tokenizer, vocabulary_size(model))
         self._markers = Markers.of(model)
-        batch = Batch(model, self._vocabulary, self._markers, version)
+        if exact and not model.supports_cache:
+            raise Unsupported(f"{model.info.name} runs through transformers' forward, which has no exact mode")
+        batch = Batch(model, self._vocabulary, self._markers, version, memory=self.kv_memory, exact=exact)
         self.path = batch.forward.path
-        self._bytes_per_token = batch.forward.bytes_per_token
+        self._bytes_per_token = 0 if batch.pool is None else batch.pool.shape.bytes_per_token
         self.capabilities = Capabilities(
             ids=True,
             logprobs=True,
@@ -68,14 +100,14 @@ class TorchEngine:
             n=True,
             prefix=True,
             thinking=model.info.thought is not None,
-            leases=False,
+            leases=batch.pool is not None,
             load_weights=True,
-            exact=model.device.type == "cpu",
+            exact=exact,
         )
         self._batch = batch
         reuse_freed_memory()
         release_threads()  # of the thread that loaded the model: from here on the worker computes
-        self._worker = Worker(batch, max_rows=max_rows, memory=self.kv_memory)
+        self._worker = Worker(batch, max_rows=max_rows, chunk=prefill_chunk)
         self._pending: dict[asyncio.AbstractEventLoop, list[Job]] = {}
         self._lock = threading.Lock()
         # Ends the thread when the engine is forgotten and, before torch is torn down, when Python exits.
@@ -92,8 +124,19 @@ class TorchEngine:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a row."""
-        return len(self._worker.queue)
+        """Requests that wait for room or for their prompt."""
+        jobs = (*self._worker.queue, *(job for job, _ in self._worker.joining))
+        return len({id(job) for job in jobs if not job.lease})
+
+    @property
+    def cache(self) -> CacheUse:
+        """What the key-value cache takes now, in bytes."""
+        pool = self._batch.pool
+        if pool is None:
+            return CacheUse(self.kv_memory, 0, 0, 0)
+        per_token, tree = self._bytes_per_token, pool.tree
+        slots, held, free = pool.slots.tokens, tree.held_tokens + pool.making, tree.tokens - tree.held_tokens
+        return CacheUse(self.kv_memory, slots * per_token, held * per_token, free * per_token)
 
     def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
         return len(self.model.prompt_ids(prompt))
@@ -145,6 +188,47 @@ class TorchEngine:
             if left:
                 self._worker.cancel([job])
 
+    @contextlib.asynccontextmanager
+    async def hold(self, ids: Sequence[int]) -> AsyncIterator[None]:
+        """Compute a prefix if it is not there, and keep it while the context is open; see `protocols.PrefixHolder`.
+
+        It waits its turn like a request. New weights compute it anew, before any request that comes after them. Raises
+        `UserError` if it does not fit into `kv_memory` beside other leases, `Unsupported` for a model whose prompts
+        cannot be kept.
+        """
+        if self._batch.pool is None:
+            raise Unsupported(f"{self.info.name} runs through transformers' forward, which keeps no prefixes")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[tuple[Completion, ...]] = loop.create_future()
+        self._refuse_closed()
+        memory = self.kv_memory
+        job = prepare_lease(
+            ids,
+            self.model,
+            self._vocabulary,
+            _FutureSink(loop, future),
+            bytes_per_token=self._bytes_per_token,
+            memory=memory,
+        )
+        self._submit_soon(loop, job)
+        try:
+            await future
+            yield
+        finally:
+            self._worker.cancel([job])
+
+    async def drop_caches(self) -> None:
+        """Free every cached prefix that no request and no lease needs.
+
+        What is found in the cache decides in which company a prompt is computed, and so its last bits: call this where
+        a run must repeat bit for bit without the exact mode. New weights do it anyway.
+        """
+        await asyncio.wrap_future(self._worker.call(self._worker.drop_caches))
+
+    def drop_caches_now(self) -> None:
+        """`drop_caches` for a caller without an event loop."""
+        self._worker.call(self._worker.drop_caches).result()
+
     def generate_many(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
         """Sample several requests as one group and wait for all; completions in the order of the requests.
 
@@ -188,7 +272,7 @@ class TorchEngine:
         def load() -> None:
             if state is not None:
                 copy_weights(module, state)
-            worker.drop_caches()
+            worker.begin_again()
             worker.batch.set_version(version)
 
         return load
@@ -203,9 +287,12 @@ class TorchEngine:
         self._flush_all()
         self._worker.shutdown(timeout=None)
 
-    def _prepare(self, request: Request, sink: Sink, streams: bool = False) -> Job:
+    def _refuse_closed(self) -> None:
         if not self._finalizer.alive or self._worker.closing:
             raise EngineClosed(CLOSED)
+
+    def _prepare(self, request: Request, sink: Sink, streams: bool = False) -> Job:
+        self._refuse_closed()
         return prepare(
             request,
             self.model,

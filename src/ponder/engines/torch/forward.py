@@ -7,56 +7,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ponder.engines.torch.cache import CacheShape, KVCache, Prefill, Step, better_order, rounded
+from ponder.engines.torch.attention import PromptPass, Shared, Step, Stretch
+from ponder.engines.torch.cache import CacheShape, KVCache, rounded
 from ponder.models.base import forward_flops
 
 if TYPE_CHECKING:
     from ponder.models.base import CausalLM, LoadedModel
-
-PREFILL_TOKENS = 8192
-"""Most tokens, padding counted, of one prefill pass of several prompts."""
-
-Saved = list[tuple[Tensor, Tensor]]
-
-
-class Forward(Protocol):
-    """What the batch asks of a way to compute. Slots are 0 … n - 1."""
-
-    path: str
-    shares: bool
-    """A prompt that was computed once can be copied to other slots."""
-    bytes_per_token: int
-
-    def reserve(self, rows: int, length: int, *, live_rows: int, live_length: int, limit: int) -> None: ...
-
-    def prefill(self, prompts: Sequence[np.ndarray], slots: Sequence[int]) -> None: ...
-
-    def copy(self, sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, length: int) -> None: ...
-
-    def better_order(self, lengths_B: np.ndarray) -> np.ndarray | None: ...
-
-    def permute(self, order: np.ndarray, length: int) -> None: ...
-
-    def save(self, slot: int, length: int) -> Saved: ...
-
-    def restore(self, saved: Saved, slot: int) -> None: ...
-
-    def step(self, table_BT: np.ndarray, positions_B: np.ndarray) -> Tensor: ...
-
-    def flops(self, computed_from: int, first: int, last: int) -> float: ...
-
-    def clear(self) -> None: ...
-
-
-def forward_of(model: LoadedModel) -> Forward:
-    """The fast way if the module supports it, else the general one."""
-    return Native(model) if model.supports_cache else Recompute(model)
 
 
 class _Costs:
@@ -85,10 +47,9 @@ class _Costs:
 
 
 class Native:
-    """Prefill once, then one token a row and step, with keys and values kept in a `KVCache`."""
+    """Prompts in chunks, then one token a row and step, with keys and values kept in slots and nodes."""
 
     path = "native"
-    shares = True
 
     def __init__(self, model: LoadedModel) -> None:
         module: Any = model.module
@@ -96,89 +57,40 @@ class Native:
         config = module.config
         weight = next(module.parameters())
         self.device = weight.device
-        shape = CacheShape(
+        self.shape = CacheShape(
             config.num_hidden_layers, config.num_key_value_heads, config.head_dim, weight.dtype, weight.device
         )
-        self.cache = KVCache(shape)
-        self.bytes_per_token = shape.bytes_per_token
+        self.slots = KVCache(self.shape)
         self.costs = _Costs(model)
 
-    def reserve(self, rows: int, length: int, *, live_rows: int, live_length: int, limit: int) -> None:
-        self.cache.reserve(rows, length, live_rows=live_rows, live_length=live_length, limit=limit)
+    def prompts(self, stretches: Sequence[Stretch], ids: Sequence[np.ndarray]) -> None:
+        """Compute keys and values of stretches of prompts (`ids[i]` are those of `stretches[i]`), in one pass."""
+        view = PromptPass(self.shape, stretches)
+        positions = np.concatenate([np.arange(s.first, s.first + s.count) for s in stretches])
+        packed = torch.as_tensor(np.concatenate(ids), device=self.device).unsqueeze(0)
+        self.module(packed, torch.as_tensor(positions, device=self.device).unsqueeze(0), view)
 
-    def prefill(self, prompts: Sequence[np.ndarray], slots: Sequence[int]) -> None:
-        """Compute keys and values of prompts, shortest with shortest, in passes of bounded size."""
-        order = sorted((i for i in range(len(prompts)) if len(prompts[i])), key=lambda i: len(prompts[i]))
-        while order:
-            count = 1
-            while count < len(order) and (count + 1) * len(prompts[order[count]]) <= PREFILL_TOKENS:
-                count += 1
-            chosen, order = order[:count], order[count:]
-            ids = np.zeros((count, max(len(prompts[i]) for i in chosen)), dtype=np.int64)
-            for row, i in enumerate(chosen):
-                ids[row, : len(prompts[i])] = prompts[i]
-            target = torch.tensor([slots[i] for i in chosen], device=self.device)
-            positions = torch.arange(ids.shape[1], device=self.device).expand(count, -1)
-            self.module(torch.as_tensor(ids, device=self.device), positions, Prefill(self.cache, target))
-
-    def copy(self, sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, length: int) -> None:
-        self.cache.copy(sources, targets, length)
-
-    def better_order(self, lengths_B: np.ndarray) -> np.ndarray | None:
-        """An order of the slots in which attention reads much less; None if today's is good enough."""
-        return better_order(lengths_B, self.cache.shape.numbers_per_position)
-
-    def permute(self, order: np.ndarray, length: int) -> None:
-        self.cache.permute(order, length)
-
-    def save(self, slot: int, length: int) -> Saved:
-        return self.cache.save(slot, length)
-
-    def restore(self, saved: Saved, slot: int) -> None:
-        self.cache.restore(saved, slot)
-
-    def step(self, table_BT: np.ndarray, positions_B: np.ndarray) -> Tensor:
-        """Hidden states (B D) of the tokens that the table holds at the positions; their keys and values are kept."""
-        view = Step(self.cache, positions_B)
-        ids = torch.as_tensor(table_BT[np.arange(len(positions_B)), positions_B], device=self.device)
+    def step(self, ids_B: np.ndarray, positions_B: np.ndarray, bases_B: np.ndarray, shared: Sequence[Shared]) -> Tensor:
+        """Hidden states (B D) of the tokens at these positions of the slots 0 … B - 1; their keys and values stay."""
+        view = Step(self.slots, positions_B, bases_B, shared)
+        ids = torch.as_tensor(ids_B, device=self.device)
         return self.module(ids.unsqueeze(1), view.positions_B.unsqueeze(1), view)[:, 0]
 
     def flops(self, computed_from: int, first: int, last: int) -> float:
         """Of a sample whose prompt was computed from `computed_from` on and whose response is `first` … `last - 1`."""
         return self.costs.tokens(computed_from, max(first, last - 1))
 
-    def clear(self) -> None:
-        self.cache.clear()
-
 
 class Recompute:
     """Runs whole rows at every step; nothing is kept between steps, so that there is nothing to copy or to drop."""
 
     path = "transformers"
-    shares = False
-    bytes_per_token = 0
 
     def __init__(self, model: LoadedModel) -> None:
         self.module = cast("CausalLM", model.module)
         self.device = model.device
         self.pad = model.pad_id
         self.costs = _Costs(model)
-
-    def reserve(self, rows: int, length: int, *, live_rows: int, live_length: int, limit: int) -> None: ...
-
-    def prefill(self, prompts: Sequence[np.ndarray], slots: Sequence[int]) -> None: ...
-
-    def copy(self, sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, length: int) -> None: ...
-
-    def better_order(self, lengths_B: np.ndarray) -> np.ndarray | None:
-        return None
-
-    def permute(self, order: np.ndarray, length: int) -> None: ...
-
-    def save(self, slot: int, length: int) -> Saved:
-        return []
-
-    def restore(self, saved: Saved, slot: int) -> None: ...
 
     def step(self, table_BT: np.ndarray, positions_B: np.ndarray) -> Tensor:
         """Hidden states (B D) at the positions; what lies to the right of them is hidden by causal attention."""
@@ -190,5 +102,3 @@ class Recompute:
     def flops(self, computed_from: int, first: int, last: int) -> float:
         """What was really computed: the whole row again for each token of the response."""
         return sum(self.costs.tokens(0, length) for length in range(first, last))
-
-    def clear(self) -> None: ...

@@ -5,19 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ponder.engines.torch.cache import rounded
+from ponder.engines.torch.pool import slot_length
+from ponder.engines.torch.prefix import PAGE, aligned
 from ponder.engines.torch.sampler import stream_keys
 from ponder.engines.torch.text import Vocabulary
 from ponder.errors import Unsupported, UserError
 from ponder.types import Completion, Request, SamplingParams, Thinking
 
 if TYPE_CHECKING:
+    from ponder.engines.torch.pool import Load
     from ponder.models.base import LoadedModel
 
 NO_LIMIT = np.iinfo(np.int64).max // 2
+MOST_LOGPROBS = 100
+"""Most of the best ids that may be reported at a token."""
 
 
 class Sink(Protocol):
@@ -81,17 +88,40 @@ class Job:
     """Tokens of thought in the prefix."""
     sink: Sink
     streams: bool = False
+    lease: bool = False
+    """It asks for no sample, only to have its prompt kept."""
+    granted: bool = False
+    """The lease's holder was told that it may go on."""
+    group: int = 0
+    """Jobs that were handed over together have one number."""
     next: int = 0
     """First sample that is not admitted yet."""
-    saved: object | None = None
-    """Keys and values of the prompt, while some samples still wait for rows."""
+    load: Load | None = None
+    """The prompt in the cache, from admission until its last sample has a slot; of a lease, until it is let go."""
+    hangs: bool = False
+    """It was admitted on the promise that its rows share the storage of the prompt."""
     cancelled: bool = False
     results: dict[int, Completion] = field(default_factory=dict)
+
+    @property
+    def samples(self) -> int:
+        """How many rows it asks for."""
+        return 0 if self.lease else self.request.n
 
     @property
     def context(self) -> tuple[int, ...]:
         """What is there before the first draw."""
         return self.prompt + self.prefix
+
+    @cached_property
+    def cached(self) -> np.ndarray:
+        """Ids whose keys and values are there before the first draw; the step of that draw computes the last."""
+        return np.array(self.context if self.lease else self.context[:-1], dtype=np.int64)
+
+    @property
+    def private(self) -> int:
+        """Columns that each of its rows may come to need."""
+        return self.total - (aligned(len(self.context) - 1) if self.hangs else 0)
 
     @property
     def total(self) -> int:
@@ -112,6 +142,10 @@ def _check_params(p: SamplingParams, n: int) -> None:
         raise UserError(f"min_p is {p.min_p}: it must be between 0 and 1")
     if p.top_k < 0:
         raise UserError(f"top_k is {p.top_k}: it must be 0 (off) or a positive number")
+    if p.logprobs_of not in ("sampled", "raw"):
+        raise UserError(f"logprobs_of is {p.logprobs_of!r}: it must be 'sampled' or 'raw'")
+    if not 0 <= p.top_logprobs <= MOST_LOGPROBS:
+        raise UserError(f"top_logprobs is {p.top_logprobs}: it must be between 0 and {MOST_LOGPROBS}")
     if "" in p.stop:
         raise UserError("a stop string is empty: leave it out, or name the text to stop at")
 
@@ -134,6 +168,12 @@ def _check_thinking(t: Thinking, model: LoadedModel, markers: Markers) -> None:
             f"thinking.min_tokens needs a thought marker of one token; {model.info.name} spells {markers.close_text!r} "
             f"with {len(markers.close)}"
         )
+
+
+def _check_ids(ids: Sequence[int], where: str, model: LoadedModel, vocabulary: Vocabulary) -> None:
+    for i in ids:
+        if not 0 <= i < vocabulary.size:
+            raise UserError(f"{where} holds id {i}, but {model.info.name} knows ids 0 to {vocabulary.size - 1}")
 
 
 def _within_thought(text: str, markers: Markers, inside: bool) -> tuple[bool, list[str]]:
@@ -165,27 +205,28 @@ def prepare(
     prompt = tuple(model.prompt_ids(request.prompt))
     if not prompt:
         raise UserError("the prompt is empty: give at least one token")
-    for i in prompt:
-        if not 0 <= i < vocabulary.size:
-            raise UserError(f"the prompt holds id {i}, but {model.info.name} knows ids 0 to {vocabulary.size - 1}")
+    _check_ids(prompt, "the prompt", model, vocabulary)
+    _check_ids(p.stop_ids, "stop_ids", model, vocabulary)
     total = len(prompt) + p.max_tokens
     if total > model.info.context:
         raise UserError(
             f"the prompt has {len(prompt)} tokens and max_tokens is {p.max_tokens}: together {total}, but "
             f"{model.info.name} has a context of {model.info.context}; shorten the prompt or lower max_tokens"
         )
-    need = total * bytes_per_token
+    prefix = tuple(model.tokenizer.encode(request.prefix, special=True)) if request.prefix else ()
+    # The prompt in nodes, and a slot for what comes after them.
+    computed = len(prompt) + len(prefix) - 1
+    need = (rounded(computed, PAGE) + slot_length(1, total - aligned(computed))) * bytes_per_token
     if need > memory:
         raise UserError(
             f"a row of {total} tokens needs {need} bytes of cache, but kv_memory is {memory}: "
             f"raise kv_memory, shorten the prompt or lower max_tokens"
         )
-    prefix = tuple(model.tokenizer.encode(request.prefix, special=True)) if request.prefix else ()
     if len(prefix) >= p.max_tokens:
         raise UserError(
             f"the prefix has {len(prefix)} tokens and max_tokens is {p.max_tokens}: nothing is left to sample"
         )
-    if any(i in model.end_ids for i in prefix):
+    if any(i in model.end_ids or i in p.stop_ids for i in prefix):
         raise UserError("the prefix holds an end token: a response cannot go on after its end")
     inside, thought = False, 0
     extend: tuple[int, ...] = ()
@@ -198,6 +239,27 @@ def prepare(
     return Job(
         request, p, prompt, prefix, extend, stream_keys(p.seed, np.arange(request.n)), inside, thought, sink, streams
     )
+
+
+def prepare_lease(
+    ids: Sequence[int], model: LoadedModel, vocabulary: Vocabulary, sink: Sink, *, bytes_per_token: int, memory: int
+) -> Job:
+    """A job that only keeps a prefix. Raises `UserError` for a prefix that is empty or can never fit."""
+    ids = tuple(ids)
+    if not ids:
+        raise UserError("the prefix to hold is empty: give at least one token")
+    _check_ids(ids, "the prefix to hold", model, vocabulary)
+    if len(ids) > model.info.context:
+        raise UserError(
+            f"the prefix to hold has {len(ids)} tokens, but {model.info.name} has a context of {model.info.context}"
+        )
+    need = rounded(len(ids), PAGE) * bytes_per_token
+    if need > memory:
+        raise UserError(
+            f"a prefix of {len(ids)} tokens needs {need} bytes of cache, but kv_memory is {memory}: raise kv_memory"
+        )
+    request = Request(ids, SamplingParams(1))
+    return Job(request, request.params, ids, (), (), np.zeros(0, dtype=np.uint64), False, 0, sink, lease=True)
 
 
 def stop_table(stops: Sequence[str], vocabulary: Vocabulary) -> np.ndarray:

@@ -57,11 +57,21 @@ class Rules:
     top_k: Tensor | None
     top_p: Tensor | None
     min_p: Tensor | None
+    raw_B: Tensor | None = None
+    """Rows whose log-probabilities are of the model's own distribution."""
+    best: int = 0
+    """How many of the most likely ids some row wants to know."""
 
     @classmethod
-    def of(cls, params: Sequence[SamplingParams], device: torch.device) -> Rules:
-        if all(p.temperature == 1.0 and not p.truncates for p in {id(p): p for p in params}.values()):
-            return cls(None, None, False, None, None, None, None)
+    def of(cls, params: Sequence[SamplingParams], device: torch.device, *, alike: bool = False) -> Rules:
+        """The rules of some rows. With `alike` all rows take the same way as soon as one of them is truncated."""
+        kinds = {id(p): p for p in params}.values()
+        best = max((p.top_logprobs for p in kinds), default=0)
+        raw = None
+        if any(p.logprobs_of == "raw" for p in kinds):
+            raw = torch.tensor([p.logprobs_of == "raw" for p in params], device=device)
+        if all(p.temperature == 1.0 and not p.truncates for p in kinds):
+            return cls(None, None, False, None, None, None, None, raw, best)
         temperature = np.array([p.temperature for p in params])
         greedy = temperature == 0.0
         inverse = None
@@ -69,6 +79,7 @@ class Rules:
             scale = np.where(greedy, 1.0, 1.0 / np.where(greedy, 1.0, temperature))
             inverse = torch.tensor(scale, dtype=torch.float32, device=device).unsqueeze(1)
         cut = [i for i, p in enumerate(params) if p.truncates and p.temperature > 0.0]
+        cut = list(range(len(params))) if cut and alike else cut
         chosen = [params[i] for i in cut]
 
         def column(values: list[float], dtype: torch.dtype) -> Tensor:
@@ -82,7 +93,42 @@ class Rules:
             column([p.top_k for p in chosen], torch.int64) if any(p.top_k for p in chosen) else None,
             column([p.top_p for p in chosen], torch.float64) if any(p.top_p < 1.0 for p in chosen) else None,
             column([p.min_p for p in chosen], torch.float64) if any(p.min_p for p in chosen) else None,
+            raw,
+            best,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token of each row."""
+
+    ids_B: Tensor
+    logprobs_B: Tensor
+    """float64, of the distribution that each row asks for."""
+    best_ids_BK: Tensor | None = None
+    """The most likely ids, best first, if some row wants them."""
+    best_logprobs_BK: Tensor | None = None
+
+
+def sample(logits_BV: Tensor, rules: Rules, uniforms_B: Tensor) -> Drawn:
+    """`draw`, and what the rules ask to know beside it. `logits_BV` (float32) is overwritten."""
+    raw_BV = None if rules.raw_B is None else torch.log_softmax(logits_BV, -1)
+    ids_B, logprobs_B = draw(logits_BV, rules, uniforms_B)
+    if rules.raw_B is None and not rules.best:
+        return Drawn(ids_B, logprobs_B)
+    if raw_BV is not None and rules.raw_B is not None:
+        own_B = raw_BV.gather(1, ids_B.unsqueeze(1)).squeeze(1).double()
+        logprobs_B = torch.where(rules.raw_B, own_B, logprobs_B)
+    if not rules.best:
+        return Drawn(ids_B, logprobs_B)
+    sampled_BV = torch.log_softmax(logits_BV, -1)
+    if rules.greedy_B is not None:
+        point_BV = torch.full_like(sampled_BV, -torch.inf).scatter_(1, ids_B.unsqueeze(1), 0.0)
+        sampled_BV = torch.where(rules.greedy_B.unsqueeze(1), point_BV, sampled_BV)
+    if raw_BV is not None and rules.raw_B is not None:
+        sampled_BV = torch.where(rules.raw_B.unsqueeze(1), raw_BV, sampled_BV)
+    best = sampled_BV.topk(min(rules.best, sampled_BV.shape[1]), dim=-1)
+    return Drawn(ids_B, logprobs_B, best.indices, best.values)
 
 
 def draw(logits_BV: Tensor, rules: Rules, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,8 @@
 """The decoding thread: a first-in-first-out queue in front of the running batch.
 
+A job waits in the queue until its worst case fits, then among the `joining` until its prompt is computed (at most a
+chunk of prompts between two steps, so that streams flow), then its samples get slots.
+
 The thread owns the batch; everybody else posts closures that run between two steps. It holds no reference to the
 engine, so that an engine that is forgotten can be collected and its thread ended.
 """
@@ -13,22 +16,30 @@ from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
+import torch
 
 from ponder.engines.torch.batch import Batch
 from ponder.engines.torch.cache import rounded
 from ponder.engines.torch.jobs import Job
-from ponder.errors import EngineClosed, PonderError
+from ponder.errors import EngineClosed, PonderError, UserError
 from ponder.models.host import release_threads
 
 CLOSED = "the engine is closed: open a new one"
+UNDISTURBED = 4
+"""Chunks of prompts that are computed in one pass while no row waits for its next token."""
 
 
 class Worker:
     """Runs the batch on a daemon thread until `shutdown`."""
 
-    def __init__(self, batch: Batch, *, max_rows: int, memory: int) -> None:
-        self.batch, self.max_rows, self.memory = batch, max_rows, memory
+    def __init__(self, batch: Batch, *, max_rows: int, chunk: int) -> None:
+        self.batch, self.max_rows, self.chunk = batch, max_rows, chunk
         self.queue: deque[Job] = deque()
+        self.joining: list[tuple[Job, int]] = []
+        """Samples that are admitted and wait for their prompts, in order."""
+        self.leases: list[Job] = []
+        """Leases that are admitted; granted once their prefix is computed."""
+        self._groups = 0
         self.ended: Future[None] = Future()
         """Done when the thread has told every caller and stopped."""
         self._inbox: deque[Callable[[], None]] = deque()
@@ -48,7 +59,14 @@ class Worker:
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs as one group: they join the batch in this order, together as far as there is room."""
-        self.post(lambda: self.queue.extend(j for j in jobs if not j.cancelled))
+
+        def add() -> None:
+            self._groups += 1
+            for job in jobs:
+                job.group = self._groups
+            self.queue.extend(j for j in jobs if not j.cancelled)
+
+        self.post(add)
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Drop jobs and free their rows before the next step; their sinks hear no more. Never raises."""
@@ -81,13 +99,19 @@ class Worker:
         if timeout != 0.0 and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
+    @property
+    def busy(self) -> bool:
+        """There is something to compute."""
+        loads = self.batch.pool is not None and self.batch.pool.loads
+        return bool(self.queue or self.joining or loads or len(self.batch))
+
     def _run(self) -> None:
         try:
             while True:
-                if not (self.queue or len(self.batch)):
+                if not self.busy:
                     release_threads()
                 with self._wake:
-                    while not (self.closing or self._inbox or self.queue or len(self.batch)):
+                    while not (self.closing or self._inbox or self.busy):
                         self._wake.wait()
                     actions = list(self._inbox)
                     self._inbox.clear()
@@ -103,11 +127,19 @@ class Worker:
                     self._fail(_explain(error))
         finally:
             self._fail(EngineClosed("the engine was closed while the request ran"))
-            self.batch.forward.clear()
             self.ended.set_result(None)
 
     def _advance(self) -> None:
         self._admit()
+        pool = self.batch.pool
+        if pool is not None and pool.loads:
+            with torch.inference_mode():
+                pool.work(self.chunk if len(self.batch) else UNDISTURBED * self.chunk)
+        for lease in self.leases:
+            if lease.load is not None and lease.load.ready and not lease.granted:
+                lease.granted = True
+                lease.sink.done(())
+        self._join()
         if not len(self.batch):
             return
         for row, completion in self.batch.step():
@@ -120,65 +152,134 @@ class Worker:
                 job.sink.done(tuple(job.results[i] for i in range(job.request.n)))
 
     def _admit(self) -> None:
-        samples: list[tuple[Job, int]] = []
-        running, limit = len(self.batch), self.batch.longest_total
-        full = False
-        for job in self.queue:
-            for index in range(job.next, job.request.n):
-                count, longest = running + len(samples) + 1, max(limit, job.total)
-                full = count > self.max_rows or not self._fits(count, longest)
-                if full:
-                    break
-                samples.append((job, index))
-                limit = longest
-            if full:
-                break
-        count = running + len(samples)
-        # A prefill has a fixed cost: while others run and more wait, save it for several rows.
-        if not samples or (running and full and len(samples) < count // 16):
-            return
-        rows = min(rounded(count, 16), self.max_rows)
-        self.batch.join(samples, cache_rows=rows if self._fits(rows, limit) else count, limit=limit)
-        for job, index in samples:
-            job.next = index + 1
-        while self.queue and self.queue[0].next == self.queue[0].request.n:
-            self.queue.popleft().saved = None
-        self._keep_prompt(samples)
+        """Take jobs from the queue while their worst case fits, in order: what waits longest is never overtaken."""
+        rows = len(self.batch) + len(self.joining)
+        longest = max([self.batch.longest, *(job.private for job, _ in self.joining)])
+        while self.queue:
+            job = self.queue[0]
+            if job.load is None and not self._open(job, rows, longest):
+                if not (rows or self.batch.pool is None or self.batch.pool.loads):
+                    self.queue.popleft()
+                    job.sink.failed(self._refusal(job))
+                    continue
+                return
+            longest = max(longest, job.private) if job.samples else longest
+            while job.next < job.samples and rows < self.max_rows and self._fits(rows + 1, longest):
+                self.joining.append((job, job.next))
+                job.next += 1
+                rows += 1
+            if job.next < job.samples:
+                return
+            self.queue.popleft()
+            if job.lease:
+                self.leases.append(job)
 
-    def _fits(self, rows: int, length: int) -> bool:
-        # The one longest row was checked before it was queued, without the rounding.
-        return rows == 1 or rows * rounded(length) * self.batch.forward.bytes_per_token <= self.memory
+    def _open(self, job: Job, rows: int, longest: int) -> bool:
+        """Hold a job's prompt if that and its first row fit; its rows hang on the prompt if that pays or must be."""
+        pool = self.batch.pool
+        if pool is None:
+            return rows < self.max_rows
+        if job.samples and rows >= self.max_rows:
+            return False
+        more = pool.look(job.cached)
+        for hangs in (True,) if pool.hanging_pays(job.samples, len(job.cached)) else (False, True):
+            job.hangs = hangs and not job.lease
+            columns = max(longest, job.private) if job.samples else longest
+            if pool.fits(rows + min(1, job.samples), columns, more):
+                job.load = pool.open(job.cached, max(1, job.samples))
+                return True
+        job.hangs = False
+        return False
 
-    def _keep_prompt(self, samples: Sequence[tuple[Job, int]]) -> None:
-        """Only the head of the queue can be admitted in part: keep its prompt for the samples that still wait."""
-        if not self.queue or self.queue[0].next == 0 or self.queue[0].saved is not None:
+    def _fits(self, rows: int, longest: int) -> bool:
+        return self.batch.pool is None or self.batch.pool.fits(rows, longest)
+
+    def _refusal(self, job: Job) -> UserError:
+        """Why a job does not fit although nothing runs: leases hold the rest."""
+        pool = self.batch.pool
+        assert pool is not None
+        per_token = pool.shape.bytes_per_token
+        job.hangs = not job.lease
+        need = pool.look(job.cached) + (0 if job.lease else job.private)
+        return UserError(
+            f"{need * per_token} more bytes of cache are needed, but leases hold {pool.tree.held_tokens * per_token} "
+            f"of the {pool.limit * per_token} of kv_memory: let a lease go or raise kv_memory"
+        )
+
+    def _join(self) -> None:
+        """Give slots to samples whose prompts are there. A group that finds the engine idle starts as one."""
+        ready = [(job, i) for job, i in self.joining if job.load is None or job.load.ready]
+        if not ready:
             return
-        head = self.queue[0]
-        # The last one: it joined just now, with today's weights.
-        slot = max(s for s, row in enumerate(self.batch.rows) if row.job is head)
-        head.saved = self.batch.save_prompt(slot)
+        running = len(self.batch)
+        if running:
+            # Joining has a fixed cost: while more wait than fit, save it for several rows.
+            if self.queue and len(ready) < running // 16:
+                return
+        else:
+            first = self.joining[0][0].group
+            if any(job.group == first for job, _ in self.joining if job.load is not None and not job.load.ready):
+                return
+        count, late = running + len(ready), len(self.joining) - len(ready)
+        longest = max([self.batch.longest, *(job.private for job, _ in self.joining)])
+        wide = min(rounded(count, 16), self.max_rows)
+        self.batch.join(ready, cache_rows=wide if self._fits(wide + late, longest) else count)
+        self.joining = [s for s in self.joining if s[0].load is not None and not s[0].load.ready]
+        for job, _ in ready:
+            self._let_go(job, 1)
+
+    def _let_go(self, job: Job, count: int) -> None:
+        if job.load is not None and self.batch.pool is not None:
+            self.batch.pool.give_back(job.load, count)
+            if not job.load.count:
+                job.load = None
 
     def drop_caches(self) -> None:
-        """Forget kept prompts: they were computed with other weights."""
-        for job in self.queue:
-            job.saved = None
+        """Free what nobody holds."""
+        if self.batch.pool is not None:
+            self.batch.pool.tree.evict(self.batch.pool.tree.tokens)
+
+    def begin_again(self) -> None:
+        """Put what is admitted but not running, and all leases, back into the queue: the weights have changed."""
+        waiting = list(dict.fromkeys([*self.leases, *(job for job, _ in self.joining), *self.queue]))
+        for job, index in reversed(self.joining):
+            job.next = index
+        for job in waiting:
+            if job.load is not None:
+                self._let_go(job, job.load.count)
+        self.joining.clear()
+        self.leases.clear()
+        self.queue = deque(waiting)
 
     def _drop_cancelled(self) -> None:
+        dropped = dict.fromkeys([*self.leases, *(job for job, _ in self.joining), *self.queue])
+        for job in dropped:
+            if job.cancelled and job.load is not None:
+                self._let_go(job, job.load.count)
         self.queue = deque(j for j in self.queue if not j.cancelled)
+        self.joining = [s for s in self.joining if not s[0].cancelled]
+        self.leases = [j for j in self.leases if not j.cancelled]
         leaving = [s for s, row in enumerate(self.batch.rows) if row.job.cancelled]
         if leaving:
             self.batch.leave(np.array(leaving))
 
     def _fail(self, error: PonderError) -> None:
-        """Tell every caller, and begin again with an empty batch."""
-        jobs = dict.fromkeys([*(row.job for row in self.batch.rows), *self.queue])
+        """Tell every caller, and begin again with an empty batch; leases that were granted are computed anew."""
+        running = [*(row.job for row in self.batch.rows), *(job for job, _ in self.joining)]
+        jobs = dict.fromkeys([*running, *self.queue, *self.leases])
+        granted = [job for job in self.leases if job.granted and not job.cancelled]
         self.queue.clear()
+        self.joining.clear()
+        self.leases.clear()
         self.batch.reset()
         for job in jobs:
-            if not job.cancelled:
+            job.load = None
+            if not (job.cancelled or job.granted):
                 own = type(error)(*error.args)
                 own.__cause__ = error.__cause__
                 job.sink.failed(own)
+        if not self.closing:
+            self.queue.extend(granted)
 
 
 def _explain(error: BaseException) -> PonderError:

@@ -1,0 +1,78 @@
+"""Our side of `engine.py`: the torch engine on a model that never ends a response by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import time
+from typing import Any
+
+from agreement import agreement
+from pipe import forget_peak, peak_bytes, serve
+
+from ponder.engines.torch import TorchEngine
+from ponder.models.base import LoadedModel
+from ponder.models.load import load
+from ponder.types import Completion, Request, SamplingParams
+
+
+class Side:
+    engine: TorchEngine
+    model: LoadedModel
+    last: list[tuple[Completion, ...]]
+
+    def open(self, model: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Load a folder and start an engine with these options; says which other options the engine knows."""
+        # Without end ids every response has exactly `max_tokens` tokens.
+        self.model = dataclasses.replace(load(model, device="cpu"), end_ids=())
+        known = set(inspect.signature(TorchEngine.__init__).parameters) - {"self", "model"}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            return {"unknown": unknown, "known": sorted(known)}
+        self.engine = TorchEngine(self.model, **options)
+        forget_peak()
+        return {"unknown": [], "known": sorted(known), "path": self.engine.path}
+
+    def generate(
+        self, prompts: list[list[int]], max_tokens: int, seed: int, n: int = 1, together: bool = True
+    ) -> dict[str, Any]:
+        """Sample at temperature 1, all at once or one request after another; seconds of the whole."""
+        params = [SamplingParams(max_tokens, 1.0, seed=seed + i) for i in range(len(prompts))]
+        requests = [Request(tuple(ids), p, n=n) for ids, p in zip(prompts, params, strict=True)]
+        began = time.perf_counter()
+        if together:
+            self.last = self.engine.generate_many(requests)
+        else:
+            self.last = [self.engine.generate_many([r])[0] for r in requests]
+        seconds = time.perf_counter() - began
+        samples = [c for group in self.last for c in group]
+        short = [len(c.ids) for c in samples if len(c.ids) != max_tokens]
+        if short:
+            raise RuntimeError(f"{len(short)} responses have not {max_tokens} tokens; the first has {short[0]}")
+        return {
+            "seconds": seconds,
+            "tokens": sum(len(c.ids) for c in samples),
+            "prompt_tokens": sum(c.spend.prompt_tokens for c in samples),
+            "peak_bytes": peak_bytes(),
+        }
+
+    def parity(self, most_tokens: int | None = None) -> dict[str, Any]:
+        """How far the log-probabilities of the last samples are from the trainer's; of the first ones up to a cost."""
+        groups, tokens = [], 0
+        for group in self.last:
+            tokens += len(group[0].prompt_ids) + sum(len(c.ids) for c in group)
+            if groups and most_tokens is not None and tokens > most_tokens:
+                break
+            groups.append(group)
+        return agreement(self.model, groups)
+
+    def publish(self, version: str) -> dict[str, Any]:
+        """Announce the same weights as new, as a trainer does after each update; seconds until the engine has them."""
+        began = time.perf_counter()
+        self.engine.load_weights_now(self.model.module, version)
+        return {"seconds": time.perf_counter() - began}
+
+
+if __name__ == "__main__":
+    side = Side()
+    serve({"open": side.open, "generate": side.generate, "parity": side.parity, "publish": side.publish})

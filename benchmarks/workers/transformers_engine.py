@@ -1,0 +1,54 @@
+"""The peer transformers in `engine.py`: `generate` with its defaults, drawing from the whole distribution."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from pipe import forget_peak, peak_bytes, serve
+from transformers import AutoModelForCausalLM
+
+
+class Side:
+    model: Any
+
+    def open(self, model: str, dtype: str) -> dict[str, Any]:
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+        # Without an end token every response has exactly `max_tokens` tokens, and no step looks for one.
+        self.model.generation_config.eos_token_id = None
+        self.model.generation_config.pad_token_id = 0
+        forget_peak()
+        return {"attention": self.model.config._attn_implementation}
+
+    def generate(
+        self, prompts: list[list[int]], max_tokens: int, seed: int, n: int = 1, together: bool = True
+    ) -> dict[str, Any]:
+        """Sample at temperature 1; prompts of one call are equally long, so nothing is padded."""
+        torch.manual_seed(seed)
+        batches = [prompts] if together else [[p] for p in prompts]
+        began = time.perf_counter()
+        tokens = 0
+        for batch in batches:
+            ids = torch.tensor(batch)
+            out = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_tokens,
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                num_return_sequences=n,
+            )
+            tokens += (out.shape[1] - ids.shape[1]) * out.shape[0]
+        seconds = time.perf_counter() - began
+        wanted = len(prompts) * n * max_tokens
+        if tokens != wanted:
+            raise RuntimeError(f"{tokens} tokens instead of {wanted}")
+        return {"seconds": seconds, "tokens": tokens, "peak_bytes": peak_bytes()}
+
+
+if __name__ == "__main__":
+    side = Side()
+    serve({"open": side.open, "generate": side.generate})

@@ -1,0 +1,236 @@
+"""What attention does with the cache: one token a row (`Step`), and packed stretches of prompts (`PromptPass`).
+
+Rows that hang on the same node attend to it in one matrix product; each row's own columns come in a padded product,
+and the parts are merged by their log-sum-exp, which gives the softmax over all positions (Hydragen, Juravsky et al.
+2024, arXiv:2402.05099; the merge as in FlashAttention, Dao et al. 2022, arXiv:2205.14135). A step reads blocks of
+slots, each only up to its own longest row, and slots are sorted by length now and then, so that one long row does not
+make all others pay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ponder.engines.torch.cache import CacheShape, KVCache, cut_blocks
+from ponder.engines.torch.prefix import Node, spans
+
+PADDING = 1.25
+"""Fresh prompts attend together as long as padding makes them no more than this much longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A stretch of a node that several rows attend to."""
+
+    start: int
+    """Position of its first id."""
+    kv: Tensor
+    rows: Tensor | None
+    """Which rows; None is all of them."""
+
+
+def shared_parts(nodes: Sequence[Node | None], bases: np.ndarray, device: torch.device) -> list[Shared]:
+    """The stretches that rows hang on, each with its rows: row `i` on `nodes[i]` and its ancestors up to `bases[i]`."""
+    rows: dict[tuple[int, int], list[int]] = {}
+    parts: dict[tuple[int, int], tuple[int, Tensor]] = {}
+    for row, node in enumerate(nodes):
+        if node is None:
+            continue
+        for part, first, last in spans(node, 0, int(bases[row])):
+            key = (id(part), last)
+            parts[key] = part.start, part.kv[:, :, :, first:last]
+            rows.setdefault(key, []).append(row)
+    return [
+        Shared(start, kv, None if len(rows[key]) == len(nodes) else torch.tensor(rows[key], device=device))
+        for key, (start, kv) in parts.items()
+    ]
+
+
+class Step:
+    """One token a row for the slots 0 … n - 1; each row attends to its shared stretches and to its own columns."""
+
+    def __init__(self, cache: KVCache, positions_B: np.ndarray, bases_B: np.ndarray, shared: Sequence[Shared]) -> None:
+        self.cache, self.shared = cache, shared
+        device = cache.shape.device
+        self.rows_B = torch.arange(len(positions_B), device=device)
+        self.positions_B = torch.as_tensor(positions_B, device=device)
+        columns = positions_B - bases_B
+        self.columns_B = torch.as_tensor(columns, device=device)
+        self.scale = 1.0 / math.sqrt(cache.shape.head_dim)
+        self.blocks: list[tuple[int, int, int, Tensor]] = []
+        for start, end, length in cut_blocks(columns + 1, cache.shape.numbers_per_position):
+            hidden = torch.arange(length, device=device) > self.columns_B[start:end, None]
+            bias = torch.zeros(hidden.shape, dtype=cache.shape.dtype, device=device).masked_fill_(hidden, -torch.inf)
+            self.blocks.append((start, end, length, bias[:, None, None, :]))
+
+    def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self.rows_B, :, :, self.columns_B] = key_BKTD[:, :, 0]
+        values[self.rows_B, :, self.columns_B] = value_BKTD[:, :, 0]
+        rows, heads, _, dim = query_BHTD.shape
+        kv_heads = keys.shape[1]
+        group = heads // kv_heads
+        query = (query_BHTD * self.scale).reshape(rows * kv_heads, group, dim)
+        out = torch.empty_like(query)
+        # Log-sum-exp of the scores of each part, needed only where there is more than one.
+        total = query.new_empty(rows * kv_heads, group, 1, dtype=torch.float32) if self.shared else None
+        for start, end, length, bias in self.blocks:
+            a, b = start * kv_heads, end * kv_heads
+            scores = torch.bmm(query[a:b], keys.flatten(0, 1)[a:b, :, :length]).view(-1, kv_heads, group, length)
+            scores += bias
+            scores = scores.view(b - a, group, length)
+            if total is None:
+                weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+            else:
+                weights, total[a:b] = _weights(scores)
+            torch.bmm(weights, values.flatten(0, 1)[a:b, :length], out=out[a:b])
+        if total is not None:
+            out = self._merge(layer, query, out, total)
+        return out.view(rows, heads, 1, dim)
+
+    def _merge(self, layer: int, query: Tensor, out: Tensor, total: Tensor) -> Tensor:
+        kv_heads = self.cache.shape.kv_heads
+        _, group, dim = query.shape
+        query_B = query.view(-1, kv_heads, group, dim)
+        out_B, total_B = out.view(-1, kv_heads, group, dim), total.view(-1, kv_heads, group, 1)
+        for part in self.shared:
+            chosen = query_B if part.rows is None else query_B.index_select(0, part.rows)
+            stacked = chosen.transpose(0, 1).reshape(kv_heads, -1, dim)
+            weights, more = _weights(torch.bmm(stacked, part.kv[layer, 0].transpose(1, 2)))
+            other = torch.bmm(weights, part.kv[layer, 1]).view(kv_heads, -1, group, dim).transpose(0, 1)
+            more = more.view(kv_heads, -1, group, 1).transpose(0, 1)
+            mine = total_B if part.rows is None else total_B.index_select(0, part.rows)
+            # The share of the new part in the softmax over both.
+            share = torch.sigmoid(more - mine).to(out.dtype)
+            if part.rows is None:
+                out_B = torch.lerp(out_B, other, share)
+                total_B = torch.logaddexp(mine, more)
+            else:
+                out_B.index_copy_(0, part.rows, torch.lerp(out_B.index_select(0, part.rows), other, share))
+                total_B.index_copy_(0, part.rows, torch.logaddexp(mine, more))
+        return out_B
+
+
+def _weights(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax over the last dimension in the dtype of the scores, and its log-sum-exp (last dimension 1) in float32."""
+    total = scores.logsumexp(-1, keepdim=True).float()
+    return (scores - total).exp_().to(scores.dtype), total
+
+
+@dataclass(eq=False)
+class Stretch:
+    """A part of one prompt in a pass: `count` ids from position `first` on, whose keys and values go into `kv`."""
+
+    parent: Node
+    base: int
+    """Positions before it are read from `parent` and its ancestors."""
+    kv: Tensor
+    """Shape (layers, 2, kv heads, positions, head dimension), from `base` on."""
+    first: int
+    count: int
+
+    @property
+    def fresh(self) -> bool:
+        """It is the beginning of its prompt."""
+        return self.first == 0
+
+
+class PromptPass:
+    """Stretches of several prompts packed into one row, one after another, without padding between them."""
+
+    def __init__(self, shape: CacheShape, stretches: Sequence[Stretch]) -> None:
+        self.places: list[tuple[Stretch, int]] = []
+        at = 0
+        for stretch in stretches:
+            self.places.append((stretch, at))
+            at += stretch.count
+        self.tokens = at
+        self._groups = [_Group(places, shape.device) for places in _groups([p for p in self.places if p[0].fresh])]
+        self._later = [_Continued(s, at, shape) for s, at in self.places if not s.fresh]
+
+    def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
+        query, key, value = query_BHTD[0], key_BKTD[0], value_BKTD[0]
+        both = torch.stack((key, value))
+        for s, at in self.places:
+            begin = s.first - s.base
+            s.kv[layer, :, :, begin : begin + s.count] = both[:, :, at : at + s.count]
+        out = torch.empty_like(query)
+        for group in self._groups:
+            group.attend(query, key, value, out)
+        for later in self._later:
+            later.attend(layer, query, out)
+        return out.unsqueeze(0)
+
+
+def _groups(places: list[tuple[Stretch, int]]) -> list[list[tuple[Stretch, int]]]:
+    """Fresh stretches of like length."""
+    groups: list[list[tuple[Stretch, int]]] = []
+    for place in sorted(places, key=lambda p: p[0].count):
+        if groups and place[0].count <= PADDING * groups[-1][0][0].count:
+            groups[-1].append(place)
+        else:
+            groups.append([place])
+    return groups
+
+
+class _Group:
+    """Fresh stretches that attend together, padded on the right, where causal attention never looks."""
+
+    def __init__(self, places: list[tuple[Stretch, int]], device: torch.device) -> None:
+        self.rows, self.length = len(places), max(s.count for s, _ in places)
+        last = places[0][1] + places[0][0].count - 1
+        columns = np.arange(self.length)
+        starts = np.array([at for _, at in places])[:, None]
+        counts = np.array([s.count for s, _ in places])[:, None]
+        inside = columns < counts
+        self.whole = bool(inside.all()) and bool((np.diff(starts[:, 0]) == self.length).all())
+        self.first = int(starts[0, 0])
+        index = np.where(inside, starts + columns, last)
+        self.index = torch.as_tensor(index.reshape(-1), device=device)
+        self.kept = torch.as_tensor(np.flatnonzero(inside.reshape(-1)), device=device)
+        self.targets = torch.as_tensor(index[inside], device=device)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        def padded(x: Tensor) -> Tensor:
+            if self.whole:
+                x = x[:, self.first : self.first + self.rows * self.length]
+            else:
+                x = x.index_select(1, self.index)
+            return x.reshape(len(x), self.rows, self.length, -1).transpose(0, 1)
+
+        gqa = len(query) != len(key)
+        got = F.scaled_dot_product_attention(padded(query), padded(key), padded(value), is_causal=True, enable_gqa=gqa)
+        got = got.transpose(0, 1).reshape(len(query), self.rows * self.length, -1)
+        if self.whole:
+            out[:, self.first : self.first + self.rows * self.length] = got
+        else:
+            out.index_copy_(1, self.targets, got.index_select(1, self.kept))
+
+
+class _Continued:
+    """A stretch with a past: keys and values of its nodes, of what was computed of it before, and its own."""
+
+    def __init__(self, stretch: Stretch, at: int, shape: CacheShape) -> None:
+        s = self.stretch = stretch
+        self.at = at
+        self.past = [node.kv[:, :, :, a:b] for node, a, b in spans(s.parent, 0, s.base)]
+        end = s.first + s.count
+        rows = torch.arange(s.first, end, device=shape.device)
+        hidden = torch.arange(end, device=shape.device) > rows[:, None]
+        self.bias = torch.zeros(hidden.shape, dtype=shape.dtype, device=shape.device).masked_fill_(hidden, -torch.inf)
+
+    def attend(self, layer: int, query: Tensor, out: Tensor) -> None:
+        s = self.stretch
+        own = s.kv[layer, :, :, : s.first + s.count - s.base]
+        kv = torch.cat([*(p[layer] for p in self.past), own], dim=2) if self.past else own
+        mine = slice(self.at, self.at + s.count)
+        out[:, mine] = F.scaled_dot_product_attention(
+            query[None, :, mine], kv[None, 0], kv[None, 1], attn_mask=self.bias, enable_gqa=len(query) != kv.shape[1]
+        )[0]

@@ -1,0 +1,233 @@
+"""The batch-invariant mode: a token's numbers do not depend on what else is computed, or when.
+
+Floating-point sums depend on their order, and matrix libraries choose the order by the shape; so a row's logits change
+in the last bits with the size of its batch (He et al. 2025, "Defeating Nondeterminism in LLM Inference", Thinking
+Machines). Here every token, of a prompt or of a response, goes through the network in a tile of the same number of
+tokens, filled up where there are fewer, and its attention is a sum over whole pages of absolute positions, one page
+after another. A page is read into a buffer of a fixed shape first, wherever it is stored, so that sharing, splitting
+and chunking leave no trace; pages that a token must not see are added as exact zeros.
+
+Holds for a fixed number of threads on one machine. That a row's result does not depend on its place in the tile is
+checked when the engine opens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ponder.engines.torch.attention import Shared, Stretch
+from ponder.engines.torch.cache import CacheShape, KVCache
+from ponder.engines.torch.forward import Native
+from ponder.engines.torch.prefix import PAGE, spans
+from ponder.errors import UserError
+
+if TYPE_CHECKING:
+    from ponder.models.base import LoadedModel
+
+TILES = (16, 32, 8, 1)
+"""Sizes that are tried; matrix products of a single row depend on nothing else for sure."""
+
+
+class Exact(Native):
+    """`Native`, one tile of tokens at a time."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        """Raises `UserError` for a model that is not in float32 on a CPU."""
+        super().__init__(model)
+        if self.device.type != "cpu" or self.shape.dtype != torch.float32:
+            raise UserError(
+                f"the exact mode runs on a CPU in float32, but {model.info.name} is in {str(self.shape.dtype)[6:]} on "
+                f"{self.device}: load it with device='cpu' and dtype='float32', or leave exact out"
+            )
+        self.stage = torch.zeros(0)
+        self.tile = next(size for size in TILES if self._holds(size))
+
+    def _holds(self, tile: int) -> bool:
+        """Whether tokens that swap places in a tile get the same bits, in the network and in the head."""
+        if tile == 1:
+            return True
+        vocab = int(self.module.config.vocab_size)  # type: ignore[attr-defined]
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(vocab, (tile,), generator=generator).numpy()
+        seen = []
+        with torch.inference_mode():
+            for turn in (0, 1):
+                slots = KVCache(self.shape)
+                slots.resize(tile, PAGE, 0, 0)
+                self.tile = tile
+                nothing = np.zeros(tile, dtype=np.int64)
+                view = _StepTile(self, slots, 0, nothing, nothing, [])
+                hidden = self._run(np.roll(ids, turn), nothing, view)
+                seen.append(torch.roll(self.module.logits(hidden), -turn, 0))
+        return torch.equal(*seen)
+
+    def _run(self, ids: np.ndarray, positions: np.ndarray, view: _Tile) -> Tensor:
+        """Hidden states of one tile, padded with tokens whose results are thrown away."""
+        ids_M, positions_M = (np.zeros((self.tile, 1), dtype=np.int64) for _ in range(2))
+        ids_M[: len(ids), 0], positions_M[: len(ids), 0] = ids, positions
+        return self.module(torch.from_numpy(ids_M), torch.from_numpy(positions_M), view)[:, 0]
+
+    def prompts(self, stretches: Sequence[Stretch], ids: Sequence[np.ndarray]) -> None:
+        # Stretches of one prompt never meet in a pass, but its own earlier tiles are read by the later ones.
+        places = [(s, offset) for s in stretches for offset in range(s.count)]
+        packed = np.concatenate(ids)
+        for first in range(0, len(places), self.tile):
+            chosen = places[first : first + self.tile]
+            positions = np.array([s.first + offset for s, offset in chosen])
+            self._run(packed[first : first + self.tile], positions, _PromptTile(self, chosen, positions))
+
+    def step(self, ids_B: np.ndarray, positions_B: np.ndarray, bases_B: np.ndarray, shared: Sequence[Shared]) -> Tensor:
+        """As in `Native`, but filled up to whole tiles."""
+        parts = []
+        for a in range(0, len(ids_B), self.tile):
+            b = a + self.tile
+            view = _StepTile(self, self.slots, a, positions_B[a:b], bases_B[a:b], shared)
+            parts.append(self._run(ids_B[a:b], positions_B[a:b], view))
+        return torch.cat(parts)
+
+    def buffer(self, pages: int) -> Tensor:
+        """Keys and values of some pages for each token of a tile: (2, pages, tile, kv heads, page, head dimension)."""
+        if len(self.stage) == 0 or self.stage.shape[1] < pages:
+            s = self.shape
+            # zeros: what no token reads yet is multiplied by a weight of 0.
+            self.stage = torch.zeros(2, pages + pages // 4, self.tile, s.kv_heads, PAGE, s.head_dim)
+        return self.stage[:, :pages]
+
+
+class _Tile:
+    """A `Cache` for one tile of tokens. Subclasses say where keys and values are kept."""
+
+    def __init__(self, owner: Exact, positions: np.ndarray) -> None:
+        self.shape: CacheShape = owner.shape
+        self.count, self.tile = len(positions), owner.tile
+        self.pages = int(positions.max()) // PAGE + 1
+        if owner.stage.numel() and owner.stage.shape[2] != owner.tile:
+            owner.stage = torch.zeros(0)
+        self.stage = owner.buffer(self.pages)
+        last = np.zeros(owner.tile, dtype=np.int64)
+        last[: self.count] = positions
+        at = np.arange(self.pages * PAGE).reshape(self.pages, 1, 1, PAGE)
+        self.bias = torch.from_numpy(np.where(at > last[None, :, None, None], -np.inf, 0.0).astype(np.float32))
+        self.scale = 1.0 / math.sqrt(self.shape.head_dim)
+
+    def write(self, layer: int, key_MKD: Tensor, value_MKD: Tensor) -> None:
+        raise NotImplementedError
+
+    def read(self, layer: int) -> None:
+        """Fill `stage` with what the tokens attend to."""
+        raise NotImplementedError
+
+    def stage_node(self, kv: Tensor, start: int, first: int, last: int) -> None:
+        """Put a stretch (2, kv heads, positions, head dimension) that begins at a page before some tokens."""
+        heads, length, dim = kv.shape[1:]
+        page, whole = start // PAGE, length // PAGE
+        if whole:
+            pages = kv[:, :, : whole * PAGE].view(2, heads, whole, PAGE, dim).transpose(1, 2)
+            self.stage[:, page : page + whole, first:last] = pages.unsqueeze(2)
+        if length > whole * PAGE:
+            self.stage[:, page + whole, first:last, :, : length - whole * PAGE] = kv[:, None, :, whole * PAGE :]
+
+    def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
+        self.write(layer, key_BKTD[: self.count, :, 0], value_BKTD[: self.count, :, 0])
+        self.read(layer)
+        tile, heads, _, dim = query_BHTD.shape
+        kv_heads = self.shape.kv_heads
+        query = (query_BHTD * self.scale).reshape(tile * kv_heads, heads // kv_heads, dim)
+        scores = query.new_empty(self.pages, tile * kv_heads, heads // kv_heads, PAGE)
+        keys, values = self.stage.view(2, self.pages, tile * kv_heads, PAGE, dim)
+        for page in range(self.pages):
+            torch.bmm(query, keys[page].transpose(1, 2), out=scores[page])
+        scores = scores.view(self.pages, tile, heads, PAGE) + self.bias
+        # A maximum is the same in any order; the sums below go page by page.
+        weights = (scores - scores.amax((0, 3), keepdim=True)).exp_()
+        sums = weights.sum(-1)
+        weights = weights.view(self.pages, tile * kv_heads, heads // kv_heads, PAGE)
+        total, out = sums[0], torch.bmm(weights[0], values[0])
+        for page in range(1, self.pages):
+            total = total + sums[page]
+            out = out + torch.bmm(weights[page], values[page])
+        return (out.view(tile, heads, dim) / total.unsqueeze(-1)).unsqueeze(2)
+
+
+class _StepTile(_Tile):
+    """The tokens of the slots from `first` on."""
+
+    def __init__(
+        self,
+        owner: Exact,
+        slots: KVCache,
+        first: int,
+        positions: np.ndarray,
+        bases: np.ndarray,
+        shared: Sequence[Shared],
+    ) -> None:
+        super().__init__(owner, positions)
+        self.slots = slots
+        self.rows = torch.arange(first, first + self.count)
+        self.columns = torch.from_numpy(positions - bases)
+        self.own: list[tuple[int, int, Tensor, Tensor]] = []
+        for base in np.unique(bases).tolist():
+            members = np.flatnonzero(bases == base)
+            pages = int((positions[members] - base).max()) // PAGE + 1
+            self.own.append((base // PAGE, pages, torch.from_numpy(members), torch.from_numpy(members + first)))
+        self.nodes: list[tuple[Tensor, int, Tensor]] = []
+        for part in shared:
+            members = np.arange(self.count) if part.rows is None else part.rows.numpy() - first
+            members = members[(members >= 0) & (members < self.count)]
+            if len(members):
+                self.nodes.append((part.kv, part.start, torch.from_numpy(members)))
+
+    def write(self, layer: int, key_MKD: Tensor, value_MKD: Tensor) -> None:
+        self.slots.keys[layer][self.rows, :, :, self.columns] = key_MKD
+        self.slots.values[layer][self.rows, :, self.columns] = value_MKD
+
+    def read(self, layer: int) -> None:
+        keys, values = self.slots.keys[layer], self.slots.values[layer]
+        heads, dim = self.shape.kv_heads, self.shape.head_dim
+        for page, pages, members, slots in self.own:
+            k = keys[:, :, :, : pages * PAGE].index_select(0, slots).view(-1, heads, dim, pages, PAGE)
+            v = values[:, :, : pages * PAGE].index_select(0, slots).view(-1, heads, pages, PAGE, dim)
+            self.stage[0, page : page + pages].index_copy_(1, members, k.permute(3, 0, 1, 4, 2))
+            self.stage[1, page : page + pages].index_copy_(1, members, v.permute(2, 0, 1, 3, 4))
+        for kv, start, members in self.nodes:
+            whole = kv.shape[3] // PAGE
+            pages_kv = kv[layer].view(2, heads, whole, PAGE, dim).transpose(1, 2).unsqueeze(2)
+            page = start // PAGE
+            self.stage[:, page : page + whole].index_copy_(
+                2, members, pages_kv.expand(-1, -1, len(members), -1, -1, -1)
+            )
+
+
+class _PromptTile(_Tile):
+    """Tokens of stretches of prompts, those of one stretch one after another."""
+
+    def __init__(self, owner: Exact, places: Sequence[tuple[Stretch, int]], positions: np.ndarray) -> None:
+        super().__init__(owner, positions)
+        self.runs: list[tuple[Stretch, int, int, int]] = []
+        """(stretch, first and last token of the tile, column of the first)."""
+        first = 0
+        while first < len(places):
+            stretch, offset = places[first]
+            last = first
+            while last < len(places) and places[last][0] is stretch:
+                last += 1
+            self.runs.append((stretch, first, last, stretch.first + offset - stretch.base))
+            first = last
+        self.past = [spans(s.parent, 0, s.base) for s, *_ in self.runs]
+
+    def write(self, layer: int, key_MKD: Tensor, value_MKD: Tensor) -> None:
+        both = torch.stack((key_MKD, value_MKD)).transpose(1, 2)
+        for stretch, first, last, column in self.runs:
+            stretch.kv[layer, :, :, column : column + last - first] = both[:, :, first:last]
+
+    def read(self, layer: int) -> None:
+        for (stretch, first, last, column), past in zip(self.runs, self.past, strict=True):
+            for node, a, b in past:
+                self.stage_node(node.kv[layer, :, :, a:b], node.start + a, first, last)
+            self.stage_node(stretch.kv[layer, :, :, : column + last - first], stretch.base, first, last)

@@ -1,0 +1,218 @@
+"""The decoder that Llama, Mistral, Qwen2 and Qwen3 share, with Hugging Face parameter names, for sampler and trainer.
+
+One module with switches: biases of the projections (Qwen2), norms of queries and keys (Qwen3), scaled rotary embeddings
+(`models.rope`), grouped queries, tied or untied head. `models.architecture` says which family has which.
+
+Leaves out what neither sampler nor trainer needs: dropout, attention maps, quantisation, sliding windows (a model whose
+window is shorter than its context runs through transformers). The key-value cache belongs to the engine: attention
+hands its rotated queries, keys and values to `cache.attend`, so that an engine may keep them padded, paged or shared
+without a change here. Without a cache attention is causal over the whole row, which is all that training needs: rows
+are padded on the right, where causal attention never looks.
+
+Source: Touvron et al. 2023 (arXiv:2302.13971); Jiang et al. 2023 (arXiv:2310.06825); Qwen2 (arXiv:2407.10671) and
+Qwen3 (arXiv:2505.09388) technical reports.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ponder.models import rope
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """The fields of Hugging Face's `config.json` that shape the network."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: Mapping[str, Any] = field(default_factory=dict)
+    """Empty, or Hugging Face's dictionary with a `rope_type` of `models.rope`."""
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    """Of the query, key and value projections."""
+    output_bias: bool = False
+    """Of the attention's output projection."""
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    """Queries and keys are normalised in each head."""
+    initializer_range: float = 0.02
+    model_type: str = "llama"
+    """Under which name of `architecture.FAMILIES` it is saved."""
+
+
+class Cache(Protocol):
+    """What an engine gives a forward pass with a key-value cache."""
+
+    def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
+        """Store the new keys and values of this layer and return the attention output, shape B H T D.
+
+        The rotation is already applied. H is the number of query heads, K that of key-value heads.
+        """
+        ...
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension, in float32 whatever the dtype (Zhang and Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.size, self.eps = size, eps
+        self._eps = torch.tensor(eps, device="cpu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return F.rms_norm(x, (self.size,), self.weight, self.eps)
+        # On a CPU torch's own is nine small operations, forward and backward slower than these five.
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = torch.addcmul(self._eps, norm, norm, value=1 / self.size).rsqrt()
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+class Linear(nn.Linear):
+    """A projection with room for a low-rank adapter beside it (`models.lora`)."""
+
+    adapter: nn.Module | None
+
+    def __init__(self, inner: int, outer: int, bias: bool) -> None:
+        super().__init__(inner, outer, bias=bias)
+        self.adapter = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        return y if self.adapter is None else y + self.adapter(x)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245)."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        width, bias = config.hidden_size, config.attention_bias
+        self.q_proj = Linear(width, self.heads * self.head_dim, bias)
+        self.k_proj = Linear(width, self.kv_heads * self.head_dim, bias)
+        self.v_proj = Linear(width, self.kv_heads * self.head_dim, bias)
+        self.o_proj = Linear(self.heads * self.head_dim, width, config.output_bias)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Cache | None) -> Tensor:
+        query_NHD = self.q_norm(self.q_proj(x_ND).view(-1, self.heads, self.head_dim))
+        key_NKD = self.k_norm(self.k_proj(x_ND).view(-1, self.kv_heads, self.head_dim))
+        # Turned together: at a few tokens a step the number of operations is what costs.
+        turned = rope.rotate(torch.cat((query_NHD, key_NKD), dim=1), cos_N1D, sin_N1D)
+        turned = turned.view(rows, -1, self.heads + self.kv_heads, self.head_dim).transpose(1, 2)
+        query, key = turned[:, : self.heads], turned[:, self.heads :]
+        value = self.v_proj(x_ND).view(rows, -1, self.kv_heads, self.head_dim).transpose(1, 2)
+        if cache is None:
+            out = F.scaled_dot_product_attention(
+                query, key, value, is_causal=True, enable_gqa=self.heads != self.kv_heads
+            )
+        else:
+            out = cache.attend(self.layer, query, key, value)
+        return self.o_proj(out.transpose(1, 2).reshape(len(x_ND), self.heads * self.head_dim))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(width, inner, bias)
+        self.up_proj = Linear(width, inner, bias)
+        self.down_proj = Linear(inner, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Cache | None) -> Tensor:
+        x_ND = x_ND + self.self_attn(self.input_layernorm(x_ND), rows, cos_N1D, sin_N1D, cache)
+        return x_ND + self.mlp(self.post_attention_layernorm(x_ND))
+
+
+class Decoder(nn.Module):
+    """Embeddings, blocks and the last norm; Hugging Face calls it `model`."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class DecoderLM(nn.Module):
+    """A causal language model. `forward` gives hidden states, `logits` the head: callers choose the positions."""
+
+    rope_table: Tensor
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        self.register_buffer("rope_table", rope.table(config), persistent=False)
+
+    def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Hidden states after the last norm, shape B T D.
+
+        `positions_BT` defaults to 0, 1, 2, … in each row; with a cache it must be given.
+        """
+        rows, length = ids_BT.shape
+        if positions_BT is None:
+            positions_BT = torch.arange(length, device=ids_BT.device).expand(rows, length)
+        # Without the dimension of rows: the blocks compute over tokens, and only attention looks at their order.
+        x_ND = self.model.embed_tokens(ids_BT.reshape(-1))
+        cos, sin = rope.widened(self.rope_table[positions_BT.reshape(-1)].to(x_ND.dtype).unsqueeze(1))
+        for block in self.model.layers:
+            x_ND = block(x_ND, rows, cos, sin, cache)
+        return self.model.norm(x_ND).view(rows, length, -1)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Unnormalised log-probabilities over the vocabulary, shape N V (any leading shape), in float32."""
+        return self.lm_head(hidden_ND).float()
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Random weights: normal with `initializer_range`, output projections scaled by 1/sqrt(2 layers) (GPT-2)."""
+        std = self.config.initializer_range
+        for name, p in self.named_parameters():
+            if p.dim() == 1:
+                p.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            scale = (
+                1 / math.sqrt(2 * self.config.num_hidden_layers)
+                if name.endswith(("o_proj.weight", "down_proj.weight"))
+                else 1
+            )
+            p.normal_(0.0, std * scale, generator=generator)

@@ -1,0 +1,241 @@
+"""Low-rank adapters beside the weights of a native model, never merged into them: `y = W x + B A x · scale`.
+
+Reads and writes PEFT's folders (`adapter_config.json`, `adapter_model.safetensors`). Leaves out what PEFT knows besides
+plain and rank-stabilised LoRA: each such field is refused by name. Dropout too: sampler and trainer must compute the
+same numbers, so `lora_dropout` is PEFT's alone, and what we train is saved with none.
+
+Source: Hu et al. 2021 (arXiv:2106.09685); rank stabilisation, Kalajdzievski 2023 (arXiv:2312.03732).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ponder.errors import Unsupported, UserError
+from ponder.models.decoder import DecoderLM, Linear
+from ponder.models.weights import read_json, read_tensors, verify_checksums, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from ponder.models.base import LoadedModel
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PLAIN = {
+    "fan_in_fan_out": (False,),
+    "bias": ("none",),
+    "init_lora_weights": (True, False, "gaussian"),
+    "runtime_config": ({"ephemeral_gpu_offload": False},),
+}
+"""Fields of PEFT with values that are plain LoRA (besides null, false and empty)."""
+READ = ("r", "lora_alpha", "target_modules", "use_rslora", "base_model_name_or_path", "peft_type")
+IGNORED = (
+    "auto_mapping",
+    "inference_mode",
+    "lora_dropout",
+    "megatron_core",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "task_type",
+)
+"""Fields that change nothing here, or only with others that are refused."""
+ALL = "all-linear"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraConfig:
+    """What shapes an adapter; PEFT's names in brackets."""
+
+    rank: int
+    """Rows of A (`r`)."""
+    alpha: float
+    """(`lora_alpha`)"""
+    targets: tuple[str, ...] | str = ALL
+    """Names of projections, such as `q_proj`; or a regular expression for whole names, or `all-linear`."""
+    rslora: bool = False
+    """Scale by 1/sqrt(rank) instead of 1/rank (`use_rslora`)."""
+    base: str = ""
+    """The model that it belongs to (`base_model_name_or_path`)."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class Lora(nn.Module):
+    """`B A x · scale`, in float32 whatever the model's dtype, as PEFT keeps it."""
+
+    def __init__(self, inner: int, outer: int, config: LoraConfig, device: torch.device) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.zeros(config.rank, inner, device=device))
+        self.B = nn.Parameter(torch.zeros(outer, config.rank, device=device))
+        self.scale = config.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x.to(self.A.dtype), self.A) * self.scale, self.B).to(x.dtype)
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """The `adapter_config.json` of a folder. Raises `UserError` if it makes no sense, `Unsupported` for other kinds."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UserError(f"{folder}: no {CONFIG} in it; an adapter's folder has {CONFIG} and {WEIGHTS}")
+    values = read_json(path)
+    kind = values.get("peft_type")
+    if kind != "LORA":
+        raise Unsupported(f"{path}: an adapter of type {kind!r}; only LORA is supported")
+    for key, value in values.items():
+        if key in READ or key in IGNORED or value in (None, False, [], {}) or value in PLAIN.get(key, ()):
+            continue
+        raise Unsupported(
+            f"{path}: {key} = {value!r} is not supported, only plain LoRA is: merge the adapter with PEFT"
+        )
+    rank, alpha, targets = (values.get(k) for k in ("r", "lora_alpha", "target_modules"))
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise UserError(f"{path}: r is {rank!r}; it must be a positive whole number")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha < math.inf:
+        raise UserError(f"{path}: lora_alpha is {alpha!r}; it must be a positive number")
+    if isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets):
+        targets = tuple(sorted(targets))
+    elif not isinstance(targets, str) or not targets:
+        raise UserError(f"{path}: target_modules is {targets!r}; it must be names of modules or a regular expression")
+    base = values.get("base_model_name_or_path")
+    return LoraConfig(
+        rank, float(alpha), targets, bool(values.get("use_rslora")), base if isinstance(base, str) else ""
+    )
+
+
+def attach(model: LoadedModel, config: LoraConfig, *, where: str = "the adapter") -> dict[str, Lora]:
+    """Put an adapter that changes nothing yet beside a model's projections, and freeze the model's own weights.
+
+    Returns the adapters by the name of their projection. Raises `Unsupported` for a model that runs through
+    transformers and for targets that are no projections of a block, `UserError` if nothing is targeted.
+    """
+    module = model.module
+    if not isinstance(module, DecoderLM):
+        raise Unsupported(
+            f"{where}: adapters need a model that ponder runs by itself, and {model.info.name} runs through "
+            "transformers: merge the adapter with PEFT"
+        )
+    if model.adapter is not None:
+        raise Unsupported(f"{where}: {model.info.name} has an adapter already; merge one of them with PEFT")
+    found: dict[str, Lora] = {}
+    for name, part in module.named_modules():
+        if not isinstance(part, nn.Linear | nn.Embedding) or not _targeted(name, part, config.targets, where):
+            continue
+        if not isinstance(part, Linear):
+            raise Unsupported(
+                f"{where}: it adapts {name}, and only projections of the blocks can be: merge it with PEFT"
+            )
+        found[name] = Lora(part.in_features, part.out_features, config, part.weight.device)
+    if not found:
+        raise UserError(f"{where}: target_modules {config.targets!r} names no projection of {model.info.name}")
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    for name, adapter in found.items():
+        module.get_submodule(name).adapter = adapter
+    model.adapter = config
+    extra = 2.0 * sum(p.numel() for a in found.values() for p in a.parameters())
+    model.info = dataclasses.replace(model.info, flops_per_token=model.info.flops_per_token + extra)
+    return found
+
+
+def _targeted(name: str, part: nn.Module, targets: Sequence[str] | str, where: str) -> bool:
+    if targets == ALL:
+        return isinstance(part, Linear)
+    if isinstance(targets, str):
+        try:
+            return re.fullmatch(targets, name) is not None
+        except re.error as error:
+            raise UserError(f"{where}: target_modules {targets!r} is no regular expression: {error}") from None
+    return any(name == t or name.endswith(f".{t}") for t in targets)
+
+
+def new_adapter(model: LoadedModel, config: LoraConfig, seed: int) -> None:
+    """Begin an adapter: A random, B zero, so that the model computes what it did (Hu et al., §4.1).
+
+    Raises what `attach` raises.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for adapter in attach(model, config).values():
+        bound = 1 / math.sqrt(adapter.A.shape[1])
+        with torch.no_grad():
+            adapter.A.copy_(torch.empty(adapter.A.shape).uniform_(-bound, bound, generator=generator))
+
+
+def read_adapter(model: LoadedModel, folder: Path, config: LoraConfig) -> None:
+    """Attach the adapter of a folder. Raises `UserError` for weights that are missing, broken or do not fit."""
+    verify_checksums(folder)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        pickle = " (only a pickle, which can run code when read)" if (folder / "adapter_model.bin").is_file() else ""
+        raise UserError(f"{folder}: no {WEIGHTS} in it{pickle}: save the adapter again with PEFT")
+    tensors = read_tensors(path)
+    wanted = _by_peft(attach(model, config, where=str(folder / CONFIG)))
+    for names, what in (
+        (wanted.keys() - tensors.keys(), "is missing"),
+        (tensors.keys() - wanted.keys(), "is too many"),
+    ):
+        if names:
+            raise UserError(
+                f"{path}: {min(names)!r} {what} ({len(names)} such tensors): take the {CONFIG} and the base model that "
+                "belong to these weights"
+            )
+    for name, parameter in wanted.items():
+        tensor = tensors[name]
+        if tensor.shape != parameter.shape:
+            raise UserError(
+                f"{path}: {name!r} has shape {list(tensor.shape)} where {list(parameter.shape)} belongs: take the "
+                f"{CONFIG} and the base model that belong to these weights"
+            )
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name!r} holds values that are no finite numbers: take another copy")
+        with torch.no_grad():
+            parameter.copy_(tensor)
+
+
+def _by_peft(adapters: Mapping[str, Lora]) -> dict[str, nn.Parameter]:
+    """Parameters under the names that PEFT saves them by."""
+    return {
+        f"base_model.model.{name}.lora_{part}.weight": parameter
+        for name, adapter in adapters.items()
+        for part, parameter in (("A", adapter.A), ("B", adapter.B))
+    }
+
+
+def write_adapter(model: LoadedModel, folder: Path) -> None:
+    """Write the adapter of a model as PEFT reads it; the weights of the base are not written."""
+    config = model.adapter
+    assert config is not None
+    adapters = {
+        name: part.adapter
+        for name, part in model.module.named_modules()
+        if isinstance(part, Linear) and isinstance(part.adapter, Lora)
+    }
+    write_tensors(folder / WEIGHTS, _by_peft(adapters))
+    write_json(
+        folder / CONFIG,
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": config.base,
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": 0.0,
+            "use_rslora": config.rslora,
+            "target_modules": config.targets if isinstance(config.targets, str) else list(config.targets),
+            "bias": "none",
+            "inference_mode": True,
+        },
+    )
+    if model.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(model.chat_template, encoding="utf-8")
