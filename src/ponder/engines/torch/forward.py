@@ -1,6 +1,6 @@
 """How the next hidden state of every row is computed: with our own cache, or by running whole rows again.
 
-`Native` is for modules whose attention goes through `models.llama.Cache`. `Recompute` is for any other
+`Native` is for modules whose attention goes through `models.decoder.Cache`. `Recompute` is for any other
 `module(ids_BT)`: right, slow, and without memory; it runs each row from its first token at every step.
 """
 
