@@ -6,11 +6,11 @@ import torch
 
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
-from ponder.models.llama import Llama, LlamaConfig
+from ponder.models.decoder import DecoderConfig, DecoderLM
 from ponder.models.tokenizer import FastTokenizer
 from ponder.types import Completion, ModelInfo, Request, SamplingParams
 
-CONFIG = LlamaConfig(
+CONFIG = DecoderConfig(
     vocab_size=480,
     hidden_size=32,
     intermediate_size=64,
@@ -25,7 +25,9 @@ CONFIG = LlamaConfig(
 
 
 def make_model(seed: int = 0, *, scale: float = 0.3, end: bool = True) -> LoadedModel:
-    module = Llama(LlamaConfig(**{f: getattr(CONFIG, f) for f in CONFIG.__slots__} | {"initializer_range": scale}))
+    module = DecoderLM(
+        DecoderConfig(**{f: getattr(CONFIG, f) for f in CONFIG.__slots__} | {"initializer_range": scale})
+    )
     module.initialise(torch.Generator().manual_seed(seed))
     tokenizer = FastTokenizer(tiny.build_tokenizer())
     end_id = tokenizer.id_of(tiny.END)

@@ -19,7 +19,7 @@ from ponder.engines.torch import pool as pool_module
 from ponder.errors import EngineClosed, UserError
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
-from ponder.models.llama import Llama
+from ponder.models.decoder import DecoderLM
 from ponder.models.tokenizer import FastTokenizer
 from ponder.types import Completion, ModelInfo, Request, SamplingParams, Thinking
 
@@ -36,7 +36,7 @@ PER_TOKEN = 2 * SMALLEST.head_dim * 4
 
 
 def smallest_model(seed: int) -> LoadedModel:
-    module = Llama(SMALLEST)
+    module = DecoderLM(SMALLEST)
     module.initialise(torch.Generator().manual_seed(seed))
     tokenizer = FastTokenizer(tiny.build_tokenizer())
     ends = (tokenizer.id_of(tiny.END), tokenizer.id_of("z"), tokenizer.id_of("Q"))

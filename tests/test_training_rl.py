@@ -14,7 +14,7 @@ from ponder import sync
 from ponder.config import from_mapping, load_toml
 from ponder.engines.torch.engine import TorchEngine
 from ponder.errors import PonderError, TrainingDiverged, UserError
-from ponder.models.llama import LlamaConfig
+from ponder.models.decoder import DecoderConfig
 from ponder.models.save import save
 from ponder.models.tiny import VOCAB_SIZE, new_model
 from ponder.runs.files import read_lines
@@ -27,7 +27,7 @@ from ponder.training.rollouts import Sample, to_rollouts
 from ponder.types import Completion, FinishReason, Problem, Response, Segment, SegmentKind, Spend, Verdict, VerdictKind
 
 ENVIRONMENT = f"{Path(__file__).parent / 'rl_environment.py'}:Even"
-SHAPE = LlamaConfig(VOCAB_SIZE, 32, 64, 2, 2, 1, 16, 256, tie_word_embeddings=True)
+SHAPE = DecoderConfig(VOCAB_SIZE, 32, 64, 2, 2, 1, 16, 256, tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="module")

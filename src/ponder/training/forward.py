@@ -3,8 +3,8 @@
 Two kinds of passes: the prompts of some groups, whose keys and values are kept, then micro-batches of their responses,
 which attend to them. Rows lie end to end (`packing`), so that nothing but attention sees padding. The gradient flows
 through both: the responses leave theirs at the prompts' keys and values, and when all micro-batches are done it goes on
-through the prompts, once. Models whose attention does not go through `models.llama.Cache` take plain passes over padded
-rows of like length.
+through the prompts, once. Models whose attention does not go through `models.decoder.Cache` take plain passes over
+padded rows of like length.
 """
 
 from __future__ import annotations

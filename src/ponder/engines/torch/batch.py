@@ -274,6 +274,7 @@ class Batch:
         columns = self._columns()
         self.pool.live = (n, columns)
         self.pool.reserve(n, columns + 1, self.longest, spare_rows=self.cache_rows)
+        self.pool.live = (n, columns + 1)
         return self.forward.step(self.table[np.arange(n), at], at, base, self._shared)
 
     def _draw(self, hidden: torch.Tensor) -> tuple[np.ndarray, np.ndarray, _Best | None]:

@@ -1,6 +1,6 @@
 """How the next hidden state of every row is computed: with our own cache, or by running whole rows again.
 
-`Native` is for modules whose attention goes through `models.llama.Cache`. `Recompute` is for any other
+`Native` is for modules whose attention goes through `models.decoder.Cache`. `Recompute` is for any other
 `module(ids_BT)`: right, slow, and without memory; it runs each row from its first token at every step.
 """
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ponder.engines.torch.attention import PromptPass, Shared, Step, Stretch
 from ponder.engines.torch.cache import CacheShape, KVCache, rounded
+from ponder.engines.torch.weights import lay_out
 from ponder.models.base import forward_flops
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Native:
         config = module.config
         weight = next(module.parameters())
         self.device = weight.device
+        if self.device.type == "cpu":
+            lay_out(module)
         self.shape = CacheShape(
             config.num_hidden_layers, config.num_key_value_heads, config.head_dim, weight.dtype, weight.device
         )
