@@ -31,7 +31,7 @@ def main(args: list[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="the run directory")
     parser.add_argument("other", metavar="OTHER", nargs="?", help="an evaluation to compare with the first")
-    parser.add_argument("--json", action="store_true", help="print the paths, or the comparison, as JSON (default: text)")
+    parser.add_argument("--json", action="store_true", help="print JSON: the paths, or the comparison (default: text)")
     given = parser.parse_args(args)
     if given.other is not None:
         from ponder.evaluation.compare import compare

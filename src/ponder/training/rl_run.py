@@ -202,6 +202,8 @@ class RLRun:
                 "n": result.accuracy.n,
             }
         )
+        # A resumed run would lack what the evaluation left in the cache, and differ in the last bits.
+        sync.run(trainer.engine.drop_caches())
         self.results[state.step] = result
         total = state.evaluation + result.spend
         state.evaluation = dataclasses.replace(total, seconds=state.evaluation.seconds + result.seconds)
