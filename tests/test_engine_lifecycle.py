@@ -414,6 +414,31 @@ def test_a_module_without_our_cache_gives_the_same_samples() -> None:
         general.close_now()
 
 
+def test_an_open_engine_changes_no_weight_and_no_file(tmp_path: Path) -> None:
+    """It stores matrices column by column; whoever reads, trains or saves them sees the same."""
+    model = make_model()
+    names = dict(model.module.named_parameters())
+    before = {name: p.detach().clone() for name, p in names.items()}
+    save(model, tmp_path / "before")
+    engine = TorchEngine(model)
+    try:
+        save(model, tmp_path / "after")
+        for name, p in model.module.named_parameters():
+            assert p is names[name]
+            assert torch.equal(p, before[name])
+        first, second = ((tmp_path / f / "model.safetensors").read_bytes() for f in ("before", "after"))
+        assert first == second
+        optimiser = torch.optim.AdamW(model.module.parameters(), lr=0.1)
+        ids = torch.arange(20).view(1, -1)
+        model.module.logits(model.module(ids)).sum().backward()
+        optimiser.step()
+        assert not torch.equal(names["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
+        engine.load_weights_now({n: p.clone() for n, p in before.items()}, "back")
+        assert all(torch.equal(p, before[n]) for n, p in names.items())
+    finally:
+        engine.close_now()
+
+
 def test_python_exits_while_the_engine_works() -> None:
     """An interrupt in the main thread must neither hang at the end nor crash."""
     script = """

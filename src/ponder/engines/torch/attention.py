@@ -83,14 +83,14 @@ class Step:
         total = query.new_empty(rows * kv_heads, group, 1, dtype=torch.float32) if self.shared else None
         for start, end, length, bias in self.blocks:
             a, b = start * kv_heads, end * kv_heads
-            scores = torch.bmm(query[a:b], keys.flatten(0, 1)[a:b, :, :length]).view(-1, kv_heads, group, length)
+            own_keys, own_values = keys.flatten(0, 1)[a:b, :, :length], values.flatten(0, 1)[a:b, :length]
+            if total is not None:
+                out[a:b], total[a:b] = _part(query[a:b], own_keys, own_values, bias)
+                continue
+            scores = torch.bmm(query[a:b], own_keys).view(-1, kv_heads, group, length)
             scores += bias
-            scores = scores.view(b - a, group, length)
-            if total is None:
-                weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-            else:
-                weights, total[a:b] = _weights(scores)
-            torch.bmm(weights, values.flatten(0, 1)[a:b, :length], out=out[a:b])
+            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype).view(b - a, group, length)
+            torch.bmm(weights, own_values, out=out[a:b])
         if total is not None:
             out = self._merge(layer, query, out, total)
         return out.view(rows, heads, 1, dim)
@@ -103,8 +103,8 @@ class Step:
         for part in self.shared:
             chosen = query_B if part.rows is None else query_B.index_select(0, part.rows)
             stacked = chosen.transpose(0, 1).reshape(kv_heads, -1, dim)
-            weights, more = _weights(torch.bmm(stacked, part.kv[layer, 0].transpose(1, 2)))
-            other = torch.bmm(weights, part.kv[layer, 1]).view(kv_heads, -1, group, dim).transpose(0, 1)
+            other, more = _part(stacked, part.kv[layer, 0].transpose(1, 2), part.kv[layer, 1])
+            other = other.view(kv_heads, -1, group, dim).transpose(0, 1)
             more = more.view(kv_heads, -1, group, 1).transpose(0, 1)
             mine = total_B if part.rows is None else total_B.index_select(0, part.rows)
             # The share of the new part in the softmax over both.
@@ -118,10 +118,18 @@ class Step:
         return out_B
 
 
-def _weights(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over the last dimension in the dtype of the scores, and its log-sum-exp (last dimension 1) in float32."""
-    total = scores.logsumexp(-1, keepdim=True).float()
-    return (scores - total).exp_().to(scores.dtype), total
+def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Attention of queries (N G D) over keys (N D T) and values (N T D), and the log-sum-exp of its scores (N G 1).
+
+    Divided by the sum at the end, where there are fewer numbers: half the time of a softmax and its log-sum-exp.
+    """
+    scores = torch.bmm(query, keys)
+    if bias is not None:
+        scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True, dtype=torch.float32)
+    return torch.bmm(weights, values).div_(total), top.float() + total.log()
 
 
 @dataclass(eq=False)

@@ -50,6 +50,19 @@ def copy_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
             targets[name].copy_(tensor)
 
 
+def lay_out(module: nn.Module) -> None:
+    """Store the matrices of linear layers column by column, in place: names, shapes and values stay.
+
+    On a CPU a product with few rows is 1.2 to 1.4 times as fast then, with many rows the same (docs/LOG.md). A matrix
+    that is also looked up by row, as tied embeddings are, stays as it is.
+    """
+    looked_up = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and id(layer.weight) not in looked_up and layer.weight.is_contiguous():
+            with torch.no_grad():
+                layer.weight.data = layer.weight.t().contiguous().t()
+
+
 def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
     saved = set(module.state_dict())
     return {name: b for name, b in module.named_buffers(remove_duplicate=False) if name in saved}
