@@ -84,7 +84,7 @@ class Pool:
         node, length = self.tree.match(ids)
         if length == len(ids):
             return self.tree.newly_held(node, rounded(length, PAGE))
-        return self.tree.newly_held(node, aligned(length)) + len(ids) - aligned(length)
+        return self.tree.newly_held(node, aligned(length)) + rounded(len(ids), PAGE) - aligned(length)
 
     def open(self, ids: np.ndarray, count: int) -> Load:
         """Hold what is there of a prompt and queue the rest for computation."""
@@ -110,7 +110,8 @@ class Pool:
         self.tree.hold(kept, load.count)
         self.tree.release(load.node, load.count)
         load.node, load.matched, load.done, load.base = kept, length, length, aligned(length)
-        self._claim(load, 0 if whole else len(load.ids) - load.base)
+        # Whole pages: by the time it is ready a longer prompt may have been stored, which is cut at a page.
+        self._claim(load, 0 if whole else rounded(len(load.ids), PAGE) - load.base)
         return node
 
     def _claim(self, load: Load, positions: int) -> None:
@@ -182,6 +183,8 @@ class Pool:
         self._unmake(load)
         self._claim(load, 0)
         node = self.tree.add(load.ids, load.base, kv)
+        end = rounded(len(load.ids), PAGE)
+        node = self.tree.boundary(node, end) if node.end > end else node
         self.tree.hold(node, load.count)
         self.tree.release(load.node, load.count)
         load.node = node
