@@ -17,7 +17,7 @@ from ponder.training.advantages.mean_only import MeanOnly
 from ponder.training.forward import micro_batches, row_logprobs
 from ponder.training.losses.base import LossInput
 from ponder.training.losses.dapo import Dapo
-from ponder.training.optim import adamw, clip_gradients
+from ponder.training.optim import adamw, clip_gradients, step
 from ponder.training.policy import update
 from ponder.training.rollouts import Rollouts
 
@@ -296,3 +296,29 @@ def test_sharing_prompts_does_not_change_the_gradient() -> None:
         grads.append([p.grad for p in model.module.parameters()])
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("between", ["weights", "moments", "gradient", "nothing"])
+def test_a_step_does_not_depend_on_how_weights_moments_and_gradients_lie_in_memory(between: str) -> None:
+    def columns(x: torch.Tensor) -> torch.Tensor:
+        return x.t().contiguous().t()
+
+    generator = torch.Generator().manual_seed(0)
+    start, first, second = (torch.randn(6, 4, generator=generator) for _ in range(3))
+    module = torch.nn.Linear(4, 6, bias=False)
+    module.weight.data = start.clone()
+    optimiser = adamw(module, learning_rate=0.1, weight_decay=0.0, betas=(0.9, 0.95))
+    reference = torch.nn.Parameter(start.clone())
+    plain = torch.optim.AdamW([reference], lr=0.1, weight_decay=0.0, betas=(0.9, 0.95), foreach=False, fused=False)
+    for gradient in (first, second):
+        module.weight.grad, reference.grad = gradient.clone(), gradient.clone()
+        if between == "gradient":
+            module.weight.grad = columns(gradient)
+        step(optimiser)
+        plain.step()
+        moments = optimiser.state[module.weight]
+        if between == "weights":
+            module.weight.data = columns(module.weight.data)
+        if between == "moments":
+            moments["exp_avg"] = columns(moments["exp_avg"])
+    torch.testing.assert_close(module.weight.data, reference.data, rtol=1e-6, atol=1e-6)

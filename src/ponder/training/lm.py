@@ -19,7 +19,7 @@ from ponder.errors import TrainingDiverged, UserError
 from ponder.training.data import Batch, Position, RowSource, batches
 from ponder.training.head import summed_logprob
 from ponder.training.interrupt import Interrupt
-from ponder.training.optim import adamw, clip_gradients, set_rate
+from ponder.training.optim import adamw, clip_gradients, set_rate, step
 from ponder.training.recompute import recomputed
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def train(
         if not math.isfinite(norm) or not math.isfinite(float(loss.detach())):
             value = float(loss.detach()) / targets
             raise TrainingDiverged(f"step {state.step + 1}: the loss is {value} (gradient norm {norm})")
-        optimiser.step()
+        step(optimiser)
         state.step += 1
         state.tokens += batch.ids_BT.numel()
         state.position = position

@@ -27,6 +27,25 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def step(optimiser: torch.optim.Optimizer) -> None:
+    """Take a step, gradients and moments laid out in memory as their weights are.
+
+    The fused AdamW walks over raw memory: where a moment was read from a file, or a weight was laid out anew after the
+    moments were made (engines do that), it would pair numbers of different places and raise no error.
+    """
+    import torch
+
+    for group in optimiser.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None and weight.grad.stride() != weight.stride():
+                weight.grad = torch.empty_like(weight).copy_(weight.grad)
+            moments = optimiser.state.get(weight, {})
+            for key, moment in moments.items():
+                if moment.shape == weight.shape and moment.stride() != weight.stride():
+                    moments[key] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
+    optimiser.step()
+
+
 def clip_gradients(module: nn.Module, limit: float) -> float:
     """Scale gradients to a norm of at most `limit` (0: never); return the norm before."""
     import torch

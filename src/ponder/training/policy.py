@@ -17,7 +17,7 @@ from torch import Tensor
 from ponder.errors import TrainingDiverged
 from ponder.training.forward import micro_batches
 from ponder.training.losses.base import LossInput, PolicyLoss
-from ponder.training.optim import clip_gradients
+from ponder.training.optim import clip_gradients, step
 from ponder.training.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def update(
     norm = clip_gradients(model.module, max_grad_norm)
     if not (math.isfinite(norm) and math.isfinite(sums["loss"])):
         raise TrainingDiverged(f"the loss is {sums['loss'] / total} and the gradient norm {norm}")
-    optimiser.step()
+    step(optimiser)
     return UpdateStats(
         tokens=total,
         computed_tokens=computed,
