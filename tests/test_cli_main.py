@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ponder.cli import main as command
+from ponder.config import size
 from ponder.errors import PonderError, UserError
 
 PONDER = [sys.executable, "-c", "import sys; from ponder.cli.main import main; sys.exit(main())"]
@@ -141,3 +142,17 @@ def test_list_refuses_an_unknown_kind() -> None:
     out = run("list", "strategy")
     assert out.returncode == 2
     assert "unknown kind 'strategy'; did you mean 'strategies'?" in out.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("", None), ("4096", 4096), ("2GiB", 2 << 30), ("2G", 2 << 30), ("1.5KB", 1500), ("500 mb", 500_000_000)],
+)
+def test_sizes_are_read_with_decimal_and_binary_units(text: str, number: int | None) -> None:
+    assert size(text, "--kv-memory") == number
+
+
+@pytest.mark.parametrize("text", ["two", "-1", "0", "1GiX", "G"])
+def test_a_size_that_is_none_is_refused_by_name(text: str) -> None:
+    with pytest.raises(UserError, match="--kv-memory"):
+        size(text, "--kv-memory")

@@ -443,6 +443,7 @@ def test_python_exits_while_the_engine_works() -> None:
     """An interrupt in the main thread must neither hang at the end nor crash."""
     script = """
         import os, signal, threading
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have been told to ignore it
         from engine_fixture import make_model, request
         from ponder.engines.torch import TorchEngine
         engine = TorchEngine(make_model(end=False))

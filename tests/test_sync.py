@@ -86,6 +86,8 @@ def interrupted(body: str) -> subprocess.CompletedProcess[str]:
         import asyncio, os, signal, threading
         from ponder import sync
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have been told to ignore it
+
         async def work():
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
             try:

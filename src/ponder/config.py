@@ -8,6 +8,7 @@ The flags come from `tyro`, the conversion of values from `msgspec`; each field'
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,6 +132,25 @@ def to_toml(config: Any) -> str:
     import tomli_w
 
     return tomli_w.dumps(to_mapping(config))
+
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(|[KMGT](?:i?B)?|B)\s*", re.IGNORECASE)
+
+
+def size(text: str, name: str) -> int | None:
+    """Bytes from `2GiB`, `500MB`, `1.5G` or a plain number; None for an empty text. `K`, `M`, `G` alone are binary.
+
+    Raises `UserError` that names the field.
+    """
+    if not text:
+        return None
+    found = _SIZE.fullmatch(text)
+    unit = found[2].upper() if found else ""
+    base = 1000 if unit.endswith("B") and not unit.endswith("IB") else 1024
+    number = int(float(found[1]) * base ** " KMGT".index(unit[:1] if unit[:1] in "KMGT" else " ")) if found else 0
+    if number < 1:
+        raise UserError(f"{name} = {text!r}: give a size such as 2GiB, 500MB or a number of bytes")
+    return number
 
 
 def refuse_changed(config: Any, path: str | Path, free: Sequence[str]) -> None:

@@ -21,21 +21,26 @@ def engine_for(
     adapter: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    kv_memory: str = "",
+    exact: bool = False,
     raw_prompts: bool = False,
 ) -> Iterator[Engine]:
     """Load a model and open the in-process engine on it. Raises `UserError` for a model that cannot be loaded.
 
-    With `raw_prompts` plain-text prompts do not go through the chat template.
+    `kv_memory` is a size such as `2GiB`, empty for the engine's own choice; `exact` is its batch-invariant mode. With
+    `raw_prompts` plain-text prompts do not go through the chat template.
     """
     from ponder import sync
+    from ponder.config import size
     from ponder.models.load import load
 
+    memory = size(kv_memory, "--kv-memory")
     loaded = load(model, adapter=adapter, dtype=dtype, device=device)
     if raw_prompts:
         loaded.take_plain_prompts()
     from ponder.engines.torch import TorchEngine
 
-    engine = TorchEngine(loaded)
+    engine = TorchEngine(loaded, kv_memory=memory, exact=exact)
     try:
         yield engine
     finally:

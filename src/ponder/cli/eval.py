@@ -45,6 +45,11 @@ class EvalConfig:
     """Type of the weights in memory."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto is the first GPU if there is one."""
+    kv_memory: str = ""
+    """Most memory for keys and values, such as 2GiB (default: a quarter of what is available, 1 GiB at most; half of a
+    GPU's free memory)."""
+    exact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Batch-invariant: a sample has the same bits in any company. Slower; float32 on a CPU only."""
     environment: str = "countdown"
     """A name of `ponder list environments`, or PATH.py:Class."""
     environment_options: Options = field(default_factory=dict)
@@ -109,6 +114,8 @@ def main(args: list[str]) -> int:
         adapter=config.adapter,
         dtype=config.dtype,
         device=config.device,
+        kv_memory=config.kv_memory,
+        exact=config.exact,
         raw_prompts=config.raw_prompts,
     )
     with opened as engine:

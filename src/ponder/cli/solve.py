@@ -45,6 +45,11 @@ class SolveConfig:
     """Type of the weights in memory."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto is the first GPU if there is one."""
+    kv_memory: str = ""
+    """Most memory for keys and values, such as 2GiB (default: a quarter of what is available, 1 GiB at most; half of a
+    GPU's free memory)."""
+    exact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Batch-invariant: a sample has the same bits in any company. Slower; float32 on a CPU only."""
     strategy: str | None = None
     """A name of `ponder list strategies` (default: direct; budget_forcing with --thought-tokens)."""
     strategy_options: Options = field(default_factory=dict)
@@ -69,7 +74,15 @@ def main(args: list[str]) -> int:
     from ponder.cli._common import engine_for
 
     strategy = strategy_of(config)
-    with engine_for(config.model, adapter=config.adapter, dtype=config.dtype, device=config.device) as engine:
+    opened = engine_for(
+        config.model,
+        adapter=config.adapter,
+        dtype=config.dtype,
+        device=config.device,
+        kv_memory=config.kv_memory,
+        exact=config.exact,
+    )
+    with opened as engine:
         thinks = engine.info.thought is not None
         screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
         began = time.perf_counter()

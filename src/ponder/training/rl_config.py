@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ponder.config import Options
+from ponder.config import Options, size
 from ponder.errors import UserError
 
 
@@ -78,6 +78,9 @@ class RLConfig:
     """Compute each layer's activations again on the way back instead of keeping them: less memory, more time."""
     max_rows: int = 512
     """Most samples that are decoded at once."""
+    kv_memory: str = ""
+    """Most memory for keys and values, such as 2GiB (default: a quarter of what is available, 1 GiB at most; half of a
+    GPU's free memory)."""
     seed: int = 0
     """Seed of problems and samples."""
     checkpoint_every: int = 50
@@ -129,6 +132,7 @@ class RLConfig:
             raise UserError(f"beta2 = {self.beta2}: give a number from 0 up to, but not, 1")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"minutes = {self.minutes}: give more than 0")
+        size(self.kv_memory, "kv_memory")
         if self.seed < 0:
             raise UserError(f"seed = {self.seed}: give 0 or more")
         if self.record_problems < -1:

@@ -65,7 +65,8 @@ class RLRun:
         model = load(config.model)
         if config.raw_prompts:
             model.take_plain_prompts()
-        trainer = Trainer(config, model, environment, TorchEngine(model, max_rows=config.max_rows))
+        engine = TorchEngine(model, max_rows=config.max_rows, kv_memory=configs.size(config.kv_memory, "kv_memory"))
+        trainer = Trainer(config, model, environment, engine)
         eval_strategy: Strategy = registry.build("search.strategies", *config.evaluation)
         size = environment.size("test")
         if size is not None and size < config.eval_problems:
