@@ -18,18 +18,24 @@ from ponder.types import Completion, Request, SamplingParams
 
 class Side:
     engine: TorchEngine
-    model: LoadedModel
+    trainer: LoadedModel
+    """The float32 weights; the engine's own unless it decodes in another type."""
     last: list[tuple[Completion, ...]]
 
     def open(self, model: str, options: dict[str, Any]) -> dict[str, Any]:
-        """Load a folder and start an engine with these options; says which other options the engine knows."""
+        """Load a folder and start an engine with these options; says which other options the engine knows.
+
+        `dtype` is that of a copy of the weights that the engine gets for itself.
+        """
         # Without end ids every response has exactly `max_tokens` tokens.
-        self.model = dataclasses.replace(load(model, device="cpu"), end_ids=())
+        self.trainer = dataclasses.replace(load(model, device="cpu"), end_ids=())
+        dtype = options.pop("dtype", None)
+        own = self.trainer if dtype is None else dataclasses.replace(load(model, device="cpu", dtype=dtype), end_ids=())
         known = set(inspect.signature(TorchEngine.__init__).parameters) - {"self", "model"}
         unknown = sorted(set(options) - known)
         if unknown:
             return {"unknown": unknown, "known": sorted(known)}
-        self.engine = TorchEngine(self.model, **options)
+        self.engine = TorchEngine(own, **options)
         forget_peak()
         return {"unknown": [], "known": sorted(known), "path": self.engine.path}
 
@@ -64,12 +70,12 @@ class Side:
             if groups and most_tokens is not None and tokens > most_tokens:
                 break
             groups.append(group)
-        return agreement(self.model, groups)
+        return agreement(self.trainer, groups)
 
     def publish(self, version: str) -> dict[str, Any]:
         """Announce the same weights as new, as a trainer does after each update; seconds until the engine has them."""
         began = time.perf_counter()
-        self.engine.load_weights_now(self.model.module, version)
+        self.engine.load_weights_now(self.trainer.module, version)
         return {"seconds": time.perf_counter() - began}
 
 
