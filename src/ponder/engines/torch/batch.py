@@ -11,7 +11,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ponder.engines.torch.text import Vocabulary
 from ponder.types import Completion, FinishReason, SamplingParams, Segment, SegmentKind, Spend
 
 if TYPE_CHECKING:
-    from ponder.models.base import CausalLM, LoadedModel
+    from ponder.models.base import LoadedModel
 
 TIDY_STEPS = 16
 """How often slots are sorted by length, if it pays."""
@@ -70,11 +70,11 @@ class Batch:
         *,
         memory: int,
         exact: bool = False,
+        packed: bool | None = None,
     ) -> None:
         self.model, self.vocabulary, self.markers, self.version = model, vocabulary, markers, version
-        self.module = cast("CausalLM", model.module)
         native = Exact if exact else Native
-        self.forward: Native | Recompute = native(model) if model.supports_cache else Recompute(model)
+        self.forward: Native | Recompute = native(model, packed) if model.supports_cache else Recompute(model)
         self.pool = Pool(self.forward, memory) if isinstance(self.forward, Native) else None
         """None where nothing is kept between steps."""
         self.rows: list[Row] = []
@@ -287,7 +287,7 @@ class Batch:
         parts = []
         for i, rules in enumerate(self._rules):
             rows = slice(i * size, (i + 1) * size)
-            parts.append(sample(self.module.logits(hidden[rows]), rules, chance[rows]))
+            parts.append(sample(self.forward.logits(hidden[rows]), rules, chance[rows]))
         ids = torch.cat([p.ids_B for p in parts])[:n].cpu().numpy()
         logprobs = torch.cat([p.logprobs_B for p in parts])[:n].cpu().numpy()
         if not any(r.best for r in self._rules):
@@ -471,6 +471,7 @@ class Batch:
         for slot, row in enumerate(self.rows):
             row.versions.append((int(self.at[slot]) + 1, version))
         if self.pool is not None:
+            self.pool.native.weights_changed()
             self.pool.tree.drop()
 
     def reset(self) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from ponder.engines.torch.batch import Batch
 from ponder.engines.torch.jobs import Job, Markers, Sink, prepare, prepare_lease
+from ponder.engines.torch.packed import can_pack
 from ponder.engines.torch.text import TextStream, Vocabulary
 from ponder.engines.torch.weights import copy_weights, state_of
 from ponder.engines.torch.worker import CLOSED, Worker
@@ -56,8 +57,7 @@ class TorchEngine:
     Log-probabilities are of the distribution that was sampled from (after temperature, top-k, top-p and min-p; 0 for
     greedy samples), or of the model's own with `SamplingParams.logprobs_of="raw"`.
 
-    The module is used as it is, not copied: a trainer that shares it steps between calls and then announces the new
-    version with `load_weights(model.module, version)`. `path` is `"native"` (own cache) or `"transformers"` (a module
+    The module is the trainer's own: who shares it steps between calls and then announces the new version with `load_weights(model.module, version)`. `path` is `"native"` (own cache) or `"transformers"` (a module
     that does not support the cache; whole rows are computed again at every step: right, but slow).
     """
 
@@ -69,13 +69,16 @@ class TorchEngine:
         kv_memory: int | None = None,
         prefill_chunk: int = 512,
         exact: bool = False,
+        packed: bool | None = None,
         version: str = "0",
     ) -> None:
         """`kv_memory` is the most bytes that keys and values may take; None takes a quarter of what is available,
 
         1 GiB at most (on a GPU half of what is free there). `prefill_chunk` is the most tokens of prompts that are
         computed between two steps of running rows. `exact` is the batch-invariant mode, slower, on a CPU in float32
-        only (`engines.torch.exact` says how it works, docs/LOG.md what it costs).
+        only (`engines.torch.exact` says how it works, docs/LOG.md what it costs). `packed` is whether products go
+        through a second copy of the matrices (`engines.torch.packed`); None is where that is faster and the copy takes
+        at most a quarter of the free memory.
         """
         if max_rows < 1:
             raise UserError(f"max_rows is {max_rows}: it must be at least 1")
@@ -90,7 +93,11 @@ class TorchEngine:
         self._markers = Markers.of(model)
         if exact and not model.supports_cache:
             raise Unsupported(f"{model.info.name} runs through transformers' forward, which has no exact mode")
-        batch = Batch(model, self._vocabulary, self._markers, version, memory=self.kv_memory, exact=exact)
+        if packed and not (model.supports_cache and can_pack(model.module)):
+            raise Unsupported(
+                f"{model.info.name} cannot be packed: that takes a native model in float32 on a CPU and a torch with MKL"
+            )
+        batch = Batch(model, self._vocabulary, self._markers, version, memory=self.kv_memory, exact=exact, packed=packed)
         self.path = batch.forward.path
         self._bytes_per_token = 0 if batch.pool is None else batch.pool.shape.bytes_per_token
         self.capabilities = Capabilities(

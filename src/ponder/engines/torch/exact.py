@@ -37,9 +37,9 @@ TILES = (16, 32, 8, 1)
 class Exact(Native):
     """`Native`, one tile of tokens at a time."""
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, packed: bool | None = None) -> None:
         """Raises `UserError` for a model that is not in float32 on a CPU."""
-        super().__init__(model)
+        super().__init__(model, packed)
         if self.device.type != "cpu" or self.shape.dtype != torch.float32:
             raise UserError(
                 f"the exact mode runs on a CPU in float32, but {model.info.name} is in {str(self.shape.dtype)[6:]} on "
@@ -64,14 +64,14 @@ class Exact(Native):
                 nothing = np.zeros(tile, dtype=np.int64)
                 view = _StepTile(self, slots, 0, nothing, nothing, [])
                 hidden = self._run(np.roll(ids, turn), nothing, view)
-                seen.append(torch.roll(self.module.logits(hidden), -turn, 0))
+                seen.append(torch.roll(self.logits(hidden), -turn, 0))
         return torch.equal(*seen)
 
     def _run(self, ids: np.ndarray, positions: np.ndarray, view: _Tile) -> Tensor:
         """Hidden states of one tile, padded with tokens whose results are thrown away."""
-        ids_M, positions_M = (np.zeros((self.tile, 1), dtype=np.int64) for _ in range(2))
-        ids_M[: len(ids), 0], positions_M[: len(ids), 0] = ids, positions
-        return self.module(torch.from_numpy(ids_M), torch.from_numpy(positions_M), view)[:, 0]
+        ids_M, positions_M = (np.zeros(self.tile, dtype=np.int64) for _ in range(2))
+        ids_M[: len(ids)], positions_M[: len(ids)] = ids, positions
+        return self.network(ids_M, positions_M, self.tile, view)
 
     def prompts(self, stretches: Sequence[Stretch], ids: Sequence[np.ndarray]) -> None:
         # Stretches of one prompt never meet in a pass, but its own earlier tiles are read by the later ones.

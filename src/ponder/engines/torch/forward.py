@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ponder.engines.torch.attention import PromptPass, Shared, Step, Stretch
 from ponder.engines.torch.cache import CacheShape, KVCache, rounded
+from ponder.engines.torch.packed import PackedDecoder, as_written, can_pack, copy_fits
 from ponder.engines.torch.weights import lay_out
 from ponder.models.base import forward_flops
 
 if TYPE_CHECKING:
     from ponder.models.base import CausalLM, LoadedModel
+    from ponder.models.decoder import Cache, DecoderLM
 
 
 class _Costs:
@@ -52,13 +54,17 @@ class Native:
 
     path = "native"
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, packed: bool | None = None) -> None:
+        """`packed` says whether to decode from a packed copy of the matrices; None is where it helps and fits."""
         module: Any = model.module
         self.module = cast("CausalLM", module)
         config = module.config
         weight = next(module.parameters())
         self.device = weight.device
-        if self.device.type == "cpu":
+        self.packs = can_pack(module) and (copy_fits(module) if packed is None else packed)
+        """Whether products go through a packed copy of the matrices."""
+        self.copy: PackedDecoder | None = None
+        if self.device.type == "cpu" and not self.packs:
             lay_out(module)
         self.shape = CacheShape(
             config.num_hidden_layers, config.num_key_value_heads, config.head_dim, weight.dtype, weight.device
@@ -70,14 +76,38 @@ class Native:
         """Compute keys and values of stretches of prompts (`ids[i]` are those of `stretches[i]`), in one pass."""
         view = PromptPass(self.shape, stretches)
         positions = np.concatenate([np.arange(s.first, s.first + s.count) for s in stretches])
-        packed = torch.as_tensor(np.concatenate(ids), device=self.device).unsqueeze(0)
-        self.module(packed, torch.as_tensor(positions, device=self.device).unsqueeze(0), view)
+        self.network(np.concatenate(ids), positions, 1, view)
+
+    def network(self, ids_N: np.ndarray, positions_N: np.ndarray, rows: int, view: Cache) -> Tensor:
+        """Hidden states (N D) of `rows` rows of tokens that lie one after another."""
+        ids = torch.as_tensor(ids_N, device=self.device)
+        positions = torch.as_tensor(positions_N, device=self.device)
+        copy = self._copy()
+        if copy is not None:
+            return copy(ids, positions, rows, view)
+        return self.module(ids.view(rows, -1), positions.view(rows, -1), view).flatten(0, 1)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Shape N V, in float32."""
+        copy = self._copy()
+        return self.module.logits(hidden_ND) if copy is None else copy.logits(hidden_ND)
+
+    def _copy(self) -> PackedDecoder | None:
+        if not (self.packs and as_written(cast("DecoderLM", self.module))):
+            return None
+        if self.copy is None or not self.copy.fits():
+            self.copy = None  # first, so that there are never two
+            self.copy = PackedDecoder(cast("DecoderLM", self.module))
+        return self.copy
+
+    def weights_changed(self) -> None:
+        """Forget what was made of the weights."""
+        self.copy = None
 
     def step(self, ids_B: np.ndarray, positions_B: np.ndarray, bases_B: np.ndarray, shared: Sequence[Shared]) -> Tensor:
         """Hidden states (B D) of the tokens at these positions of the slots 0 … B - 1; their keys and values stay."""
         view = Step(self.slots, positions_B, bases_B, shared)
-        ids = torch.as_tensor(ids_B, device=self.device)
-        return self.module(ids.unsqueeze(1), view.positions_B.unsqueeze(1), view)[:, 0]
+        return self.network(ids_B, positions_B, len(ids_B), view)
 
     def flops(self, computed_from: int, first: int, last: int) -> float:
         """Of a sample whose prompt was computed from `computed_from` on and whose response is `first` … `last - 1`."""
@@ -101,6 +131,10 @@ class Recompute:
         ids = np.where(np.arange(width) <= positions_B[:, None], table_BT[:, :width], self.pad)
         hidden = self.module(torch.as_tensor(ids, device=self.device))
         return hidden[torch.arange(len(ids), device=self.device), torch.as_tensor(positions_B, device=self.device)]
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Shape N V, in float32."""
+        return self.module.logits(hidden_ND)
 
     def flops(self, computed_from: int, first: int, last: int) -> float:
         """What was really computed: the whole row again for each token of the response."""

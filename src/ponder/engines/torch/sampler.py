@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ponder.errors import PonderError
@@ -147,27 +148,26 @@ def draw(logits_BV: Tensor, rules: Rules, uniforms_B: Tensor) -> tuple[Tensor, T
         return greedy_ids, torch.zeros_like(chosen_B)
     if rules.cut_rows is not None:
         _truncate(logits_BV, rules)
-    top_B1 = logits_BV.amax(-1, keepdim=True)
-    ids_B, total_B = _inverse_cdf(logits_BV - top_B1, uniforms_B)
-    logprobs_B = (logits_BV.gather(1, ids_B.unsqueeze(1)) - top_B1).squeeze(1).double() - total_B.log()
+    # One pass over memory instead of four, as softmax works a row at a time in the processor's cache.
+    probabilities_BV = torch.softmax(logits_BV, -1)
+    ids_B, total_B = _inverse_cdf(probabilities_BV, uniforms_B)
+    logprobs_B = probabilities_BV.gather(1, ids_B.unsqueeze(1)).squeeze(1).double().log() - total_B.log()
     if rules.greedy_B is not None and greedy_ids is not None:
         ids_B = torch.where(rules.greedy_B, greedy_ids, ids_B)
         logprobs_B = logprobs_B.masked_fill(rules.greedy_B, 0.0)
     return ids_B, logprobs_B
 
 
-def _inverse_cdf(shifted_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
-    """First id whose cumulated weight passes `u · total`; and the totals. Weights are exp of the argument."""
-    rows, vocab = shifted_BV.shape
+def _inverse_cdf(weights_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
+    """First id whose cumulated weight passes `u · total`; and the totals."""
+    rows, vocab = weights_BV.shape
     width = 32 if vocab <= 4096 else 256
     blocks = -(-vocab // width)
-    if blocks * width == vocab:
-        weights_BV = shifted_BV.exp_()
-    else:
-        weights_BV = shifted_BV.new_zeros(rows, blocks * width)
-        torch.exp(shifted_BV, out=weights_BV[:, :vocab])
+    if blocks * width != vocab:
+        weights_BV = F.pad(weights_BV, (0, blocks * width - vocab))
     weights = weights_BV.view(rows, blocks, width)
-    cumulated = weights.sum(-1, dtype=torch.float64).cumsum(-1)
+    # A block in float32: with dtype=float64 torch would first copy all of it.
+    cumulated = weights.sum(-1).double().cumsum(-1)
     total_B = cumulated[:, -1].contiguous()
     _refuse_broken(total_B)
     # Rounding may lift u · total to total, past the last token that has weight.

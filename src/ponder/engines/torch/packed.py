@@ -1,0 +1,137 @@
+"""A second copy of a decoder's matrices in MKL's packed order, for products with few rows in float32 on a CPU.
+
+A product with the 64 rows of a decoding step spends half of its time on bringing the matrix into the order in which the
+processor reads it. Packed once, it comes near the rate of a large product (docs/LOG.md has both beside the machine's
+limit). Projections that read the same input are packed as one: fewer operations, which counts at one row.
+
+The copy belongs to the engine and costs as much memory as the weights; it is made when it is first needed and made
+anew as soon as a weight has changed (`fits` looks at the tensors' own version counters, so that a step of an optimiser
+that nobody announced is seen too). Adapters are not packed: they are applied beside the product, from their own tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import psutil
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ponder.models import rope
+from ponder.models.decoder import Block, Cache, DecoderLM
+
+PACKED_FOR = 64
+"""Rows that MKL is told to expect; it is right, and as fast within a few per cent, from 1 to 2,048."""
+MOST_OF_FREE = 0.25
+"""Share of the free memory that the copy may take to be made unasked."""
+
+
+def can_pack(module: nn.Module) -> bool:
+    """Whether this module's products can be packed at all: our decoder in float32 on a CPU, and a torch with MKL."""
+    if not isinstance(module, DecoderLM) or not torch.backends.mkl.is_available():
+        return False
+    weight = module.lm_head.weight
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear")
+
+
+def as_written(module: nn.Module) -> bool:
+    """Whether nobody put a `forward` or `logits` of his own in place of the class's, which a copy would pass by."""
+    return not {"forward", "logits"} & vars(module).keys()
+
+
+def copy_fits(module: nn.Module) -> bool:
+    """Whether the copy would take no more than `MOST_OF_FREE` of what is free now."""
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    return size <= MOST_OF_FREE * psutil.virtual_memory().available
+
+
+class Product:
+    """`x W^T + b` of one or several projections of the same input; the results lie side by side."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        self.layers = layers
+        weight = layers[0].weight.detach() if len(layers) == 1 else torch.cat([y.weight.detach() for y in layers])
+        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), PACKED_FOR)
+        # The operator asks for the plain matrix too, and reads its shape only.
+        self.shape = weight.new_zeros(()).expand(weight.shape)
+        self.bias = None
+        if any(y.bias is not None for y in layers):
+            biases = [weight.new_zeros(y.out_features) if y.bias is None else y.bias.detach() for y in layers]
+            self.bias = torch.cat(biases)
+
+    def __call__(self, x_ND: Tensor) -> Tensor:
+        y_NE = torch.ops.mkl._mkl_linear(x_ND, self.packed, self.shape, self.bias, len(x_ND))
+        first = 0
+        for layer in self.layers:
+            adapter = getattr(layer, "adapter", None)
+            if adapter is not None:
+                y_NE[:, first : first + layer.out_features] += adapter(x_ND)
+            first += layer.out_features
+        return y_NE
+
+
+class PackedBlock:
+    """The products of one block, and its forward pass with them."""
+
+    def __init__(self, block: Block) -> None:
+        self.block, attention, mlp = block, block.self_attn, block.mlp
+        self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.output = Product([attention.o_proj])
+        self.gate_up = Product([mlp.gate_proj, mlp.up_proj])
+        self.down = Product([mlp.down_proj])
+
+    def __call__(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Cache) -> Tensor:
+        """`Block.forward`; `x_ND` is overwritten."""
+        x_ND += self.output(self._attend(self.block.input_layernorm(x_ND), rows, cos_N1D, sin_N1D, cache))
+        gate_up = self.gate_up(self.block.post_attention_layernorm(x_ND))
+        inner = gate_up.shape[1] // 2
+        x_ND += self.down(F.silu(gate_up[:, :inner]).mul_(gate_up[:, inner:]))
+        return x_ND
+
+    def _attend(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Cache) -> Tensor:
+        a = self.block.self_attn
+        heads, dim, turning = a.heads, a.head_dim, a.heads + a.kv_heads
+        qkv = self.qkv(x_ND).view(len(x_ND), -1, dim)
+        both = qkv[:, :turning]
+        if not isinstance(a.q_norm, nn.Identity):
+            both = torch.cat((a.q_norm(qkv[:, :heads]), a.k_norm(qkv[:, heads:turning])), dim=1)
+        turned = rope.rotate(both, cos_N1D, sin_N1D).view(rows, -1, turning, dim).transpose(1, 2)
+        value = qkv[:, turning:].unflatten(0, (rows, -1)).transpose(1, 2)
+        out = cache.attend(a.layer, turned[:, :heads], turned[:, heads:], value)
+        return out.transpose(1, 2).reshape(len(x_ND), heads * dim)
+
+
+class PackedDecoder:
+    """The forward pass of a `DecoderLM` for sampling. Used under `torch.inference_mode` only."""
+
+    def __init__(self, module: DecoderLM) -> None:
+        self.module = module
+        self.blocks = [PackedBlock(b) for b in module.model.layers if isinstance(b, Block)]
+        self.head = Product([module.lm_head])
+        products = [self.head, *(p for b in self.blocks for p in (b.qkv, b.output, b.gate_up, b.down))]
+        self.layers = [layer for product in products for layer in product.layers]
+        self.made_of = self._state()
+
+    def _state(self) -> list[tuple[int, int]]:
+        """Where each packed matrix lies and how often it was written to."""
+        weights = [layer.weight for layer in self.layers]
+        return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+
+    def fits(self) -> bool:
+        """Whether the matrices are still those that were packed."""
+        return self.made_of == self._state()
+
+    def __call__(self, ids_N: Tensor, positions_N: Tensor, rows: int, cache: Cache) -> Tensor:
+        """Hidden states after the last norm, shape N D, of `rows` rows that lie one after another."""
+        module = self.module
+        x_ND = module.model.embed_tokens(ids_N)
+        cos, sin = rope.widened(module.rope_table[positions_N].unsqueeze(1))
+        for block in self.blocks:
+            x_ND = block(x_ND, rows, cos, sin, cache)
+        return module.model.norm(x_ND)
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Shape N V."""
+        return self.head(hidden_ND)
+
