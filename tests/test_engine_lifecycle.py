@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_fixture import CONFIG, log_softmax_of, make_model, only_letters, request
+from engine_fixture import CONFIG, log_softmax_of, make_model, only_letters, opened, request
 
 from ponder.engines.base import open_engine
 from ponder.engines.torch import TorchEngine
@@ -26,15 +24,6 @@ from ponder.protocols import Engine
 from ponder.types import Delta, FinishReason, Message, Request, SamplingParams, Thinking
 
 LONG = 200
-
-
-@contextlib.asynccontextmanager
-async def opened(model: LoadedModel | None = None, **options: Any) -> AsyncIterator[TorchEngine]:
-    engine = TorchEngine(model or make_model(end=False), **options)
-    try:
-        yield engine
-    finally:
-        await engine.close()
 
 
 async def until(condition: Any, seconds: float = 20.0) -> None:
