@@ -1,6 +1,7 @@
 """Accuracy of a base model on each family of procedural text that ponder-tiny was made from.
 
-    python benchmarks/families.py [--model ponder-tiny] [-n 300] [--thought-tokens 320] [--temperature 1.0] [--json]
+    python benchmarks/families.py [--model ponder-tiny] [-n 300] [--thought-tokens 320] [--temperature 1.0] [--quick]
+        [--json]
 
 Countdown and arithmetic are judged on their environments' test splits. The other families have no environment: fresh
 draws (another seed than training's) are compared with the family's own answer, and may repeat a training example where
@@ -52,12 +53,14 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=300)
     parser.add_argument("--thought-tokens", type=int, default=320)
     parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--quick", action="store_true", help="few problems, short thoughts: does every family run?")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    n, thought_tokens = (8, 24) if options.quick else (options.n, options.thought_tokens)
     engine = TorchEngine(load(options.model))
     rows = {}
     for family in (f.partition("=")[0] for f in FAMILIES):
-        e = accuracy(engine, family, options.n, options.thought_tokens, options.temperature)
+        e = accuracy(engine, family, n, thought_tokens, options.temperature)
         rows[family] = {"accuracy": e.value, "low": e.low, "high": e.high, "n": e.n}
         if not options.json:
             print(f"{family:<12} {e.value:6.1%}  ({e.low:.1%} to {e.high:.1%}, n {e.n})", flush=True)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+from typing import Any
+
 import torch
 
+from ponder.engines.torch import TorchEngine
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
-from ponder.models.decoder import DecoderConfig, DecoderLM
-from ponder.models.tokenizer import FastTokenizer
-from ponder.types import Completion, ModelInfo, Request, SamplingParams
+from ponder.models.decoder import DecoderConfig
+from ponder.types import Completion, Request, SamplingParams
 
 CONFIG = DecoderConfig(
     vocab_size=480,
@@ -25,20 +30,21 @@ CONFIG = DecoderConfig(
 
 
 def make_model(seed: int = 0, *, scale: float = 0.3, end: bool = True) -> LoadedModel:
-    module = DecoderLM(
-        DecoderConfig(**{f: getattr(CONFIG, f) for f in CONFIG.__slots__} | {"initializer_range": scale})
-    )
-    module.initialise(torch.Generator().manual_seed(seed))
-    tokenizer = FastTokenizer(tiny.build_tokenizer())
-    end_id = tokenizer.id_of(tiny.END)
-    assert end_id is not None
-    return LoadedModel(
-        module,
-        tokenizer,
-        ModelInfo("random", CONFIG.max_position_embeddings, thought=tiny.THOUGHT, chat=True),
-        (end_id,) if end else (),
-        chat_template=tiny.TEMPLATE,
-    )
+    """With `end` false no id ends a response."""
+    model = tiny.new_model(seed, dataclasses.replace(CONFIG, initializer_range=scale))
+    if not end:
+        model.end_ids = ()
+    return model
+
+
+@contextlib.asynccontextmanager
+async def opened(model: LoadedModel | None = None, **options: Any) -> AsyncIterator[TorchEngine]:
+    """An engine that is closed at the end, on a model without end ids if none is given."""
+    engine = TorchEngine(model or make_model(end=False), **options)
+    try:
+        yield engine
+    finally:
+        await engine.close()
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import math
@@ -172,6 +173,31 @@ def test_the_versions_of_a_peer_are_those_of_its_python() -> None:
     import numpy
 
     assert _workers.peer_versions(sys.executable, "--peer-python", ("numpy",)) == {"numpy": numpy.__version__}
+
+
+def test_unequal_work_is_refused() -> None:
+    answer = pipe.timed(2.0, [7, 7, 7], 3, 7)
+    assert (answer["seconds"], answer["tokens"]) == (2.0, 21)
+    assert answer["peak_bytes"] > 0
+    with pytest.raises(RuntimeError, match="2 responses instead of 3"):
+        pipe.timed(2.0, [7, 14], 3, 7)
+    # As many tokens in all, but not each.
+    with pytest.raises(RuntimeError, match="2 responses have not 7 tokens; the first has 8"):
+        pipe.timed(2.0, [7, 8, 6], 3, 7)
+
+
+def test_workers_need_nothing_of_ours_for_the_pipe() -> None:
+    """Peers run it in environments without ponder."""
+    tree = ast.parse(Path(pipe.__file__).read_text(encoding="utf-8"))
+    modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    modules |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    assert {m.partition(".")[0] for m in modules} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "benchmarks").glob("[!_]*.py")))
+def test_every_script_knows_quick(script) -> None:
+    """`make bench ARGS=--quick` gives it to all of them."""
+    assert 'add_argument("--quick"' in (ROOT / "benchmarks" / script).read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")

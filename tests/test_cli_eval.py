@@ -13,7 +13,7 @@ import pytest
 from mocks import MockEngine, MockEnvironment, doubler
 
 from ponder import registry
-from ponder.cli import _common
+from ponder.cli._common import ModelOptions
 from ponder.cli.main import main
 from ponder.runs.files import read_lines
 from ponder.runs.run import read_manifest
@@ -26,13 +26,13 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     real = registry.build
 
     @contextlib.contextmanager
-    def opened(model: str, *, raw_prompts: bool, **options: Any) -> Iterator[MockEngine]:
+    def opened(options: ModelOptions, *, raw_prompts: bool) -> Iterator[MockEngine]:
         yield made
 
     def build(room: str, spec: str, options: Any = None) -> Any:
         return MockEnvironment(**(options or {})) if spec == "doubling" else real(room, spec, options)
 
-    monkeypatch.setattr(_common, "engine_for", opened)
+    monkeypatch.setattr("ponder.cli.eval.engine_for", opened)
     monkeypatch.setattr(registry, "build", build)
     return made
 

@@ -7,14 +7,13 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mocks import THOUGHT, MockEngine
 
-from ponder.cli import _common
+from ponder.cli._common import ModelOptions
 from ponder.cli.main import main
 from ponder.cli.solve import Splitter
 from ponder.types import FinishReason, ThoughtFormat, split_response
@@ -27,10 +26,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     made = MockEngine(texts="5+7=12, 12*2=24</think>(5+7)*2")
 
     @contextlib.contextmanager
-    def opened(model: str, **options: Any) -> Iterator[MockEngine]:
+    def opened(options: ModelOptions) -> Iterator[MockEngine]:
         yield made
 
-    monkeypatch.setattr(_common, "engine_for", opened)
+    monkeypatch.setattr("ponder.cli.solve.engine_for", opened)
     return made
 
 

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
-from engine_fixture import log_softmax_of, make_model, request
+from engine_fixture import log_softmax_of, request
 
 from ponder.engines.torch import TorchEngine
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
 from ponder.types import Completion, FinishReason, Request, SamplingParams, SegmentKind
-
-
-@pytest.fixture(scope="module")
-def model() -> LoadedModel:
-    return make_model()
-
-
-@pytest.fixture(scope="module")
-def engine(model: LoadedModel) -> Iterator[TorchEngine]:
-    engine = TorchEngine(model, max_rows=64)
-    yield engine
-    engine.close_now()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

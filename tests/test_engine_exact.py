@@ -19,9 +19,7 @@ from ponder.engines.torch import pool as pool_module
 from ponder.errors import EngineClosed, UserError
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
-from ponder.models.decoder import DecoderLM
-from ponder.models.tokenizer import FastTokenizer
-from ponder.types import Completion, ModelInfo, Request, SamplingParams, Thinking
+from ponder.types import Completion, Request, SamplingParams, Thinking
 
 SMALLEST = dataclasses.replace(
     CONFIG,
@@ -36,22 +34,15 @@ PER_TOKEN = 2 * SMALLEST.head_dim * 4
 
 
 def smallest_model(seed: int) -> LoadedModel:
-    module = DecoderLM(SMALLEST)
-    module.initialise(torch.Generator().manual_seed(seed))
-    tokenizer = FastTokenizer(tiny.build_tokenizer())
-    ends = (tokenizer.id_of(tiny.END), tokenizer.id_of("z"), tokenizer.id_of("Q"))
-    info = ModelInfo("smallest", 128, thought=tiny.THOUGHT, chat=True)
-    return LoadedModel(module, tokenizer, info, tuple(i for i in ends if i is not None), tiny.TEMPLATE)
+    model = tiny.new_model(seed, SMALLEST)
+    ends = (tiny.END, "z", "Q")
+    model.end_ids = tuple(i for end in ends if (i := model.tokenizer.id_of(end)) is not None)
+    return model
 
 
 def bits(completions: tuple[Completion, ...]) -> list[Any]:
     """All that must not change."""
     return [(c.text, c.finish_reason, c.prompt_ids, c.segments) for c in completions]
-
-
-@pytest.fixture(scope="module")
-def model() -> LoadedModel:
-    return make_model()
 
 
 @pytest.fixture

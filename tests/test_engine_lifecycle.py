@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from engine_fixture import CONFIG, log_softmax_of, make_model, only_letters, request
+from engine_fixture import CONFIG, log_softmax_of, make_model, only_letters, opened, request
 
-from ponder.engines.base import open_engine
 from ponder.engines.torch import TorchEngine
 from ponder.errors import EngineClosed, PonderError, UserError
 from ponder.models import tiny
@@ -26,15 +23,6 @@ from ponder.protocols import Engine
 from ponder.types import Delta, FinishReason, Message, Request, SamplingParams, Thinking
 
 LONG = 200
-
-
-@contextlib.asynccontextmanager
-async def opened(model: LoadedModel | None = None, **options: Any) -> AsyncIterator[TorchEngine]:
-    engine = TorchEngine(model or make_model(end=False), **options)
-    try:
-        yield engine
-    finally:
-        await engine.close()
 
 
 async def until(condition: Any, seconds: float = 20.0) -> None:
@@ -56,18 +44,13 @@ def slow(model: LoadedModel, seconds: float = 0.02) -> LoadedModel:
     return model
 
 
-def test_the_engine_keeps_the_protocol_and_opens_by_name() -> None:
-    engine = open_engine(make_model(), "torch", {"max_rows": 4})
+def test_the_engine_keeps_the_protocol() -> None:
+    engine = TorchEngine(make_model(), max_rows=4)
     assert isinstance(engine, Engine)
-    assert isinstance(engine, TorchEngine)
     assert engine.capabilities.leases
     assert not engine.capabilities.exact
     assert engine.path == "native"
     engine.close_now()
-    with pytest.raises(UserError, match="torch"):
-        open_engine(make_model(), "torhc")
-    with pytest.raises(UserError, match="max_rows"):
-        open_engine(make_model(), "torch", {"max_row": 4})
 
 
 def test_cancelling_a_task_frees_its_rows_and_spares_the_others() -> None:

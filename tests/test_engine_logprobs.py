@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from engine_fixture import log_softmax_of, make_model, request
+from engine_fixture import log_softmax_of, request
 
 from ponder.engines.torch import TorchEngine
 from ponder.errors import UserError
 from ponder.models.base import LoadedModel
 from ponder.types import Completion, FinishReason, Request, SamplingParams, SegmentKind, Thinking
-
-
-@pytest.fixture(scope="module")
-def model() -> LoadedModel:
-    return make_model()
-
-
-@pytest.fixture(scope="module")
-def engine(model: LoadedModel) -> Iterator[TorchEngine]:
-    engine = TorchEngine(model, max_rows=64)
-    yield engine
-    engine.close_now()
 
 
 def chosen_of(table: torch.Tensor, c: Completion) -> torch.Tensor:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from engine_fixture import CONFIG, log_softmax_of, make_model
+from engine_fixture import CONFIG, log_softmax_of, make_model, opened
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ponder.engines.torch import TorchEngine
 from ponder.engines.torch import pool as pool_module
 from ponder.engines.torch.prefix import PAGE, Node, PrefixTree, aligned, spans
 from ponder.errors import Unsupported, UserError
@@ -22,15 +19,6 @@ from ponder.models.base import LoadedModel
 from ponder.types import Completion, Request, SamplingParams
 
 PER_TOKEN = 2 * CONFIG.num_hidden_layers * CONFIG.num_key_value_heads * CONFIG.head_dim * 4
-
-
-@contextlib.asynccontextmanager
-async def opened(model: LoadedModel | None = None, **options: Any) -> AsyncIterator[TorchEngine]:
-    engine = TorchEngine(model or make_model(end=False), **options)
-    try:
-        yield engine
-    finally:
-        await engine.close()
 
 
 def prompt(seed: int, length: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 
 from engine_fixture import make_model, only_letters
 
-from ponder.engines.base import open_engine
+from ponder.engines.torch import TorchEngine
 from ponder.evaluation.testtime import ladder, parallel
 from ponder.registry import build
 from ponder.search import solve
@@ -32,7 +32,7 @@ def countdown():
 
 def on_engine(model, use):
     async def run():
-        engine = open_engine(model)
+        engine = TorchEngine(model)
         try:
             return await use(engine)
         finally:

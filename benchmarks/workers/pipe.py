@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MARK = "\x1e"
@@ -51,6 +51,20 @@ def serve(handlers: Mapping[str, Callable[..., dict[str, Any]]]) -> None:
             pipe.fail(error)
         else:
             pipe.send(**answer)
+
+
+def timed(seconds: float, lengths: Sequence[int], samples: int, max_tokens: int) -> dict[str, Any]:
+    """What every side answers to `generate`: seconds, tokens in all, peak memory in bytes.
+
+    `lengths` are the tokens of each sample. Raises `RuntimeError` if there are not `samples` of `max_tokens` each:
+    rates of unequal work say nothing.
+    """
+    if len(lengths) != samples:
+        raise RuntimeError(f"{len(lengths)} responses instead of {samples}")
+    wrong = [n for n in lengths if n != max_tokens]
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} responses have not {max_tokens} tokens; the first has {wrong[0]}")
+    return {"seconds": seconds, "tokens": sum(lengths), "peak_bytes": peak_bytes()}
 
 
 def forget_peak() -> bool:

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from agreement import agreement
-from pipe import forget_peak, peak_bytes, serve
+from pipe import forget_peak, serve, timed
 
 from ponder.engines.torch import TorchEngine
 from ponder.models.base import LoadedModel
@@ -52,14 +52,9 @@ class Side:
             self.last = [self.engine.generate_many([r])[0] for r in requests]
         seconds = time.perf_counter() - began
         samples = [c for group in self.last for c in group]
-        short = [len(c.ids) for c in samples if len(c.ids) != max_tokens]
-        if short:
-            raise RuntimeError(f"{len(short)} responses have not {max_tokens} tokens; the first has {short[0]}")
         return {
-            "seconds": seconds,
-            "tokens": sum(len(c.ids) for c in samples),
+            **timed(seconds, [len(c.ids) for c in samples], len(prompts) * n, max_tokens),
             "prompt_tokens": sum(c.spend.prompt_tokens for c in samples),
-            "peak_bytes": peak_bytes(),
         }
 
     def parity(self, most_tokens: int | None = None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import torch
-from pipe import forget_peak, peak_bytes, serve
+from pipe import forget_peak, serve, timed
 from transformers import AutoModelForCausalLM
 
 
@@ -28,7 +28,7 @@ class Side:
         torch.manual_seed(seed)
         batches = [prompts] if together else [[p] for p in prompts]
         began = time.perf_counter()
-        tokens = 0
+        lengths = []
         for batch in batches:
             ids = torch.tensor(batch)
             out = self.model.generate(
@@ -41,12 +41,9 @@ class Side:
                 top_p=1.0,
                 num_return_sequences=n,
             )
-            tokens += (out.shape[1] - ids.shape[1]) * out.shape[0]
+            lengths += [out.shape[1] - ids.shape[1]] * out.shape[0]
         seconds = time.perf_counter() - began
-        wanted = len(prompts) * n * max_tokens
-        if tokens != wanted:
-            raise RuntimeError(f"{tokens} tokens instead of {wanted}")
-        return {"seconds": seconds, "tokens": tokens, "peak_bytes": peak_bytes()}
+        return timed(seconds, lengths, len(prompts) * n, max_tokens)
 
 
 if __name__ == "__main__":

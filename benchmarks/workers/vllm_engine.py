@@ -13,7 +13,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_DO_NOT_TRACK", "1")
 
-from pipe import forget_peak, peak_bytes, serve
+from pipe import forget_peak, serve, timed
 
 
 class Side:
@@ -46,11 +46,8 @@ class Side:
         began = time.perf_counter()
         outputs = [o for batch in batches for o in self.llm.generate(batch, params, use_tqdm=False)]
         seconds = time.perf_counter() - began
-        tokens = sum(len(c.token_ids) for o in outputs for c in o.outputs)
-        wanted = len(prompts) * n * max_tokens
-        if tokens != wanted:
-            raise RuntimeError(f"{tokens} tokens instead of {wanted}")
-        return {"seconds": seconds, "tokens": tokens, "peak_bytes": peak_bytes()}
+        lengths = [len(c.token_ids) for o in outputs for c in o.outputs]
+        return timed(seconds, lengths, len(prompts) * n, max_tokens)
 
 
 if __name__ == "__main__":

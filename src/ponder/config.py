@@ -153,18 +153,19 @@ def size(text: str, name: str) -> int | None:
     return number
 
 
-def refuse_changed(config: Any, path: str | Path, free: Sequence[str]) -> None:
-    """A run that is continued must be the same run: compare with the config that its directory holds.
+def refuse_changed(config: C, path: str | Path, free: Sequence[str]) -> C:
+    """A run that is continued must be the same run: compare with the config that its directory holds, and return that.
 
     Fields named in `free` may differ. Raises `UserError` that names the first other field that does.
     """
     saved = from_mapping(type(config), load_toml(path), where=str(path))
-    for field in dataclasses.fields(config):
+    for field in dataclasses.fields(saved):  # type: ignore[arg-type]
         mine, theirs = getattr(config, field.name), getattr(saved, field.name)
         if field.name not in free and mine != theirs:
             raise UserError(
                 f"resume: {field.name} is {mine!r}, and the run has {theirs!r}; continue with --config {path} --resume"
             )
+    return saved
 
 
 def parse(cls: type[C], args: Sequence[str], *, prog: str, description: str | None = None) -> C:

@@ -1,11 +1,14 @@
-"""What `eval` and `solve` share: an engine for a model, a strategy from its name and shortcuts, spend as text."""
+"""What `eval` and `solve` share: a model's flags and its engine, a strategy by name with shortcuts, spend as text."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ponder import registry
 from ponder.errors import UserError, nearest
@@ -14,33 +17,42 @@ from ponder.runs.progress import duration, quantity
 from ponder.types import Spend
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it is loaded and sampled from. A verb's config inherits these fields."""
+
+    model: str = "ponder-tiny"
+    """A built-in name, a folder (of a LoRA adapter too), a run directory, a .gguf file or a hub id."""
+    adapter: str | None = None
+    """The folder of a LoRA adapter (PEFT's) for the model; it is applied without merging."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights in memory."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto is the first GPU if there is one."""
+    kv_memory: str = ""
+    """Most memory for keys and values, such as 2GiB (default: a quarter of what is available, 1 GiB at most; half of a
+    GPU's free memory)."""
+    exact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Batch-invariant: a sample has the same bits in any company. Slower; float32 on a CPU only."""
+
+
 @contextlib.contextmanager
-def engine_for(
-    model: str,
-    *,
-    adapter: str | None = None,
-    dtype: str = "float32",
-    device: str = "auto",
-    kv_memory: str = "",
-    exact: bool = False,
-    raw_prompts: bool = False,
-) -> Iterator[Engine]:
+def engine_for(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[Engine]:
     """Load a model and open the in-process engine on it. Raises `UserError` for a model that cannot be loaded.
 
-    `kv_memory` is a size such as `2GiB`, empty for the engine's own choice; `exact` is its batch-invariant mode. With
-    `raw_prompts` plain-text prompts do not go through the chat template.
+    With `raw_prompts` plain-text prompts do not go through the chat template.
     """
     from ponder import sync
     from ponder.config import size
     from ponder.models.load import load
 
-    memory = size(kv_memory, "--kv-memory")
-    loaded = load(model, adapter=adapter, dtype=dtype, device=device)
+    memory = size(options.kv_memory, "--kv-memory")
+    loaded = load(options.model, adapter=options.adapter, dtype=options.dtype, device=options.device)
     if raw_prompts:
         loaded.take_plain_prompts()
     from ponder.engines.torch import TorchEngine
 
-    engine = TorchEngine(loaded, kv_memory=memory, exact=exact)
+    engine = TorchEngine(loaded, kv_memory=memory, exact=options.exact)
     try:
         yield engine
     finally:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ponder import registry
+from ponder.cli._common import ModelOptions, build_strategy, engine_for, model_facts, spend_text
 from ponder.config import Options, parse, to_toml
 from ponder.errors import UserError
 from ponder.runs.progress import Progress, quantity
@@ -34,22 +35,9 @@ examples:
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(ModelOptions):
     """Options of `ponder eval`."""
 
-    model: str = "ponder-tiny"
-    """A built-in name, a folder (of a LoRA adapter too), a run directory, a .gguf file or a hub id."""
-    adapter: str | None = None
-    """The folder of a LoRA adapter (PEFT's) for the model; it is applied without merging."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights in memory."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto is the first GPU if there is one."""
-    kv_memory: str = ""
-    """Most memory for keys and values, such as 2GiB (default: a quarter of what is available, 1 GiB at most; half of a
-    GPU's free memory)."""
-    exact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Batch-invariant: a sample has the same bits in any company. Slower; float32 on a CPU only."""
     environment: str = "countdown"
     """A name of `ponder list environments`, or PATH.py:Class."""
     environment_options: Options = field(default_factory=dict)
@@ -96,8 +84,6 @@ def check(config: EvalConfig) -> None:
 def main(args: list[str]) -> int:
     config = parse(EvalConfig, args, prog="ponder eval", description=DESCRIPTION)
     check(config)
-    from ponder.cli._common import build_strategy, engine_for, model_facts
-
     strategy = build_strategy(
         config.strategy,
         config.strategy_options,
@@ -109,16 +95,7 @@ def main(args: list[str]) -> int:
         from ponder.runs.run import Run, refuse_existing
 
         refuse_existing(config.out)
-    opened = engine_for(
-        config.model,
-        adapter=config.adapter,
-        dtype=config.dtype,
-        device=config.device,
-        kv_memory=config.kv_memory,
-        exact=config.exact,
-        raw_prompts=config.raw_prompts,
-    )
-    with opened as engine:
+    with engine_for(config, raw_prompts=config.raw_prompts) as engine:
         if config.out is None:
             result = _evaluate(config, strategy, environment, engine, problems)
         else:
@@ -202,8 +179,6 @@ def summary(config: EvalConfig, result: Evaluation) -> dict[str, Any]:
 
 def text(config: EvalConfig, result: Evaluation, shown: list[dict[str, Any]]) -> str:
     """What is printed: a few responses, then the numbers."""
-    from ponder.cli._common import spend_text
-
     lines = []
     for sample in shown:
         response = sample["response"]

@@ -131,8 +131,7 @@ def _resumed(config: QuickstartConfig) -> QuickstartConfig:
     """The config of the run in `out`. Raises `UserError` if there is none or it is another run."""
     path = Path(config.out) / "config.toml"
     read_manifest(Path(config.out))
-    refuse_changed(config, path, FREE)
-    saved = from_mapping(QuickstartConfig, load_toml(path), where=str(path))
+    saved = refuse_changed(config, path, FREE)
     return dataclasses.replace(saved, out=config.out, resume=True, json=config.json)
 
 

@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import tyro
 
+from ponder.cli._common import ModelOptions, build_strategy, engine_for, rate, spend_text
 from ponder.config import Options, parse
 from ponder.errors import PonderError, UserError
 from ponder.runs.sections import visible
@@ -32,24 +33,11 @@ WHOLE = 10_000_000
 
 
 @dataclass(frozen=True)
-class SolveConfig:
+class SolveConfig(ModelOptions):
     """Options of `ponder solve`."""
 
     question: tyro.conf.Positional[str] = ""
     """The question; - reads it from stdin."""
-    model: str = "ponder-tiny"
-    """A built-in name, a folder (of a LoRA adapter too), a run directory, a .gguf file or a hub id."""
-    adapter: str | None = None
-    """The folder of a LoRA adapter (PEFT's) for the model; it is applied without merging."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights in memory."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto is the first GPU if there is one."""
-    kv_memory: str = ""
-    """Most memory for keys and values, such as 2GiB (default: a quarter of what is available, 1 GiB at most; half of a
-    GPU's free memory)."""
-    exact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Batch-invariant: a sample has the same bits in any company. Slower; float32 on a CPU only."""
     strategy: str | None = None
     """A name of `ponder list strategies` (default: direct; budget_forcing with --thought-tokens)."""
     strategy_options: Options = field(default_factory=dict)
@@ -71,18 +59,8 @@ def main(args: list[str]) -> int:
     stdin = "-" in args
     config = parse(SolveConfig, [a for a in args if a != "-"], prog="ponder solve", description=DESCRIPTION)
     question = _question(config.question, stdin)
-    from ponder.cli._common import engine_for
-
     strategy = strategy_of(config)
-    opened = engine_for(
-        config.model,
-        adapter=config.adapter,
-        dtype=config.dtype,
-        device=config.device,
-        kv_memory=config.kv_memory,
-        exact=config.exact,
-    )
-    with opened as engine:
+    with engine_for(config) as engine:
         thinks = engine.info.thought is not None
         screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
         began = time.perf_counter()
@@ -95,8 +73,6 @@ def main(args: list[str]) -> int:
     if outcome.response.answer is None or not outcome.response.answer.strip():
         raise PonderError(f"no answer: {_why(outcome, thinks)}")
     if not config.json:
-        from ponder.cli._common import spend_text
-
         print(spend_text(outcome.spend, seconds), file=sys.stderr)
     return 0
 
@@ -112,8 +88,6 @@ def _question(given: str, stdin: bool) -> str:
 
 def strategy_of(config: SolveConfig) -> Strategy:
     """The strategy that the flags ask for."""
-    from ponder.cli._common import build_strategy
-
     options = dict(config.strategy_options)
     name = config.strategy or ("direct" if config.thought_tokens is None else "budget_forcing")
     shortcuts: dict[str, Any] = {
@@ -165,7 +139,6 @@ def _why(outcome: Outcome, thinks: bool) -> str:
 
 def as_json(question: str, config: SolveConfig, outcome: Outcome, seconds: float) -> dict[str, Any]:
     """What `--json` prints."""
-    from ponder.cli._common import rate
     from ponder.types import to_json
 
     chosen = next((n for n in outcome.trace.nodes if n.id == outcome.chosen), None)
