@@ -68,7 +68,8 @@ class Step:
         for start, end, length in cut_blocks(columns + 1, cache.shape.numbers_per_position):
             hidden = torch.arange(length, device=device) > self.columns_B[start:end, None]
             bias = torch.zeros(hidden.shape, dtype=cache.shape.dtype, device=device).masked_fill_(hidden, -torch.inf)
-            self.blocks.append((start, end, length, bias[:, None, None, :]))
+            # For each key-value head; all queries of a group see the same.
+            self.blocks.append((start, end, length, bias.repeat_interleave(cache.shape.kv_heads, 0).unsqueeze(1)))
 
     def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
@@ -77,7 +78,7 @@ class Step:
         rows, heads, _, dim = query_BHTD.shape
         kv_heads = keys.shape[1]
         group = heads // kv_heads
-        query = (query_BHTD * self.scale).reshape(rows * kv_heads, group, dim)
+        query = query_BHTD.reshape(rows * kv_heads, group, dim)
         out = torch.empty_like(query)
         # Log-sum-exp of the scores of each part, needed only where there is more than one.
         total = query.new_empty(rows * kv_heads, group, 1, dtype=torch.float32) if self.shared else None
@@ -85,11 +86,10 @@ class Step:
             a, b = start * kv_heads, end * kv_heads
             own_keys, own_values = keys.flatten(0, 1)[a:b, :, :length], values.flatten(0, 1)[a:b, :length]
             if total is not None:
-                out[a:b], total[a:b] = _part(query[a:b], own_keys, own_values, bias)
+                out[a:b], total[a:b] = _part(query[a:b], own_keys, own_values, self.scale, bias)
                 continue
-            scores = torch.bmm(query[a:b], own_keys).view(-1, kv_heads, group, length)
-            scores += bias
-            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype).view(b - a, group, length)
+            scores = torch.baddbmm(bias, query[a:b], own_keys, alpha=self.scale)
+            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
             torch.bmm(weights, own_values, out=out[a:b])
         if total is not None:
             out = self._merge(layer, query, out, total)
@@ -103,7 +103,7 @@ class Step:
         for part in self.shared:
             chosen = query_B if part.rows is None else query_B.index_select(0, part.rows)
             stacked = chosen.transpose(0, 1).reshape(kv_heads, -1, dim)
-            other, more = _part(stacked, part.kv[layer, 0].transpose(1, 2), part.kv[layer, 1])
+            other, more = _part(stacked, part.kv[layer, 0].transpose(1, 2), part.kv[layer, 1], self.scale)
             other = other.view(kv_heads, -1, group, dim).transpose(0, 1)
             more = more.view(kv_heads, -1, group, 1).transpose(0, 1)
             mine = total_B if part.rows is None else total_B.index_select(0, part.rows)
@@ -118,14 +118,16 @@ class Step:
         return out_B
 
 
-def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _part(
+    query: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Attention of queries (N G D) over keys (N D T) and values (N T D), and the log-sum-exp of its scores (N G 1).
 
     Divided by the sum at the end, where there are fewer numbers: half the time of a softmax and its log-sum-exp.
     """
-    scores = torch.bmm(query, keys)
-    if bias is not None:
-        scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
+    # Without a bias nothing is read of the first argument.
+    nothing = query.new_empty(()).expand(len(query), 1, 1)
+    scores = torch.baddbmm(nothing if bias is None else bias, query, keys, beta=int(bias is not None), alpha=scale)
     top = scores.amax(-1, keepdim=True)
     weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True, dtype=torch.float32)
@@ -165,16 +167,20 @@ class PromptPass:
 
     def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
         query, key, value = query_BHTD[0], key_BKTD[0], value_BKTD[0]
-        both = torch.stack((key, value))
-        for s, at in self.places:
-            begin = s.first - s.base
-            s.kv[layer, :, :, begin : begin + s.count] = both[:, :, at : at + s.count]
+        self.store(layer, key, value)
         out = torch.empty_like(query)
         for group in self._groups:
             group.attend(query, key, value, out)
         for later in self._later:
             later.attend(layer, query, out)
         return out.unsqueeze(0)
+
+    def store(self, layer: int, key_KND: Tensor, value_KND: Tensor) -> None:
+        """Put keys and values of all stretches where they belong."""
+        both = torch.stack((key_KND, value_KND))
+        for s, at in self.places:
+            begin = s.first - s.base
+            s.kv[layer, :, :, begin : begin + s.count] = both[:, :, at : at + s.count]
 
 
 def _groups(places: list[tuple[Stretch, int]]) -> list[list[tuple[Stretch, int]]]:

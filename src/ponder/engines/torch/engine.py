@@ -57,8 +57,9 @@ class TorchEngine:
     Log-probabilities are of the distribution that was sampled from (after temperature, top-k, top-p and min-p; 0 for
     greedy samples), or of the model's own with `SamplingParams.logprobs_of="raw"`.
 
-    The module is the trainer's own: who shares it steps between calls and then announces the new version with `load_weights(model.module, version)`. `path` is `"native"` (own cache) or `"transformers"` (a module
-    that does not support the cache; whole rows are computed again at every step: right, but slow).
+    The module is the trainer's own: who shares it steps between calls and then announces the new version with
+    `load_weights(model.module, version)`. `path` is `"native"` (own cache) or `"transformers"` (a module that does not
+    support the cache; whole rows are computed again at every step: right, but slow).
     """
 
     def __init__(
@@ -95,9 +96,11 @@ class TorchEngine:
             raise Unsupported(f"{model.info.name} runs through transformers' forward, which has no exact mode")
         if packed and not (model.supports_cache and can_pack(model.module)):
             raise Unsupported(
-                f"{model.info.name} cannot be packed: that takes a native model in float32 on a CPU and a torch with MKL"
+                f"{model.info.name} cannot be packed: that takes a native model in float32 on a CPU, and torch with MKL"
             )
-        batch = Batch(model, self._vocabulary, self._markers, version, memory=self.kv_memory, exact=exact, packed=packed)
+        batch = Batch(
+            model, self._vocabulary, self._markers, version, memory=self.kv_memory, exact=exact, packed=packed
+        )
         self.path = batch.forward.path
         self._bytes_per_token = 0 if batch.pool is None else batch.pool.shape.bytes_per_token
         self.capabilities = Capabilities(

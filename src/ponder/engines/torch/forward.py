@@ -76,7 +76,11 @@ class Native:
         """Compute keys and values of stretches of prompts (`ids[i]` are those of `stretches[i]`), in one pass."""
         view = PromptPass(self.shape, stretches)
         positions = np.concatenate([np.arange(s.first, s.first + s.count) for s in stretches])
-        self.network(np.concatenate(ids), positions, 1, view)
+        copy = self._copy()
+        if copy is None:
+            self.network(np.concatenate(ids), positions, 1, view)
+        else:
+            copy.store(torch.from_numpy(np.concatenate(ids)), torch.from_numpy(positions), view)
 
     def network(self, ids_N: np.ndarray, positions_N: np.ndarray, rows: int, view: Cache) -> Tensor:
         """Hidden states (N D) of `rows` rows of tokens that lie one after another."""

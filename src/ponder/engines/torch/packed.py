@@ -6,12 +6,14 @@ limit). Projections that read the same input are packed as one: fewer operations
 
 The copy belongs to the engine and costs as much memory as the weights; it is made when it is first needed and made
 anew as soon as a weight has changed (`fits` looks at the tensors' own version counters, so that a step of an optimiser
-that nobody announced is seen too). Adapters are not packed: they are applied beside the product, from their own tensors.
+that nobody announced is seen too). Adapters are not packed: they are applied beside the product, from their own
+tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
@@ -20,6 +22,9 @@ from torch import Tensor, nn
 
 from ponder.models import rope
 from ponder.models.decoder import Block, Cache, DecoderLM
+
+if TYPE_CHECKING:
+    from ponder.engines.torch.attention import PromptPass
 
 PACKED_FOR = 64
 """Rows that MKL is told to expect; it is right, and as fast within a few per cent, from 1 to 2,048."""
@@ -83,23 +88,30 @@ class PackedBlock:
 
     def __call__(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Cache) -> Tensor:
         """`Block.forward`; `x_ND` is overwritten."""
-        x_ND += self.output(self._attend(self.block.input_layernorm(x_ND), rows, cos_N1D, sin_N1D, cache))
+        query, key, value = self._project(x_ND, rows, cos_N1D, sin_N1D)
+        out = cache.attend(self.block.self_attn.layer, query, key, value)
+        x_ND += self.output(out.transpose(1, 2).reshape(len(x_ND), -1))
         gate_up = self.gate_up(self.block.post_attention_layernorm(x_ND))
         inner = gate_up.shape[1] // 2
         x_ND += self.down(F.silu(gate_up[:, :inner]).mul_(gate_up[:, inner:]))
         return x_ND
 
-    def _attend(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Cache) -> Tensor:
+    def store(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: PromptPass) -> None:
+        """Only leave this block's keys and values in the cache."""
+        _, key, value = self._project(x_ND, rows, cos_N1D, sin_N1D)
+        cache.store(self.block.self_attn.layer, key[0], value[0])
+
+    def _project(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (B H T D) and keys, and values (both B K T D)."""
         a = self.block.self_attn
         heads, dim, turning = a.heads, a.head_dim, a.heads + a.kv_heads
-        qkv = self.qkv(x_ND).view(len(x_ND), -1, dim)
+        qkv = self.qkv(self.block.input_layernorm(x_ND)).view(len(x_ND), -1, dim)
         both = qkv[:, :turning]
         if not isinstance(a.q_norm, nn.Identity):
             both = torch.cat((a.q_norm(qkv[:, :heads]), a.k_norm(qkv[:, heads:turning])), dim=1)
         turned = rope.rotate(both, cos_N1D, sin_N1D).view(rows, -1, turning, dim).transpose(1, 2)
         value = qkv[:, turning:].unflatten(0, (rows, -1)).transpose(1, 2)
-        out = cache.attend(a.layer, turned[:, :heads], turned[:, heads:], value)
-        return out.transpose(1, 2).reshape(len(x_ND), heads * dim)
+        return turned[:, :heads], turned[:, heads:], value
 
 
 class PackedDecoder:
@@ -124,14 +136,22 @@ class PackedDecoder:
 
     def __call__(self, ids_N: Tensor, positions_N: Tensor, rows: int, cache: Cache) -> Tensor:
         """Hidden states after the last norm, shape N D, of `rows` rows that lie one after another."""
-        module = self.module
-        x_ND = module.model.embed_tokens(ids_N)
-        cos, sin = rope.widened(module.rope_table[positions_N].unsqueeze(1))
+        x_ND, cos, sin = self._embedded(ids_N, positions_N)
         for block in self.blocks:
             x_ND = block(x_ND, rows, cos, sin, cache)
-        return module.model.norm(x_ND)
+        return self.module.model.norm(x_ND)
+
+    def store(self, ids_N: Tensor, positions_N: Tensor, cache: PromptPass) -> None:
+        """Leave keys and values of prompts in the cache; the output of the last block is not needed for that."""
+        x_ND, cos, sin = self._embedded(ids_N, positions_N)
+        for block in self.blocks[:-1]:
+            x_ND = block(x_ND, 1, cos, sin, cache)
+        self.blocks[-1].store(x_ND, 1, cos, sin, cache)
+
+    def _embedded(self, ids_N: Tensor, positions_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cos, sin = rope.widened(self.module.rope_table[positions_N].unsqueeze(1))
+        return self.module.model.embed_tokens(ids_N), cos, sin
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Shape N V."""
         return self.head(hidden_ND)
-

@@ -23,6 +23,8 @@ from ponder.types import SamplingParams
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MASK = (1 << 64) - 1
+_RARE = 1e-30
+"""Probabilities below this are too near to what float32 can hold for their logarithm to be right."""
 _CANDIDATES = 64
 """Largest logits that are looked at first for a nucleus."""
 
@@ -151,7 +153,12 @@ def draw(logits_BV: Tensor, rules: Rules, uniforms_B: Tensor) -> tuple[Tensor, T
     # One pass over memory instead of four, as softmax works a row at a time in the processor's cache.
     probabilities_BV = torch.softmax(logits_BV, -1)
     ids_B, total_B = _inverse_cdf(probabilities_BV, uniforms_B)
-    logprobs_B = probabilities_BV.gather(1, ids_B.unsqueeze(1)).squeeze(1).double().log() - total_B.log()
+    chosen_B = probabilities_BV.gather(1, ids_B.unsqueeze(1)).squeeze(1).double()
+    logprobs_B = chosen_B.log() - total_B.log()
+    rare_B = chosen_B < _RARE
+    if bool(rare_B.any()):
+        exact = torch.log_softmax(logits_BV[rare_B].double(), -1)
+        logprobs_B[rare_B] = exact.gather(1, ids_B[rare_B].unsqueeze(1)).squeeze(1)
     if rules.greedy_B is not None and greedy_ids is not None:
         ids_B = torch.where(rules.greedy_B, greedy_ids, ids_B)
         logprobs_B = logprobs_B.masked_fill(rules.greedy_B, 0.0)

@@ -1,0 +1,130 @@
+"""Decoding from the packed copy of the matrices: the same numbers, never old ones, and only where it can be had."""
+
+import psutil
+import pytest
+import torch
+from engine_fixture import log_softmax_of, make_model, request
+from test_models_parity import SHAPES, make
+
+from ponder.engines.torch import TorchEngine
+from ponder.engines.torch.packed import PackedDecoder, Product, can_pack
+from ponder.errors import Unsupported
+from ponder.models.base import LoadedModel
+from ponder.types import Completion
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
+
+
+def greedy(engine: TorchEngine) -> Completion:
+    [[completion]] = engine.generate_many([request(1, 12, temperature=0.0, logprobs_of="raw")])
+    return completion
+
+
+def mismatch(model: LoadedModel, completion: Completion) -> float:
+    """Largest difference of the log-probabilities from those of one whole pass."""
+    ids, mine = torch.tensor(completion.ids), torch.tensor(completion.transcript.logprobs[-len(completion.ids) :])
+    return float((log_softmax_of(model, completion)[torch.arange(len(ids)), ids] - mine).abs().max())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 63, 64, 65, 300])
+def test_a_packed_product_is_the_product_for_any_number_of_rows(rows: int) -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(40, n, bias=n != 24) for n in (16, 24, 8)]
+    x = torch.randn(rows, 40)
+    with torch.inference_mode():
+        assert torch.allclose(Product(layers)(x), torch.cat([layer(x) for layer in layers], 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["plain", "adapter"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_packed_and_plain_weights_give_the_same_log_probabilities(kind: str, adapter: bool) -> None:
+    model = make(kind, adapter=adapter)
+    found = []
+    for packed in (True, False):
+        engine = TorchEngine(model, packed=packed)
+        try:
+            results = engine.generate_many([request(i, n=2) for i in range(3)])
+        finally:
+            engine.close_now()
+        found.append([c for group in results for c in group])
+    for a, b in zip(*found, strict=True):
+        assert a.ids == b.ids
+        assert a.transcript.logprobs == pytest.approx(b.transcript.logprobs, abs=1e-5)
+
+
+def test_it_is_packed_by_default_and_weights_that_nobody_announced_are_seen() -> None:
+    model = make_model(end=False)
+    engine = TorchEngine(model)
+    try:
+        before = greedy(engine)
+        assert isinstance(engine._batch.forward.copy, PackedDecoder)  # type: ignore[union-attr]
+        other = make_model(7, end=False)
+        with torch.no_grad():
+            for mine, theirs in zip(model.module.parameters(), other.module.parameters(), strict=True):
+                mine.copy_(theirs)
+        engine.drop_caches_now()  # keys and values of the old weights
+        after = greedy(engine)
+    finally:
+        engine.close_now()
+    assert before.ids != after.ids
+    assert mismatch(model, after) < 1e-4
+
+
+def test_announced_weights_are_packed_anew_however_they_were_written() -> None:
+    model = make_model(end=False)
+    engine = TorchEngine(model)
+    try:
+        before = greedy(engine)
+        for mine, theirs in zip(model.module.parameters(), make_model(7).module.parameters(), strict=True):
+            mine.data.copy_(theirs.data)  # leaves no trace in the version counter
+        engine.load_weights_now(model.module, "1")
+        after = greedy(engine)
+    finally:
+        engine.close_now()
+    assert before.ids != after.ids
+    assert mismatch(model, after) < 1e-4
+
+
+def test_steps_of_an_adapter_need_no_new_copy_and_are_seen() -> None:
+    model = make("llama", adapter=True)
+    engine = TorchEngine(model)
+    try:
+        before = greedy(engine)
+        copy = engine._batch.forward.copy  # type: ignore[union-attr]
+        with torch.no_grad():
+            for name, parameter in model.module.named_parameters():
+                if name.endswith("adapter.B"):
+                    parameter.mul_(-3.0)
+        engine.drop_caches_now()
+        after = greedy(engine)
+        assert engine._batch.forward.copy is copy  # type: ignore[union-attr]
+    finally:
+        engine.close_now()
+    assert before.ids != after.ids
+    assert mismatch(model, after) < 1e-4
+
+
+def test_a_copy_that_would_take_too_much_memory_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(end=False)
+    size = sum(p.numel() * 4 for p in model.module.parameters())
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(available=3 * size))
+    engine = TorchEngine(model, kv_memory=1 << 20)
+    try:
+        assert mismatch(model, greedy(engine)) < 1e-4
+        assert engine._batch.forward.copy is None  # type: ignore[union-attr]
+    finally:
+        engine.close_now()
+
+
+def test_packing_is_refused_where_it_cannot_be() -> None:
+    model = make_model()
+    model.module.to(torch.bfloat16)
+    assert not can_pack(model.module)
+    with pytest.raises(Unsupported, match="cannot be packed"):
+        TorchEngine(model, packed=True)
+    engine = TorchEngine(model)
+    try:
+        assert len(greedy(engine).ids)
+    finally:
+        engine.close_now()
