@@ -148,12 +148,26 @@ class Batch:
             self.pool.reserve(count, columns, longest, spare_rows=cache_rows)
         slot = first
         for (job, indices), base in zip(groups, bases, strict=True):
-            if self.pool is not None and job.load is not None:
-                self.pool.seat(job.load, base, slot, slot + len(indices))
             for index in indices:
                 self._seat(slot, job, index, base, now)
                 slot += 1
+        self._fill(first, count)
         self._changed()
+
+    def _fill(self, first: int, last: int) -> None:
+        """Write prompts into slots, one that neighbours share once for all of them."""
+        if self.pool is None:
+            return
+
+        def prompt(slot: int) -> tuple[int, int, int]:
+            load = self.rows[slot].job.load
+            return (id(load.node), len(load.ids), int(self.base[slot])) if load is not None else (0, 0, 0)
+
+        for (_, length, base), alike in itertools.groupby(range(first, last), key=prompt):
+            slots = list(alike)
+            load = self.rows[slots[0]].job.load
+            if load is not None and base < length:
+                self.pool.seat(load, base, slots[0], slots[-1] + 1)
 
     def _base(self, job: Job) -> int:
         if self.pool is None or job.load is None:
