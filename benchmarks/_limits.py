@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,31 +73,43 @@ def measure() -> Limits:
     return Limits(read / 1e9, copy / 1e9, rate / 1e9)
 
 
-def product_gflops(rows: int, width_in: int, width_out: int) -> float:
+def layers(shapes: Sequence[tuple[int, int]], packed: bool) -> list[Callable[[Any], Any]]:
+    """Products x W^T with random matrices, as torch has them or packed by MKL. Raises `RuntimeError` without MKL."""
+    import torch
+
+    from ponder.engines.torch.packed import Product
+
+    plain = [torch.nn.Linear(a, b, bias=False).requires_grad_(False) for a, b in shapes]
+    if not packed:
+        return list(plain)
+    if not torch.backends.mkl.is_available():
+        raise RuntimeError("this torch has no MKL, which packs matrices")
+    return [Product([layer]) for layer in plain]
+
+
+def product_gflops(rows: int, width_in: int, width_out: int, *, packed: bool = False) -> float:
     """Rate of one product x W^T with W in cache, GFLOP/s."""
     import torch
-    import torch.nn.functional as F
 
-    x, w = torch.rand(rows, width_in), torch.rand(width_out, width_in)
-    return 2.0 * rows * width_in * width_out / best_seconds(lambda: F.linear(x, w), 50) / 1e9
+    x, [layer] = torch.rand(rows, width_in), layers([(width_in, width_out)], packed)
+    return 2.0 * rows * width_in * width_out / best_seconds(lambda: layer(x), 50) / 1e9
 
 
-def products_seconds(products: Products, rows: int, repeats: int = 7) -> float:
+def products_seconds(products: Products, rows: int, *, packed: bool = False, repeats: int = 7) -> float:
     """Median time of all products of one step, one after another, each with weights of its own: the attainable floor
 
     of a step that does nothing else. Weights come from memory as they do in decoding.
     """
     import torch
-    import torch.nn.functional as F
 
-    weights = [torch.rand(b, a) for a, b in products.shapes]
+    work = layers(products.shapes, packed)
     inputs = {a: torch.rand(rows, a) for a, _ in products.shapes}
     times = []
     with torch.inference_mode():
         for _ in range(repeats + 1):
             began = time.perf_counter()
-            for (a, _), w in zip(products.shapes, weights, strict=True):
-                F.linear(inputs[a], w)
+            for (a, _), layer in zip(products.shapes, work, strict=True):
+                layer(inputs[a])
             times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
 

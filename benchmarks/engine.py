@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from _compare import Printer, Row, alternate, best_of, compare, median_interval, near_best
 from _limits import Limits, Products, machine, measure, product_gflops, products_seconds
 from _prompts import PROMPT_TOKENS, prompts
@@ -245,6 +247,29 @@ class Benchmark:
         except PeerMissing as missing:
             self.printer.show(Row(f"{name}: {task.name}", "tokens/s", skipped=str(missing)))
 
+    def company(self) -> None:
+        """In how many samples the same requests differ when they run in another company, by default and exactly."""
+        task, together = self.sizes.tasks()["many"], max(1, self.sizes.concurrent // 12)
+        for name, options in (("default", {}), ("exact", {"exact": True})):
+            title = f"other company, {name} mode: {task.name}"
+            if not self.wants(title):
+                continue
+            with self.ours(f"ponder-{name}", **options) as side:
+                ids = prompts(self.tokenizer, 11, task.prompts, task.length)
+                found = side.worker.call("company", prompts=ids, max_tokens=task.new, seed=11, together=together)
+            self.printer.show(
+                Row(
+                    title,
+                    "samples that differ",
+                    found["differing"],
+                    dtype="float32",
+                    mode=f"{task.prompts} at once against {together} at a time",
+                    note=f"of {found['samples']} samples; in the {found['same_tokens']} tokens before the first "
+                    f"difference log-probabilities differ by at most {found['worst']:.1e}",
+                    details=found,
+                )
+            )
+
     def scaling(self) -> None:
         """Decoding speed by concurrency and context, prompts not shared; prefill apart."""
         cells = [
@@ -320,17 +345,19 @@ class Benchmark:
         ):
             self.printer.show(Row(name, units, value, dtype="float32"))
         width, inner, vocab = self.config["hidden_size"], self.config["intermediate_size"], self.config["vocab_size"]
-        for rows in (1, self.sizes.concurrent):
-            for out in (inner, vocab):
-                rate = product_gflops(rows, width, out)
-                self.printer.show(
-                    Row(f"limit: product {rows}×{width} by {width}×{out}", "GFLOP/s", rate, dtype="float32")
-                )
-        for rows in (1, self.sizes.concurrent, 4 * self.sizes.concurrent):
-            floor, bound = products_seconds(products, rows), limits.step_seconds(products, rows)
+        kinds = {"": False, ", packed": True} if torch.backends.mkl.is_available() else {"": False}
+        for rows, out, (kind, packed) in itertools.product((1, self.sizes.concurrent), (inner, vocab), kinds.items()):
+            rate = product_gflops(rows, width, out, packed=packed)
+            self.printer.show(
+                Row(f"limit: product {rows}×{width} by {width}×{out}{kind}", "GFLOP/s", rate, dtype="float32")
+            )
+        for rows, (kind, packed) in itertools.product(
+            (1, self.sizes.concurrent, 4 * self.sizes.concurrent), kinds.items()
+        ):
+            floor, bound = products_seconds(products, rows, packed=packed), limits.step_seconds(products, rows)
             self.printer.show(
                 Row(
-                    f"limit: decoding {rows} at a time, products alone",
+                    f"limit: decoding {rows} at a time, products alone{kind}",
                     "tokens/s",
                     rows / floor,
                     dtype="float32",
@@ -378,6 +405,7 @@ def run(b: Benchmark) -> None:
     b.against("vllm", "vllm_engine.py", peers[1], vllm, ["many", "one"])
     b.against("transformers", "transformers_engine.py", peers[0], dtypes, ["shared"])
     b.variant("exact mode", {"exact": True}, dtype="float32", mode="exact (batch-invariant)", limit=TOLERANCE)
+    b.company()
     b.variant("bf16 decoding", {"dtype": "bfloat16"}, dtype="bfloat16", mode="a bf16 copy of the weights", limit=None)
     b.scaling()
 

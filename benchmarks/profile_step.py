@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from _compare import number
 from _limits import Limits, Products, machine, measure, products_seconds
 from _prompts import prompts
@@ -32,7 +33,7 @@ from ponder.models.tiny import new_model
 from ponder.types import Request, SamplingParams
 
 KINDS = {
-    "products": "mm addmm linear matmul mkldnn mkl onednn addmv mv",
+    "products": "mm addmm linear matmul mkldnn mkl mkl_linear onednn addmv mv",
     "attention": "scaled_dot_product bmm baddbmm softmax",
     "sampling": "cumsum searchsorted argmax exponential multinomial sort topk logsumexp exp log uniform rand max sum",
     "norm, rotary, activation": "rms_norm fused_rms_norm mul add sub div silu neg rsqrt mean pow square sqrt",
@@ -46,7 +47,7 @@ REST = ("other operators", "bookkeeping")
 
 def kind_of(operator: str, shapes: list[list[int]], vocabulary: int) -> str:
     """The kind of work of an operator that was called with arrays of these shapes."""
-    name = operator.removeprefix("aten::").strip("_")
+    name = operator.rpartition("::")[2].strip("_")
     kind = next(
         (k for k, words in KINDS.items() if any(f"{name}_".startswith(f"{w}_") for w in words.split())), REST[0]
     )
@@ -81,7 +82,7 @@ def operators(work: Callable[[], Any], vocabulary: int) -> dict[tuple[str, str],
         work()
     seconds: dict[tuple[str, str], float] = collections.defaultdict(float)
     for event in found.key_averages(group_by_input_shape=True):
-        if event.key.startswith("aten::"):
+        if event.key.startswith(("aten::", "mkl::", "mkldnn::")):
             kind = kind_of(event.key, [s for s in event.input_shapes if s], vocabulary)
             seconds[kind, event.key] += event.self_cpu_time_total / 1e6
     return seconds
@@ -112,7 +113,7 @@ def profiled(case: Case, steps: int, limits: Limits, repeats: int) -> dict[str, 
         "step_ms": step * 1e3,
         "tokens_per_second": case.rows / step,
         "kinds_ms": {kind: seconds * 1e3 for kind, seconds in kinds.items()},
-        "products_alone_ms": products_seconds(products, case.rows) * 1e3,
+        "products_alone_ms": products_seconds(products, case.rows, packed=torch.backends.mkl.is_available()) * 1e3,
         "bound_ms": limits.step_seconds(products, case.rows) * 1e3,
         "operators_ms": {f"{name} ({kind})": each[kind, name] * 1e3 for kind, name in slowest},
     }

@@ -67,6 +67,27 @@ class Side:
             groups.append(group)
         return agreement(self.trainer, groups)
 
+    def company(self, prompts: list[list[int]], max_tokens: int, seed: int, together: int) -> dict[str, Any]:
+        """How far the same requests differ when they run all at once and `together` at a time, from an empty cache."""
+        params = [SamplingParams(max_tokens, 1.0, seed=seed + i) for i in range(len(prompts))]
+        requests = [Request(tuple(ids), p) for ids, p in zip(prompts, params, strict=True)]
+
+        def sample(size: int) -> list[Completion]:
+            found = []
+            for first in range(0, len(requests), size):
+                self.engine.drop_caches_now()
+                found += [c for (c,) in self.engine.generate_many(requests[first : first + size])]
+            return found
+
+        differing, same_tokens, worst = 0, 0, 0.0
+        for a, b in zip(sample(len(requests)), sample(together), strict=True):
+            same = next((i for i, (x, y) in enumerate(zip(a.ids, b.ids, strict=True)) if x != y), len(a.ids))
+            differing += same < len(a.ids)
+            same_tokens += same
+            pairs = zip(_logprobs(a)[:same], _logprobs(b)[:same], strict=True)
+            worst = max([worst, *(abs(x - y) for x, y in pairs)])
+        return {"samples": len(requests), "differing": differing, "same_tokens": same_tokens, "worst": worst}
+
     def publish(self, version: str) -> dict[str, Any]:
         """Announce the same weights as new, as a trainer does after each update; seconds until the engine has them."""
         began = time.perf_counter()
@@ -74,6 +95,11 @@ class Side:
         return {"seconds": time.perf_counter() - began}
 
 
+def _logprobs(completion: Completion) -> list[float]:
+    return [x for segment in completion.segments for x in segment.logprobs or ()]
+
+
 if __name__ == "__main__":
     side = Side()
-    serve({"open": side.open, "generate": side.generate, "parity": side.parity, "publish": side.publish})
+    verbs = (side.open, side.generate, side.parity, side.company, side.publish)
+    serve({verb.__name__: verb for verb in verbs})

@@ -105,8 +105,9 @@ class Native:
         return self.copy
 
     def weights_changed(self) -> None:
-        """Forget what was made of the weights."""
+        """Make anew what was made of the weights: now, so that publishing shows what it costs."""
         self.copy = None
+        self._copy()
 
     def step(self, ids_B: np.ndarray, positions_B: np.ndarray, bases_B: np.ndarray, shared: Sequence[Shared]) -> Tensor:
         """Hidden states (B D) of the tokens at these positions of the slots 0 … B - 1; their keys and values stay."""
