@@ -97,8 +97,8 @@ class _PackedAttention(torch.autograd.Function):
     ) -> Tensor:
         groups = query_NHD.shape[1] // key_NKD.shape[1]
         own = query_NHD, _widen(key_NKD, groups), _widen(value_NKD, groups)
-        found = [_forward(*(_rows(x, r) for x in own), 0.0, True) for r in layout.runs]
-        out_NHD, sum_NH = _joined(found)
+        found = [_forward(*x, 0.0, True) for x in zip(*(_rows(x, layout.runs) for x in own), strict=True)]
+        out_NHD, sum_NH = _joined(found, layout)
         if prefix_key_MKD is not None and prefix_value_MKD is not None:
             key, value = (_widen(_longer(x), groups) for x in (prefix_key_MKD, prefix_value_MKD))
             for p in layout.prefixes:
@@ -120,8 +120,8 @@ class _PackedAttention(torch.autograd.Function):
         query, key, value, prefix_key, prefix_value, out, total = ctx.saved_tensors
         layout, groups = ctx.layout, query.shape[1] // key.shape[1]
         own = grad_NHD, query, _widen(key, groups), _widen(value, groups), out, total
-        found = [_backward(*(_rows(x, r) for x in own), 0.0, True) for r in layout.runs]
-        grad_query, grad_key, grad_value = _joined(found)
+        found = [_backward(*x, 0.0, True) for x in zip(*(_rows(x, layout.runs) for x in own), strict=True)]
+        grad_query, grad_key, grad_value = _joined(found, layout)
         grad_key, grad_value = _narrow(grad_key, groups), _narrow(grad_value, groups)
         if prefix_key is None or prefix_value is None:
             return grad_query, grad_key, grad_value, None, None, None
@@ -140,14 +140,27 @@ class _PackedAttention(torch.autograd.Function):
         return grad_query, grad_key, grad_value, *grads, None
 
 
-def _rows(x_NHD: Tensor, run: Run) -> Tensor:
-    """The rows of a run as B H T D (B H T where there is no D)."""
-    return x_NHD[run.at].unflatten(0, (run.rows, run.length)).transpose(1, 2)
+def _rows(x_NHD: Tensor, runs: Sequence[Run]) -> list[Tensor]:
+    """The rows of each run as B H T D (B H T where there is no D)."""
+    # One operation for all runs: with short rows it is the number of operations that costs.
+    parts = _one(x_NHD).split([r.rows * r.length for r in runs], dim=2)
+    return [
+        x if r.rows == 1 else x[0].unflatten(1, (r.rows, r.length)).transpose(0, 1)
+        for x, r in zip(parts, runs, strict=True)
+    ]
 
 
-def _joined(found: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def _joined(found: Sequence[tuple[Tensor, ...]], layout: Packed) -> tuple[Tensor, ...]:
     """What the kernel gave for each run, as N H D (N H where there is no D)."""
-    return tuple(torch.cat([x.transpose(1, 2).flatten(0, 1) for x in part]) for part in zip(*found, strict=True))
+    if len(found) == 1:
+        return tuple(x.transpose(1, 2).flatten(0, 1) for x in found[0])
+    joined = []
+    for parts in zip(*found, strict=True):
+        _, heads, _, *width = parts[0].shape
+        whole = parts[0].new_empty(len(layout), heads, *width)
+        torch._foreach_copy_(_rows(whole, layout.runs), parts)
+        joined.append(whole)
+    return tuple(joined)
 
 
 def _one(x_NHD: Tensor) -> Tensor:
