@@ -62,8 +62,7 @@ def micro_batches(
             for rows in _alike(rollouts, rows_B, tokens):
                 yield _padded(model, rollouts, rows, temperature)
             return
-        order = torch.argsort(rollouts.group_B[rows_B], stable=True)
-        for wave in packing.waves(rollouts, rows_B[order], tokens):
+        for wave in packing.waves(rollouts, rows_B[_order(rollouts, rows_B)], tokens):
             prompts = _Prompts.of(model, wave)
             apart = prompts.detached() if torch.is_grad_enabled() else prompts
             computed = len(wave.prompts)
@@ -77,7 +76,7 @@ def row_logprobs(model: LoadedModel, rollouts: Rollouts, rows: Tensor, temperatu
     """The same for all of `rows` at once and in their order, as one graph."""
     if not model.supports_cache:
         return _padded(model, rollouts, rows, temperature)
-    order = torch.argsort(rollouts.group_B[rows], stable=True)
+    order = _order(rollouts, rows)
     local_B = torch.unique_consecutive(rollouts.group_B[rows[order]], return_inverse=True)[1]
     wave = packing.wave(rollouts, rows[order], local_B)
     new = _responses(model, wave.parts[0], _Prompts.of(model, wave), temperature, len(wave.prompts))
@@ -110,6 +109,12 @@ def _padded(model: LoadedModel, rollouts: Rollouts, rows: Tensor, temperature: f
     targets_N = ids_BT[:, 1:][chosen_BT]
     logprobs_N, entropy_N = token_logprobs(model.module, hidden_BTD[chosen_BT], targets_N, temperature)
     return TokenLogprobs(rows, logprobs_N, entropy_N, ids_BT.numel())
+
+
+def _order(rollouts: Rollouts, rows_B: Tensor) -> Tensor:
+    """Siblings together, and among them those of one length: attention takes these in one call."""
+    by_length = torch.argsort(rollouts.lengths_B[rows_B], stable=True)
+    return by_length[torch.argsort(rollouts.group_B[rows_B][by_length], stable=True)]
 
 
 # Packed rows ------------------------------------------------------------------------------------------------------

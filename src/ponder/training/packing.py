@@ -1,13 +1,15 @@
 """Rows laid end to end: where each token stands, for networks that compute over tokens and attention that needs rows.
 
 Every layer but attention treats tokens one by one, so rows of unequal length need no padding there. Attention reads the
-layout: rows of like length are padded to the longest of their bucket for its kernel alone, and the prefix that the rows
-of a group share (their prompt) is read where it lies, once for all of them.
+layout: neighbours of one length are read where they lie, in one call of its kernel, and so is the prefix that the rows
+of a group share (their prompt), once for all of them. Where calls are dear (not on a CPU), rows of like length are
+padded to the longest of their bucket instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,15 @@ from ponder.training.rollouts import Rollouts
 
 LIKE = 0.8
 """A bucket holds rows of at least this share of its longest: at most a fifth of it is padding, a tenth as a rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Neighbouring rows of one length: `at` of the packed tokens, as a matrix of this shape."""
+
+    at: slice
+    rows: int
+    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +55,12 @@ class Packed:
     ids_N: Tensor
     positions_N: Tensor
     """Position of each token in its own text."""
+    runs: tuple[Run, ...]
+    """Of all tokens, in order."""
     buckets: tuple[Bucket, ...]
     """Of all M padded tokens, in order."""
     index_M: Tensor
     """Which token each padded one is: the row's last one again where the row is padded."""
-    padding: Tensor
-    """Which of the padded tokens are padding."""
     place_N: Tensor
     """Which padded token each token is."""
     prefixes: tuple[Prefix, ...] = ()
@@ -61,7 +72,7 @@ class Packed:
     def to(self, device: torch.device) -> Packed:
         if device.type == "cpu":
             return self
-        moved = {f: getattr(self, f).to(device) for f in ("ids_N", "positions_N", "index_M", "padding", "place_N")}
+        moved = {f: getattr(self, f).to(device) for f in ("ids_N", "positions_N", "index_M", "place_N")}
         return dataclasses.replace(self, **moved)
 
 
@@ -171,7 +182,7 @@ def pack(
     offsets_B = lengths_B.cumsum(0) - lengths_B
     order = torch.argsort(lengths_B, descending=True, stable=True)
     lengths = lengths_B[order].tolist()
-    buckets, index, padding, size = [], [], [], 0
+    buckets, index, size = [], [], 0
     place_N = torch.empty(int(lengths_B.sum()), dtype=torch.long)
     for a, b in _alike(lengths):
         rows, longest = order[a:b], lengths[a]
@@ -181,18 +192,25 @@ def pack(
         place_N[index_M[real_M]] = size + real_M.nonzero().squeeze(1)
         buckets.append(Bucket(slice(size, size + len(index_M)), b - a, longest))
         index.append(index_M)
-        padding.append(size + (~real_M).nonzero().squeeze(1))
         size += len(index_M)
     none = torch.empty(0, dtype=torch.long)
     return Packed(
         ids_BT[inside_BT],
         inside_BT.nonzero(as_tuple=True)[1],
+        tuple(_equal(lengths_B.tolist())),
         tuple(buckets),
         torch.cat([none, *index]),
-        torch.cat([none, *padding]),
         place_N,
         prefixes,
     )
+
+
+def _equal(lengths: Sequence[int]) -> Iterator[Run]:
+    start = 0
+    for length, same in itertools.groupby(n for n in lengths if n):
+        rows = len(list(same))
+        yield Run(slice(start, start + rows * length), rows, length)
+        start += rows * length
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
