@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ponder.models import rope
+from ponder.models import fused, rope
 from ponder.models.decoder import Block, Cache, DecoderLM
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class PackedBlock:
         x_ND += self.output(out.transpose(1, 2).reshape(len(x_ND), -1))
         gate_up = self.gate_up(self.block.post_attention_layernorm(x_ND))
         inner = gate_up.shape[1] // 2
-        x_ND += self.down(F.silu(gate_up[:, :inner]).mul_(gate_up[:, inner:]))
+        x_ND += self.down(fused.swiglu(gate_up[:, :inner], gate_up[:, inner:]))
         return x_ND
 
     def store(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: PromptPass) -> None:
