@@ -56,6 +56,8 @@ class Task:
     learning_rate: float
     micro: tuple[int, ...]
     """TRL's micro-batches to choose from, in completions; each divides the batch."""
+    micro_tokens: int
+    """Ours, in ids: small models gain from large ones."""
 
     @property
     def batch(self) -> int:
@@ -63,12 +65,12 @@ class Task:
 
 
 TASKS = {
-    "tiny": Task("1M Llama, 512 × 20 to 100 tokens", 32, 16, 20, 100, 2e-4, (64, 128)),
-    "smollm2": Task("SmolLM2-135M, 64 × 64 tokens", 8, 8, 64, 64, 1e-6, (8, 16)),
+    "tiny": Task("1M Llama, 512 × 20 to 100 tokens", 32, 16, 20, 100, 2e-4, (64, 128), 8192),
+    "smollm2": Task("SmolLM2-135M, 64 × 64 tokens", 8, 8, 64, 64, 1e-6, (8, 16), 4096),
 }
 QUICK = {
-    "tiny": Task("1M Llama, 16 × 4 to 8 tokens", 4, 4, 4, 8, 2e-4, (8,)),
-    "smollm2": Task("SmolLM2-135M, 4 × 4 tokens", 2, 2, 4, 4, 1e-6, (2,)),
+    "tiny": Task("1M Llama, 16 × 4 to 8 tokens", 4, 4, 4, 8, 2e-4, (8,), 8192),
+    "smollm2": Task("SmolLM2-135M, 4 × 4 tokens", 2, 2, 4, 4, 1e-6, (2,), 4096),
 }
 
 
@@ -109,7 +111,10 @@ class Benchmark:
 
     def ours(self) -> Worker:
         worker = Worker("ponder", "ponder_rl.py", self.logs)
-        options: dict[str, Any] = {"gradient_checkpointing": True} if self.options.checkpointing else {}
+        options = {
+            "micro_tokens": self.task.micro_tokens,
+            "gradient_checkpointing": bool(self.options.checkpointing),
+        }
         worker.call("open", **self.common, options=options)
         return worker
 
@@ -154,7 +159,7 @@ class Benchmark:
         checkpointing = ", checkpointing" if self.options.checkpointing else ""
         facts: dict[str, Any] = {
             "dtype": "float32",
-            "mode": f"default{checkpointing}; TRL {versions['trl']}, micro-batch {micro}{checkpointing}",
+            "mode": f"micro-batch {self.task.micro_tokens} ids{checkpointing}; TRL {versions['trl']}, micro-batch {micro}{checkpointing}",
             "parity": max(a["mismatch_max"] for a in answers["ours"]),
             "parity_limit": TOLERANCE,
         }
