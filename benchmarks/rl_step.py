@@ -159,7 +159,7 @@ class Benchmark:
         checkpointing = ", checkpointing" if self.options.checkpointing else ""
         facts: dict[str, Any] = {
             "dtype": "float32",
-            "mode": f"micro-batch {self.task.micro_tokens} ids{checkpointing}; TRL {versions['trl']}, micro-batch {micro}{checkpointing}",
+            "mode": f"{self.task.micro_tokens} ids a micro-batch; TRL {versions['trl']}, {micro} rows{checkpointing}",
             "parity": max(a["mismatch_max"] for a in answers["ours"]),
             "parity_limit": TOLERANCE,
         }
