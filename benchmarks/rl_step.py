@@ -57,7 +57,7 @@ class Task:
     micro: tuple[int, ...]
     """TRL's micro-batches to choose from, in completions; each divides the batch."""
     micro_tokens: int
-    """Ours, in ids: small models gain from large ones."""
+    """Ours, in ids."""
 
     @property
     def batch(self) -> int:
@@ -65,11 +65,11 @@ class Task:
 
 
 TASKS = {
-    "tiny": Task("1M Llama, 512 × 20 to 100 tokens", 32, 16, 20, 100, 2e-4, (64, 128), 8192),
+    "tiny": Task("1M Llama, 512 × 20 to 100 tokens", 32, 16, 20, 100, 2e-4, (64, 128), 4096),
     "smollm2": Task("SmolLM2-135M, 64 × 64 tokens", 8, 8, 64, 64, 1e-6, (8, 16), 4096),
 }
 QUICK = {
-    "tiny": Task("1M Llama, 16 × 4 to 8 tokens", 4, 4, 4, 8, 2e-4, (8,), 8192),
+    "tiny": Task("1M Llama, 16 × 4 to 8 tokens", 4, 4, 4, 8, 2e-4, (8,), 4096),
     "smollm2": Task("SmolLM2-135M, 4 × 4 tokens", 2, 2, 4, 4, 1e-6, (2,), 4096),
 }
 
