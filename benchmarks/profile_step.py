@@ -33,7 +33,7 @@ from ponder.models.tiny import new_model
 from ponder.types import Request, SamplingParams
 
 KINDS = {
-    "products": "mm addmm linear matmul mkldnn mkl mkl_linear onednn addmv mv",
+    "products": "mm addmm linear matmul mkldnn mkl onednn addmv mv",
     "attention": "scaled_dot_product bmm baddbmm softmax",
     "sampling": "cumsum searchsorted argmax exponential multinomial sort topk logsumexp exp log uniform rand max sum",
     "norm, rotary, activation": "rms_norm fused_rms_norm mul add sub div silu neg rsqrt mean pow square sqrt",

@@ -1,6 +1,7 @@
 """Whole steps of reinforcement learning beside TRL's GRPO: the same weights, problems, lengths, batch and rate.
 
-    python benchmarks/rl_step.py [--peer-python PY] [--rounds 6] [--only TEXT] [--trl-micro 64,128] [--json] [--quick]
+    python benchmarks/rl_step.py [--peer-python PY] [--rounds 6] [--only TEXT] [--trl-micro 64,128]
+                                 [--micro-tokens N] [--json] [--quick]
 
 Two tasks: a Llama of 1 million random parameters with 512 completions a step (32 prompts × 16) of 20 to 100 tokens, and
 SmolLM2-135M with 64 completions (8 × 8) of 64 tokens. A file of problems says how long each completion is: our side
@@ -38,6 +39,7 @@ from ponder.models.base import LoadedModel
 from ponder.models.load import load
 from ponder.models.save import save
 from ponder.models.tiny import new_model
+from ponder.training.rl_config import RLConfig
 
 TOLERANCE = 1e-4
 WARM_UP = 2
@@ -56,8 +58,6 @@ class Task:
     learning_rate: float
     micro: tuple[int, ...]
     """TRL's micro-batches to choose from, in completions; each divides the batch."""
-    micro_tokens: int
-    """Ours, in ids."""
 
     @property
     def batch(self) -> int:
@@ -65,12 +65,12 @@ class Task:
 
 
 TASKS = {
-    "tiny": Task("1M Llama, 512 × 20 to 100 tokens", 32, 16, 20, 100, 2e-4, (64, 128), 4096),
-    "smollm2": Task("SmolLM2-135M, 64 × 64 tokens", 8, 8, 64, 64, 1e-6, (8, 16), 4096),
+    "tiny": Task("1M Llama, 512 × 20 to 100 tokens", 32, 16, 20, 100, 2e-4, (64, 128)),
+    "smollm2": Task("SmolLM2-135M, 64 × 64 tokens", 8, 8, 64, 64, 1e-6, (8, 16)),
 }
 QUICK = {
-    "tiny": Task("1M Llama, 16 × 4 to 8 tokens", 4, 4, 4, 8, 2e-4, (8,), 4096),
-    "smollm2": Task("SmolLM2-135M, 4 × 4 tokens", 2, 2, 4, 4, 1e-6, (2,), 4096),
+    "tiny": Task("1M Llama, 16 × 4 to 8 tokens", 4, 4, 4, 8, 2e-4, (8,)),
+    "smollm2": Task("SmolLM2-135M, 4 × 4 tokens", 2, 2, 4, 4, 1e-6, (2,)),
 }
 
 
@@ -112,7 +112,7 @@ class Benchmark:
     def ours(self) -> Worker:
         worker = Worker("ponder", "ponder_rl.py", self.logs)
         options = {
-            "micro_tokens": self.task.micro_tokens,
+            "micro_tokens": self.options.micro_tokens,
             "gradient_checkpointing": bool(self.options.checkpointing),
         }
         worker.call("open", **self.common, options=options)
@@ -159,7 +159,7 @@ class Benchmark:
         checkpointing = ", checkpointing" if self.options.checkpointing else ""
         facts: dict[str, Any] = {
             "dtype": "float32",
-            "mode": f"{self.task.micro_tokens} ids a micro-batch; TRL {versions['trl']}, {micro} rows{checkpointing}",
+            "mode": f"{self.options.micro_tokens} ids at a time; TRL {versions['trl']}, {micro} rows{checkpointing}",
             "parity": max(a["mismatch_max"] for a in answers["ours"]),
             "parity_limit": TOLERANCE,
         }
@@ -228,6 +228,7 @@ def main() -> int:
     parser.add_argument("--peer-python", default=os.environ.get("PEER_PYTHON"), help="a Python with trl")
     parser.add_argument("--rounds", type=int, default=6, help="alternating steps; 6 or more for a 95 %% interval")
     parser.add_argument("--only", choices=list(TASKS), help="only this task")
+    parser.add_argument("--micro-tokens", type=int, default=RLConfig.micro_tokens, help="ours, in ids")
     parser.add_argument("--trl-micro", type=_numbers, help="TRL's micro-batches to choose from, such as 64,128")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
     parser.add_argument("--quick", action="store_true", help="one round of tiny sizes: does every row run?")
