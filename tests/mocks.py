@@ -8,6 +8,7 @@ function of the request and the sample's own random generator.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -109,9 +110,11 @@ class MockEngine:
     def complete(self, request: Request, sample: int) -> Completion:
         """What the engine answers for one sample."""
         params = request.params
-        ids = [(i, SegmentKind.FORCED) for i in encode(request.prefix)]
+        prefix = request.prefix if isinstance(request.prefix, str) else decode(request.prefix)
+        request = dataclasses.replace(request, prefix=prefix)
+        ids = [(i, SegmentKind.FORCED) for i in encode(prefix)]
         wanted = [*encode(self._wanted(request, sample)), END]
-        inside = self.thought is not None and self.thought.opened_by_template and CLOSE not in encode(request.prefix)
+        inside = self.thought is not None and self.thought.opened_by_template and CLOSE not in encode(prefix)
         thought = 0
         finish, text_end = FinishReason.LENGTH, None
         while len(ids) < params.max_tokens:
@@ -143,11 +146,12 @@ class MockEngine:
                 break
         prompt_ids = self._prompt_ids(request.prompt)
         sampled = sum(kind is SegmentKind.SAMPLED for _, kind in ids)
+        begun = len(encode(prefix))
         spend = Spend(
-            prompt_tokens=0 if sample else len(prompt_ids),
-            cached_tokens=len(prompt_ids) if sample else 0,
+            prompt_tokens=0 if sample else len(prompt_ids) + begun,
+            cached_tokens=len(prompt_ids) + begun if sample else 0,
             sampled_tokens=sampled,
-            forced_tokens=len(ids) - sampled,
+            forced_tokens=len(ids) - sampled - begun,
             flops=2000.0 * (len(ids) + (0 if sample else len(prompt_ids))),
         )
         return Completion(

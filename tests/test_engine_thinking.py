@@ -238,8 +238,8 @@ def test_a_prefix_is_forced_and_the_rest_is_as_if_it_had_been_sampled(speller: T
         assert rest.ids == whole[0].ids  # the stream of random numbers goes by position
         assert all(c.text.startswith(prefix) for c in others)
         assert kinds(rest) == [("forced", head), ("sampled", 20 - head)]
-        assert rest.spend.forced_tokens == head
-        assert [c.spend.cached_tokens for c in others] == [len(rest.prompt_ids)] * 2
+        assert rest.spend.forced_tokens == 0  # what the caller gave is spent like a prompt
+        assert [c.spend.cached_tokens for c in others] == [len(rest.prompt_ids) + head] * 2
 
 
 def test_a_prefix_that_leaves_nothing_to_sample_is_refused(engine: TorchEngine) -> None:

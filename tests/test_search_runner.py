@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import random
 import time
 from dataclasses import dataclass
@@ -7,10 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mocks import ALL, MockEngine, MockEnvironment, doubler
+from search_play import answer_to, play, start
 
-from ponder.errors import Unsupported, UserError
-from ponder.protocols import Ask, SearchContext
+from ponder.errors import CallCancelled, Unsupported, UserError
+from ponder.protocols import Ask, Generate
 from ponder.search import Meter, derive, solve
+from ponder.search.asking import Asking
+from ponder.search.journal import Journal
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct
@@ -148,10 +152,6 @@ def test_a_thought_that_is_closed_by_a_second_call_is_streamed_once():
     assert "".join(d.text for d in pieces) == outcome.response.text == "." * 10 + "</think>7"
 
 
-def context(engine, checker=False, scorer=False):
-    return SearchContext(engine.info, engine.capabilities, 7, checker, scorer)
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([Direct(n=5), BestOfN(n=5), BestOfN(n=5, thought_tokens=6), BudgetForcing(6, n=5)]),
@@ -163,55 +163,76 @@ def test_the_outcome_depends_on_what_was_told_and_not_on_the_order(strategy, cap
     engine = MockEngine(doubler(0.5, 8), capabilities=capabilities)
 
     def answer(ask):
-        if ask.id in failing:
-            return ConnectionError("x")
-        if ask.request is not None:
-            return tuple(engine.complete(ask.request, i) for i in range(ask.request.n))
-        return ENV.checker(PROBLEM, ask.check)
+        return ConnectionError("x") if ask.id in failing else answer_to(ask, PROBLEM, engine, ENV.checker)
 
-    def play(shuffle):
-        search = strategy.start(PROBLEM, context(engine, checker=True))
-        waiting, asked = [], {}
-        while not search.done:
-            for ask in search.ask():
-                assert ask.id not in asked
-                asked[ask.id] = ask
-                waiting.append(ask)
-            ask = waiting.pop(rng.randrange(len(waiting)) if shuffle else 0)
-            search.tell(ask.id, answer(ask))
-            search.tell(ask.id, ConnectionError("told twice"))
-        assert not search.ask()
-        assert not waiting
-        return search.outcome(Spend(), StopReason.FINISHED), asked
+    first, second = (play(start(strategy, PROBLEM, engine, checker=True), answer, order) for order in (None, rng))
+    assert first[:2] == second[:2]
 
-    assert play(False) == play(True)
+
+@pytest.mark.parametrize("strategy", [Direct(n=3), BestOfN(n=4), BestOfN(n=4, thought_tokens=6), BudgetForcing(6, n=2)])
+@pytest.mark.parametrize("capabilities", [ALL, ONE_BY_ONE])
+def test_a_saved_search_goes_on_in_another_process_with_the_same_result(strategy, capabilities, tmp_path):
+    engine = MockEngine(doubler(0.5, 8), capabilities=capabilities)
+    whole = Journal()
+    expected = run(strategy, engine, journal=whole, checker=ENV.checker)
+    order = sorted(whole.answers)
+    for told in range(len(order) + 1):
+        saved = Journal(whole.strategy, whole.problem, whole.seed, {i: whole.answers[i] for i in order[:told]})
+        saved.save(tmp_path / "search.json")
+        engine.calls = 0
+        loaded = Journal.load(tmp_path / "search.json")
+        outcome = run(strategy, engine, journal=loaded, checker=ENV.checker)
+        assert dataclasses.replace(outcome, spend=expected.spend) == expected
+        assert engine.calls <= len(order) - told
+        assert loaded.answers == whole.answers
+    assert engine.calls == 0
+
+
+def test_a_saved_search_counts_what_it_spent_before_and_refuses_to_go_on_as_another():
+    journal = Journal(spend=Spend(prompt_tokens=90))
+    engine = MockEngine()
+    outcome = run(Direct(max_tokens=50), engine, journal=journal, budget=Budget(tokens=95))
+    assert (outcome.stop, engine.calls) == (StopReason.BUDGET, 0)
+    assert "5 of the budget's 95 tokens are left" in outcome.reason
+    outcome = run(Direct(), MockEngine(), journal=Journal(spend=Spend(prompt_tokens=90)))
+    assert outcome.spend.tokens == 90 + run(Direct(), MockEngine()).spend.tokens
+    for changed in (Direct(n=2), BestOfN()):
+        with pytest.raises(UserError, match="strategy"):
+            run(changed, MockEngine(), journal=Journal("Direct()", PROBLEM.id, 0))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"answers": [{"ask": 0}]}'])
+def test_a_file_that_is_no_saved_search_is_refused_by_name(text, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"x\.json: "):
+        Journal.load(path)
 
 
 def test_an_outcome_may_be_asked_for_at_any_time():
     for strategy in (Direct(n=3), BestOfN(n=3), BudgetForcing(5)):
-        outcome = strategy.start(PROBLEM, context(MockEngine())).outcome(Spend(), StopReason.CANCELLED)
+        outcome = start(strategy, PROBLEM, MockEngine()).outcome(Spend(), StopReason.CANCELLED)
         assert outcome == Outcome(
             Response(None), None, outcome.trace, Spend(), StopReason.CANCELLED, None, outcome.reason
         )
 
 
 def test_a_search_that_is_done_early_cancels_what_is_in_flight():
-    class Race:
+    class Race(Asking):
         """Done with the first answer of three."""
 
-        def __init__(self):
+        def __init__(self, problem, context):
+            super().__init__(problem, context)
             self.answers = []
+            for i in range(3):
+                self.push(Ask(i, Generate(Request(PROBLEM.prompt, SamplingParams(50, seed=i)))))
 
-        def ask(self):
-            asks, self.asked = ([] if hasattr(self, "asked") else range(3)), True
-            return [Ask(i, Request(PROBLEM.prompt, SamplingParams(50, seed=i))) for i in asks]
-
-        def tell(self, ask_id, answer):
+        def told(self, ask_id, answer):
             self.answers.append(ask_id)
+            self.drop(*self.waiting)
 
-        @property
-        def done(self):
-            return bool(self.answers)
+        def cut(self, ask_id, answer):
+            assert isinstance(answer, CallCancelled)
 
         def outcome(self, spend, stop):
             return Outcome(Response(str(self.answers)), None, None, spend, stop)
@@ -219,7 +240,7 @@ def test_a_search_that_is_done_early_cancels_what_is_in_flight():
     @dataclass(frozen=True)
     class Racing:
         def start(self, problem, context):
-            return Race()
+            return Race(problem, context)
 
     engine = MockEngine("xxxx", delay=lambda r: 0.01 if r.params.seed == 1 else 60)
     outcome = run(Racing(), engine)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class PonderError(Exception):
@@ -36,6 +37,14 @@ class MissingExtra(UserError):
 
 class BudgetExceeded(PonderError):
     """A reservation did not fit into what is left of a budget."""
+
+
+class CallCancelled(PonderError):
+    """A call that its search no longer wanted; `completions` are what had been sampled of it, where that is known."""
+
+    def __init__(self, completions: tuple[Any, ...] = ()) -> None:
+        super().__init__("cancelled: the search no longer needed it")
+        self.completions = completions
 
 
 class EngineClosed(PonderError):

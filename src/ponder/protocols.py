@@ -5,9 +5,9 @@ Engines are asynchronous: a search waits on many calls at once. `ponder.sync.run
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from ponder.types import (
@@ -115,6 +115,8 @@ class Environment(Protocol):
         """The checker that a search may use, if the problems can be checked without gold."""
         ...
 
+    # Optional: `answers` (an `Answers`, for votes), `partial` (a `Scorer` of partial responses), `slow_judge` (a bool).
+
     def gold_response(self, problem: Problem) -> str:
         """An answer text (no thought) that the judge gives reward 1; for the self-check."""
         ...
@@ -130,27 +132,96 @@ class Scorer(Protocol):
     async def score(self, problem: Problem, responses: Sequence[Response]) -> Sequence[float]: ...
 
 
+@runtime_checkable
+class Answers(Protocol):
+    """Reads answers and says which are the same, without gold: what votes need. `slow = True` runs it on a thread."""
+
+    def extract(self, problem: Problem, response: Response) -> str | None:
+        """The answer as it will be compared and shown; None if there is none to vote with."""
+        ...
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two extracted answers say the same. Need not be transitive: votes close over it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Generate:
+    """Sample; the answer is a tuple of `Completion`, shorter than `request.n` where the budget had no room for all."""
+
+    request: Request
+    engine: str = ""
+    """Which of `SearchContext.others`; empty is the search's own."""
+    minimum: int = 1
+    """Fewest `max_tokens` that are worth a call: a tight budget may clamp a request to that, and refuses it below."""
+    answer_reserve: int = 0
+    """A second call will end each response: keep so many tokens for the answer, and the prompt and response again."""
+    final: bool = False
+    """The call that what `Search.reserve` keeps was kept for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Run the checker; the answer is a `Verdict`."""
+
+    response: Response
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Score responses, partial or whole; the answer is a sequence of floats."""
+
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Read the answers and group those that say the same; the answer is one `Vote` or None for each response."""
+
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """What a response votes for. Equal answers have the same `party`: the index of the first response with it."""
+
+    party: int
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Keep the cache of these ids until the search is done or `Release`d; the answer is None.
+
+    Only for engines with the capability `leases`.
+    """
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """End the lease of an ask; the answer is None."""
+
+    ask: int
+
+
+Work = Generate | Check | Score | Group | Hold | Release
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One thing that a search wants done. `id` is unique within the search and says nothing of order."""
 
     id: int
-    request: Request | None = None
-    """Generate this; the answer is a tuple of `Completion`."""
-    check: Response | None = None
-    """Run the checker on this response; the answer is a `Verdict`."""
-    score: tuple[Response, ...] | None = None
-    """Score these; the answer is a sequence of floats."""
-    minimum: int = 1
-    """Fewest `max_tokens` that are worth a call: a tight budget may clamp a request to that, and refuses it below."""
-    answer_reserve: int = 0
-    """A second call will end each response: keep so many tokens for the answer, and the prompt and response again."""
+    work: Work
 
 
 class Search(Protocol):
     """A running search as ask and tell. Deterministic in its seed: what it asks depends only on what it was told,
 
-    never on the order of telling. `tell` with the same id a second time changes nothing.
+    never on the order of telling. `tell` with the same id a second time changes nothing. So a search is saved by
+    writing down what it was told (`search.journal`). `search.asking.Asking` does most of it.
     """
 
     def ask(self) -> Sequence[Ask]:
@@ -158,11 +229,21 @@ class Search(Protocol):
         ...
 
     def tell(self, ask_id: int, answer: Any) -> None:
-        """Report the answer of an ask: completions, a verdict, scores, or the exception that it failed with."""
+        """Report the answer of an ask, or the exception that it failed with (`CallCancelled` if it was dropped)."""
+        ...
+
+    def unwanted(self) -> Sequence[int]:
+        """Asks whose answers no longer matter and were not named before: whoever runs them cancels them."""
+        ...
+
+    def reserve(self) -> tuple[int, int]:
+        """(prompt, response) tokens that a last call, `Generate.final`, would need: kept free from other calls."""
         ...
 
     @property
-    def done(self) -> bool: ...
+    def done(self) -> bool:
+        """No answer is waited for; what still runs is cancelled."""
+        ...
 
     def outcome(self, spend: Spend, stop: StopReason) -> Outcome:
         """The best result so far; may be called at any time."""
@@ -179,6 +260,8 @@ class SearchContext:
     checker: bool = False
     """A checker is there to be asked."""
     scorer: bool = False
+    others: Mapping[str, tuple[ModelInfo, Capabilities]] = field(default_factory=dict)
+    """Further engines by the name under which `Generate` asks for them."""
 
 
 class Strategy(Protocol):

@@ -108,7 +108,7 @@ class Spend:
     """Prompt tokens that came from a cache or were shared with a sibling."""
     sampled_tokens: int = 0
     forced_tokens: int = 0
-    """Tokens put into a response by force (budget forcing); computed, not sampled."""
+    """Tokens put into a response by force within a call (budget forcing); computed, not sampled."""
     trained_tokens: int = 0
     verifier_calls: int = 0
     seconds: float = 0.0
@@ -252,8 +252,8 @@ class Request:
     """Token ids, plain text, or messages."""
     params: SamplingParams
     n: int = 1
-    prefix: str = ""
-    """Text that the response must begin with (forced); the engine counts it as `forced`."""
+    prefix: str | tuple[int, ...] = ""
+    """Text or ids that the response begins with; part of its text and `max_tokens`, spent like prompt tokens."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -388,7 +388,10 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node of a trace: a completion and what was found out about it."""
+    """One node of a trace: the response up to there, and what was found out about it.
+
+    The completion's text and ids begin at the response's first token; its spend is that of this node's own call.
+    """
 
     id: int
     parent: int | None
@@ -399,6 +402,10 @@ class Node:
     """A checker's verdict (no gold)."""
     verdict: Verdict | None = None
     """The judge's, added after the search for training and reports."""
+    vote: str | None = None
+    """What it voted for, where there was a vote."""
+    note: str = ""
+    """What became of it in the search, such as why it was given up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from ponder.protocols import Checker, Engine, Environment, Strategy
 from ponder.search.meter import Meter
 from ponder.search.runner import solve
 from ponder.search.trace import samples as samples_of
+from ponder.search.trace import spent_tokens
 from ponder.types import Node, Problem, Spend, VerdictKind
 
 
@@ -230,7 +231,7 @@ async def sample_pool(
             verdict = await judge(environment, problem, node.response)
             masked = verdict.kind is VerdictKind.JUDGE_ERROR
             rank = np.nan if checker is None else await _rank(checker, problem, node, meter)
-            tokens = node.completion.spend.response_tokens
+            tokens = spent_tokens(outcome.trace, node)
             results[number].append((np.nan if masked else float(verdict.correct), rank, tokens, verdict.kind))
         kinds = [r[3] for r in results[number]]
         if VerdictKind.JUDGE_ERROR in kinds:

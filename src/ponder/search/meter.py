@@ -61,6 +61,7 @@ class _Call:
     n: int
     minimum: int
     answer: int
+    final: bool = False
 
     @property
     def _times(self) -> int:
@@ -131,6 +132,10 @@ class Meter:
         self._tokens = 0
         self._dollars = 0.0
         self._outstanding = 0
+        self._kept = (0, 0.0)
+        """Tokens and dollars that only final calls may take, of this meter and all below it."""
+        self._keeps = (0, 0.0)
+        """The part of it that is this meter's own."""
         self._waiters: deque[asyncio.Future[None]] = deque()
 
     # What is left -------------------------------------------------------------------------------------------------
@@ -153,18 +158,43 @@ class Meter:
             max(0, min(tokens)) if tokens else None, self.seconds_left, max(0.0, min(dollars)) if dollars else None
         )
 
+    def keep(self, prompt_tokens: int, response_tokens: int) -> None:
+        """Keep enough for one last call free from all calls but those that are `final`; replaces what was kept."""
+        if not self._limits:
+            return
+        dollars = 0.0
+        if self.prices is not None:
+            dollars = prompt_tokens * self.prices.worst_prompt + response_tokens * self.prices.output * 1e-6
+        keeps = (prompt_tokens + response_tokens, dollars)
+        if keeps == self._keeps:
+            return
+        for meter in self._chain:
+            tokens = meter._kept[0] + keeps[0] - self._keeps[0]
+            meter._kept = (tokens, meter._kept[1] + keeps[1] - self._keeps[1] if tokens else 0.0)
+            if meter._waiters:
+                meter._wake()
+        self._keeps = keeps
+
     # Reserve and settle -------------------------------------------------------------------------------------------
 
     async def reserve(
-        self, prompt_tokens: int, max_tokens: int, n: int = 1, *, minimum: int = 1, answer: int = 0
+        self,
+        prompt_tokens: int,
+        max_tokens: int,
+        n: int = 1,
+        *,
+        minimum: int = 1,
+        answer: int = 0,
+        final: bool = False,
     ) -> Reservation:
         """Reserve the worst case of a call: `n` × (`prompt_tokens` + `max_tokens`).
 
         If that is more than what is left: fewer samples, then, for one sample, fewer tokens, to `minimum` at least.
         With `answer`, enough is left over for each sample to be continued by a second call (prompt and response
-        again, and `answer` tokens more). Raises `BudgetExceeded` with the numbers if not even that fits.
+        again, and `answer` tokens more). A `final` call may take what this meter keeps. Raises `BudgetExceeded` with
+        the numbers if not even that fits.
         """
-        call = _Call(prompt_tokens, max_tokens, n, minimum, answer)
+        call = _Call(prompt_tokens, max_tokens, n, minimum, answer, final)
         woken: Meter | None = None
         try:
             while True:
@@ -196,27 +226,29 @@ class Meter:
         """Samples and tokens of each that fit, and the meter to wait for if more will fit later."""
         want, rooms = (call.n, call.max_tokens), []
         for meter in self._limits:
-            room = meter._room(call, self.prices)
+            own = self._keeps if call.final else (0, 0.0)
+            kept = (meter._kept[0] - own[0], meter._kept[1] - own[1])
+            room = meter._room(call, self.prices, kept)
             if meter._outstanding:
                 rooms.append((meter, room))
             elif room < want:
                 want = room
                 if want[1] < call.minimum:
-                    raise BudgetExceeded(meter._refusal(call))
+                    raise BudgetExceeded(meter._refusal(call, kept))
         for meter, room in rooms:
             if room < want or (queue and meter._waiters):
                 return want, meter
         return want, None
 
-    def _room(self, call: _Call, prices: Prices | None) -> tuple[int, int]:
+    def _room(self, call: _Call, prices: Prices | None, kept: tuple[int, float]) -> tuple[int, int]:
         """Samples that this budget has room for now and tokens of each: whole ones, or one that is cut short."""
         rooms = [(call.n, call.max_tokens)]
         if self.budget.tokens is not None:
-            left = self.budget.tokens - self.spend.tokens - self._tokens
+            left = self.budget.tokens - self.spend.tokens - self._tokens - kept[0]
             whole = left // call.tokens(call.max_tokens)
             rooms.append((whole, call.max_tokens) if whole >= 1 else (1, call.longest(left)))
         if self.budget.dollars is not None and prices is not None:
-            left_dollars = self.budget.dollars - self.spend.dollars - self._dollars + _ROUNDING
+            left_dollars = self.budget.dollars - self.spend.dollars - self._dollars - kept[1] + _ROUNDING
             cost, least = call.dollars(call.max_tokens, prices), call.dollars(0, prices)
             if cost <= 0.0 or left_dollars >= cost:
                 rooms.append((call.n if cost <= 0.0 else int(min(left_dollars / cost, call.n)), call.max_tokens))
@@ -227,16 +259,16 @@ class Meter:
                 rooms.append((1, -1))
         return min(rooms)
 
-    def _refusal(self, call: _Call) -> str:
+    def _refusal(self, call: _Call, kept: tuple[int, float]) -> str:
         what = f"prompt of {call.prompt} + at least {call.minimum}"
         if call.answer:
             what += f", twice, + {call.answer} for the answer"
         parts = []
         if self.budget.tokens is not None:
-            left = max(0, self.budget.tokens - self.spend.tokens - self._tokens)
+            left = max(0, self.budget.tokens - self.spend.tokens - self._tokens - kept[0])
             parts.append(f"{left} of the budget's {self.budget.tokens} tokens are left")
         if self.budget.dollars is not None:
-            left_dollars = max(0.0, self.budget.dollars - self.spend.dollars - self._dollars)
+            left_dollars = max(0.0, self.budget.dollars - self.spend.dollars - self._dollars - kept[1])
             parts.append(f"${left_dollars:.6g} of the budget's ${self.budget.dollars:.6g} are left")
         return f"{' and '.join(parts)}, and a call needs at least {call.tokens(call.minimum)} tokens ({what})"
 
@@ -289,9 +321,10 @@ class Meter:
         *,
         minimum: int = 1,
         answer: int = 0,
+        final: bool = False,
         on_delta: Callable[[Delta], None] | None = None,
     ) -> tuple[Completion, ...]:
-        """Reserve, call the engine, settle; `minimum` and `answer` as in `reserve`. May return fewer than `request.n`.
+        """Reserve, call the engine, settle; options as in `reserve`. May return fewer than `request.n`.
 
         With `on_delta` the call is streamed. A call that failed or was cancelled is booked with what its exception
         carries as `spend`; without that, with what was streamed; without that, at its worst case (but a `UserError`
@@ -299,9 +332,9 @@ class Meter:
         engine raises.
         """
         if self.deadline is None:
-            return await self._generate(engine, request, minimum, answer, on_delta)
+            return await self._generate(engine, request, minimum, answer, final, on_delta)
         async with self._clocked():
-            return await self._generate(engine, request, minimum, answer, on_delta)
+            return await self._generate(engine, request, minimum, answer, final, on_delta)
 
     async def check(self, checker: Checker, problem: Problem, response: Response) -> Verdict:
         """Run a checker, on a thread if it says that it is `slow`, and book the call. Raises what it raises."""
@@ -351,6 +384,7 @@ class Meter:
         request: Request,
         minimum: int,
         answer: int,
+        final: bool,
         on_delta: Callable[[Delta], None] | None,
     ) -> tuple[Completion, ...]:
         reservation = prompt_tokens = None
@@ -358,7 +392,7 @@ class Meter:
             params = request.params
             prompt_tokens = engine.count_tokens(request.prompt)
             reservation = await self.reserve(
-                prompt_tokens, params.max_tokens, request.n, minimum=minimum, answer=answer
+                prompt_tokens, params.max_tokens, request.n, minimum=minimum, answer=answer, final=final
             )
             if reservation.max_tokens < params.max_tokens:
                 request = clamp(request, reservation.max_tokens)

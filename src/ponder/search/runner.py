@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
-from ponder.errors import BudgetExceeded, Unsupported, UserError
-from ponder.protocols import Ask, Checker, Engine, Scorer, SearchContext, Strategy
+from ponder.errors import BudgetExceeded, CallCancelled, Unsupported, UserError
+from ponder.protocols import (
+    Answers,
+    Ask,
+    Check,
+    Checker,
+    Engine,
+    Generate,
+    Group,
+    Hold,
+    Release,
+    Score,
+    Scorer,
+    SearchContext,
+    Strategy,
+)
+from ponder.search.journal import Journal
 from ponder.search.meter import Meter, Prices
-from ponder.types import Budget, Delta, Outcome, Problem, Request, StopReason
+from ponder.search.votes import TextAnswers, group
+from ponder.types import Budget, Completion, Delta, Outcome, Problem, Request, StopReason
+
+if TYPE_CHECKING:
+    from ponder.protocols import PrefixHolder
 
 
 async def solve(
@@ -22,64 +42,111 @@ async def solve(
     seed: int = 0,
     checker: Checker | None = None,
     scorer: Scorer | None = None,
+    answers: Answers | None = None,
+    others: Mapping[str, Engine] | None = None,
     parent: Meter | None = None,
     prices: Prices | None = None,
+    journal: Journal | None = None,
     on_delta: Callable[[Delta], None] | None = None,
 ) -> Outcome:
     """Solve one problem with a strategy under a budget (and under the budget of `parent`, if there is one).
 
-    `seed` is the run's; the strategy derives each sample's from it. `on_delta` gets the pieces of the leading
-    response as they are sampled: the first sample of the first call, then of the next one to start, one at a time.
+    `seed` is the run's; the strategy derives each sample's from it. `answers` reads and compares answers for votes
+    (default: as they are written). `others` are further engines that the strategy may ask for by name. `on_delta` gets
+    the pieces of the leading response as they are sampled: the first sample of the first call, then of the next one to
+    start, one at a time. `journal` is written as answers come and, if it holds some already, continued from there.
 
     What fails is told to the search, which goes on with what it has: the outcome then stops with `BUDGET` or
     `FAILED`, with the best so far and the reason. Raises `UserError` if the very first call was refused as bad input
     (a prompt longer than the context), `Unsupported` if the strategy does not go with this engine.
     Cancelling the task that awaits this cancels everything that it started.
     """
-    context = SearchContext(engine.info, engine.capabilities, seed, checker is not None, scorer is not None)
+    engines = {"": engine, **(others or {})}
+    context = SearchContext(
+        engine.info,
+        engine.capabilities,
+        seed,
+        checker is not None,
+        scorer is not None,
+        {name: (e.info, e.capabilities) for name, e in engines.items() if name},
+    )
     search = strategy.start(problem, context)
     meter = Meter(budget, prices=prices, parent=parent)
-    calls = _Calls(problem, engine, meter, checker, scorer, on_delta)
-    heard = False
+    calls = _Calls(problem, engines, meter, checker, scorer, answers or TextAnswers(), on_delta)
     tasks: dict[int, asyncio.Task[None]] = {}
-    answers: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+    told: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+    heard = False
+    known: dict[int, Any] = {}
+    if journal is not None:
+        journal.check(strategy, problem, seed)
+        meter.add(journal.spend)
+        known = dict(journal.answers)
 
     async def run(ask: Ask) -> None:
-        answers.put_nowait((ask.id, await calls.attempt(ask)))
+        told.put_nowait((ask.id, await calls.attempt(ask)))
+
+    def tell(ask_id: int, answer: Any) -> None:
+        nonlocal heard
+        if not heard and isinstance(answer, UserError):
+            raise answer
+        heard = heard or not isinstance(answer, Exception)
+        if journal is not None and not isinstance(answer, Exception):
+            journal.note(ask_id, answer)
+        search.tell(ask_id, answer)
 
     try:
         while not search.done:
+            meter.keep(*search.reserve())
             asks = search.ask()
-            if len(asks) == 1 and not tasks:
+            before = [ask for ask in asks if ask.id in known and not isinstance(ask.work, Hold | Release)]
+            if before:
+                for ask in before:
+                    tell(ask.id, known[ask.id])
+                asks = [ask for ask in asks if ask not in before]
+            if len(asks) == 1 and not tasks and not before:
                 batch = [(asks[0].id, await calls.attempt(asks[0]))]
             else:
                 for ask in asks:
                     tasks[ask.id] = asyncio.create_task(run(ask))
+                if before:
+                    continue
                 if not tasks:
                     break
-                batch = [await answers.get()]
-                while not answers.empty():
-                    batch.append(answers.get_nowait())
+                batch = [await told.get()]
+                while not told.empty():
+                    batch.append(told.get_nowait())
                 batch.sort(key=lambda pair: pair[0])
             for ask_id, answer in batch:
                 tasks.pop(ask_id, None)
-                if not heard and isinstance(answer, UserError):
-                    raise answer
-                heard = heard or not isinstance(answer, Exception)
-                search.tell(ask_id, answer)
+                tell(ask_id, answer)
+            for ask_id in search.unwanted():
+                if ask_id in tasks:
+                    tasks[ask_id].cancel()
     finally:
-        await _cancel(tuple(tasks.values()))
+        cut = await _cancel(tasks)
+        await calls.release()
+        if journal is not None:
+            journal.spend = meter.spend
+    while not told.empty():
+        search.tell(*told.get_nowait())
+    for ask_id, error in cut:
+        search.tell(ask_id, error)
     outcome = search.outcome(meter.spend, calls.stop)
     if calls.reason:
         outcome = dataclasses.replace(outcome, reason="; ".join(filter(None, (outcome.reason, calls.reason))))
     return outcome
 
 
-async def _cancel(tasks: tuple[asyncio.Task[None], ...]) -> None:
-    for task in tasks:
+async def _cancel(tasks: Mapping[int, asyncio.Task[None]]) -> list[tuple[int, CallCancelled]]:
+    """Cancel what runs and wait for it; what had been sampled by then, by ask."""
+    for task in tasks.values():
         task.cancel()
-    if tasks:
-        await asyncio.gather(*tasks, return_exceptions=True)
+    ended = await asyncio.gather(*tasks.values(), return_exceptions=True)
+    return [
+        (ask_id, CallCancelled(getattr(error, "completions", ())))
+        for ask_id, error in zip(tasks, ended, strict=True)
+        if isinstance(error, BaseException)
+    ]
 
 
 class _Calls:
@@ -88,59 +155,94 @@ class _Calls:
     def __init__(
         self,
         problem: Problem,
-        engine: Engine,
+        engines: Mapping[str, Engine],
         meter: Meter,
         checker: Checker | None,
         scorer: Scorer | None,
+        answers: Answers,
         on_delta: Callable[[Delta], None] | None,
     ) -> None:
         self._problem = problem
-        self._engine = engine
+        self._engines = engines
         self._meter = meter
         self._checker = checker
         self._scorer = scorer
+        self._answers = answers
         self._leader = None if on_delta is None else _Leader(on_delta)
+        self._leases: dict[int, contextlib.AsyncExitStack] = {}
         self.stop = StopReason.FINISHED
         self.reason = ""
 
     async def attempt(self, ask: Ask) -> Any:
         """The answer of an ask, or the exception that it failed with."""
+        work = ask.work
         try:
-            return await self._call(ask)
+            match work:
+                case Generate():
+                    return await self._generate(work)
+                case Check(response):
+                    if self._checker is None:
+                        raise Unsupported("the search asks for a checker and there is none")
+                    return await self._meter.check(self._checker, self._problem, response)
+                case Score(responses):
+                    if self._scorer is None:
+                        raise Unsupported("the search asks for a scorer and there is none")
+                    return await self._meter.score(self._scorer, self._problem, responses)
+                case Group(responses):
+                    return await group(self._answers, self._problem, responses)
+                case Hold(ids):
+                    return await self._hold(ask.id, ids)
+                case Release(held):
+                    await self._leases.pop(held).aclose()
+                    return None
         except BudgetExceeded as error:
             if self.stop is StopReason.FINISHED:
                 self.stop = StopReason.BUDGET
             self.reason = self.reason or str(error)
             return error
         except Exception as error:
-            # Without its checker or scorer a search goes on; without its engine it has failed.
-            if ask.request is not None:
+            # Without its checker, scorer, votes or a lease a search goes on; without its engine it has failed.
+            if isinstance(work, Generate):
                 self.stop = StopReason.FAILED
                 self.reason = _sentence(error)
             else:
-                part = "checker" if ask.check is not None else "scorer"
+                part = _PARTS[type(work)]
                 self.reason = self.reason or f"the {part} failed: {_sentence(error)}"
             return error
 
-    async def _call(self, ask: Ask) -> Any:
-        if ask.request is not None:
-            on_delta = self._leader.follow(ask.request) if self._leader is not None else None
-            try:
-                return await self._meter.generate(
-                    self._engine, ask.request, minimum=ask.minimum, answer=ask.answer_reserve, on_delta=on_delta
-                )
-            finally:
-                if on_delta is not None and self._leader is not None:
-                    self._leader.busy = False
-        if ask.check is not None:
-            if self._checker is None:
-                raise Unsupported("the search asks for a checker and there is none")
-            return await self._meter.check(self._checker, self._problem, ask.check)
-        if ask.score is not None:
-            if self._scorer is None:
-                raise Unsupported("the search asks for a scorer and there is none")
-            return await self._meter.score(self._scorer, self._problem, ask.score)
-        raise ValueError(f"ask {ask.id} asks for nothing")
+    async def _generate(self, work: Generate) -> tuple[Completion, ...]:
+        engine = self._engines.get(work.engine)
+        if engine is None:
+            raise Unsupported(f"the search asks for an engine {work.engine!r} and there is none of this name")
+        on_delta = self._leader.follow(work.request) if self._leader is not None else None
+        try:
+            return await self._meter.generate(
+                engine,
+                work.request,
+                minimum=work.minimum,
+                answer=work.answer_reserve,
+                final=work.final,
+                on_delta=on_delta,
+            )
+        finally:
+            if on_delta is not None and self._leader is not None:
+                self._leader.busy = False
+
+    async def _hold(self, ask_id: int, ids: tuple[int, ...]) -> None:
+        engine = self._engines[""]
+        if not engine.capabilities.leases:
+            raise Unsupported(f"the engine of {engine.info.name} keeps no prefixes")
+        stack = contextlib.AsyncExitStack()
+        await stack.enter_async_context(cast("PrefixHolder", engine).hold(ids))
+        self._leases[ask_id] = stack
+
+    async def release(self) -> None:
+        """End every lease that is left."""
+        while self._leases:
+            await self._leases.popitem()[1].aclose()
+
+
+_PARTS = {Check: "checker", Score: "scorer", Group: "comparison of answers", Hold: "lease", Release: "lease"}
 
 
 class _Leader:
@@ -155,11 +257,12 @@ class _Leader:
 
     def follow(self, request: Request) -> Callable[[Delta], None] | None:
         """Where the pieces of this call go; None if another call leads, or it continues a response not shown."""
-        if self.busy or (request.prefix and not request.prefix.startswith(self._shown)):
+        prefix = request.prefix
+        if self.busy or not isinstance(prefix, str) or (prefix and not prefix.startswith(self._shown)):
             return None
         self.busy = True
-        self._text, self._prefix = "", request.prefix
-        if not request.prefix:
+        self._text, self._prefix = "", prefix
+        if not prefix:
             self._shown = ""
         return self._pass_on
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ponder.errors import Unsupported, UserError
-from ponder.protocols import Ask, SearchContext
+from ponder.protocols import Ask, Generate, SearchContext
+from ponder.search.asking import Asking
 from ponder.search.seeds import derive
-from ponder.search.trace import Tree, samples
+from ponder.search.trace import samples, spent_tokens
 from ponder.types import (
     Completion,
     FinishReason,
@@ -69,7 +70,7 @@ def check_sampling(n: int, temperature: float, top_p: float = 1.0, top_k: int = 
             raise UserError(f"{name} = {value!r}: give {mend}")
 
 
-class Sampling:
+class Sampling(Asking):
     """A search that draws `n` samples and takes the first; subclasses say what happens to them and which one wins.
 
     Where the engine cannot bound a thought itself but can continue a response, a thought is bounded by a second
@@ -88,16 +89,12 @@ class Sampling:
         budget: ThoughtBudget | None = None,
     ) -> None:
         """`params.max_tokens` and `params.thinking` follow from `budget` where there is one. Raises `Unsupported`."""
-        self.problem = problem
-        self.context = context
+        super().__init__(problem, context)
         self.n = n
-        self.tree = Tree(problem.id, context.info.thought)
         self.leaves: dict[int, Node] = {}
         """Samples that have ended, by index."""
         self._budget = budget
         self._params = params
-        self._queue: list[Ask] = []
-        self._waiting: set[int] = set()
         self._answers: set[int] = set()
         self._counts: dict[int, int] = {}
         self._failed = 0
@@ -107,16 +104,9 @@ class Sampling:
 
     # What the strategies share ------------------------------------------------------------------------------------
 
-    def ask(self) -> list[Ask]:
-        asks, self._queue = self._queue, []
-        return asks
-
-    def tell(self, ask_id: int, answer: Any) -> None:
-        if ask_id not in self._waiting:
-            return
-        self._waiting.discard(ask_id)
+    def told(self, ask_id: int, answer: Any) -> None:
         if ask_id < 0:
-            self.told(ask_id, answer)
+            self.told_more(ask_id, answer)
         else:
             stage, first = divmod(ask_id, self.n)
             count = self._counts.pop(ask_id)
@@ -129,10 +119,6 @@ class Sampling:
                 for i in range(first, first + count):
                     self._ended(i, self._last.get(i))
 
-    @property
-    def done(self) -> bool:
-        return not self._waiting
-
     def outcome(self, spend: Spend, stop: StopReason) -> Outcome:
         trace = self.tree.trace()
         leaves = samples(trace)
@@ -142,10 +128,15 @@ class Sampling:
         chosen = first.id if first.response.answer is not None else None
         return Outcome(first.response, None, trace, spend, stop, chosen)
 
-    def push(self, ask: Ask) -> None:
-        """Ask something; ids below 0 are the subclass's own, and answered to `told`."""
-        self._waiting.add(ask.id)
-        self._queue.append(ask)
+    def cut(self, ask_id: int, answer: Any) -> None:
+        if ask_id < 0:
+            return
+        stage, first = divmod(ask_id, self.n)
+        completions = answer if isinstance(answer, tuple) else getattr(answer, "completions", ())
+        for i, completion in enumerate(completions, first):
+            parent = self._last.get(i)
+            self.tree.add(stage * self.n + i, completion, None if parent is None else parent.id)
+            self.tree.note(stage * self.n + i, "cancelled: no longer needed")
 
     def sampled(self, index: int, node: Node) -> None:
         """A sample has ended; `node` is its leaf."""
@@ -153,8 +144,8 @@ class Sampling:
     def all_sampled(self) -> None:
         """Every sample has ended or failed."""
 
-    def told(self, ask_id: int, answer: Any) -> None:
-        """The answer of an ask of the subclass, or the exception that it failed with."""
+    def told_more(self, ask_id: int, answer: Any) -> None:
+        """The answer of an ask of the subclass (ids below 0), or the exception that it failed with."""
 
     # How a sample grows -------------------------------------------------------------------------------------------
 
@@ -199,12 +190,11 @@ class Sampling:
             self._answers.update(range(first, first + count))
         params = dataclasses.replace(params, seed=derive(self.context.seed, self.problem.id, first))
         request = Request(self.problem.prompt, params, n=count, prefix=prefix)
-        self._generate(Ask(first, request=request, minimum=minimum, answer_reserve=reserve))
+        self._generate(first, Generate(request, minimum=minimum, answer_reserve=reserve))
 
-    def _generate(self, ask: Ask) -> None:
-        assert ask.request is not None
-        self._counts[ask.id] = ask.request.n
-        self.push(ask)
+    def _generate(self, ask_id: int, work: Generate) -> None:
+        self._counts[ask_id] = work.request.n
+        self.push(Ask(ask_id, work))
 
     @property
     def _format(self) -> Any:
@@ -234,7 +224,7 @@ class Sampling:
         stopped = completion.finish_reason is FinishReason.STOP
         if stopped and not self._format.opened_by_template and self._format.open not in text:
             return False
-        used = completion.spend.response_tokens
+        used = len(completion.ids) or spent_tokens(self.tree.trace(), self._last[index])
         next_id = ask_id + self.n
         seed = derive(self.context.seed, f"{self.problem.id}\x1f{stage + 1}", index)
         # The marker that ended the thought is not thought.
@@ -247,7 +237,7 @@ class Sampling:
             self._answers.add(next_id)
         params = dataclasses.replace(self._params, max_tokens=most, stop=stop, seed=seed)
         request = Request(self.problem.prompt, params, prefix=prefix)
-        self._generate(Ask(next_id, request=request, minimum=minimum, answer_reserve=reserve))
+        self._generate(next_id, Generate(request, minimum=minimum, answer_reserve=reserve))
         return True
 
     def _ended(self, index: int, node: Node | None) -> None:

@@ -45,6 +45,17 @@ class Tree:
         """Attach a scorer's score."""
         self._nodes[node_id] = dataclasses.replace(self._nodes[node_id], score=score)
 
+    def vote(self, node_id: int, answer: str) -> None:
+        """Attach what it voted for."""
+        self._nodes[node_id] = dataclasses.replace(self._nodes[node_id], vote=answer)
+
+    def note(self, node_id: int, note: str) -> None:
+        """Attach what became of it."""
+        self._nodes[node_id] = dataclasses.replace(self._nodes[node_id], note=note)
+
+    def __contains__(self, node_id: int) -> bool:
+        return node_id in self._nodes
+
     def trace(self) -> Trace:
         """Everything so far, by node id."""
         return Trace(self._problem_id, tuple(self._nodes[i] for i in sorted(self._nodes)))
@@ -57,6 +68,11 @@ def path(trace: Trace, node: Node) -> tuple[Node, ...]:
     while (parent := nodes[-1].parent) is not None:
         nodes.append(by_id[parent])
     return tuple(reversed(nodes))
+
+
+def spent_tokens(trace: Trace, node: Node) -> int:
+    """Tokens that were sampled or forced for a response, over all calls that it took."""
+    return sum(n.completion.spend.response_tokens for n in path(trace, node))
 
 
 def samples(trace: Trace) -> tuple[Node, ...]:
@@ -116,6 +132,7 @@ def _node(node: Node, extra: Mapping[str, Any], logprobs: bool) -> dict[str, Any
         "spend": _spend(node.completion.spend),
         "weights_version": node.completion.weights_version,
     }
+    row |= {k: v for k, v in (("vote", node.vote), ("note", node.note)) if v}
     if node.completion.error is not None:
         row["error"] = node.completion.error
     if logprobs:

@@ -396,10 +396,10 @@ class Batch:
         job = row.job
         sampled = int((~self.forced[slot, start:stop]).sum())
         spend = Spend(
-            prompt_tokens=len(job.prompt) - min(row.found, len(job.prompt)),
-            cached_tokens=min(row.found, len(job.prompt)),
+            prompt_tokens=len(job.context) - min(row.found, len(job.context)),
+            cached_tokens=min(row.found, len(job.context)),
             sampled_tokens=sampled,
-            forced_tokens=stop - start - sampled,
+            forced_tokens=stop - start - sampled - len(job.prefix),
             seconds=time.perf_counter() - row.begun,
             flops=self.forward.flops(min(row.found, len(job.context) - 1), len(job.context), stop),
         )

@@ -78,7 +78,7 @@ class Job:
     params: SamplingParams
     prompt: tuple[int, ...]
     prefix: tuple[int, ...]
-    """Ids of `Request.prefix`; computed with the prompt, counted as forced."""
+    """Ids of `Request.prefix`; computed with the prompt and spent like it."""
     extend: tuple[int, ...]
     keys: np.ndarray
     """Stream key of each sample, uint64."""
@@ -176,6 +176,14 @@ def _check_ids(ids: Sequence[int], where: str, model: LoadedModel, vocabulary: V
             raise UserError(f"{where} holds id {i}, but {model.info.name} knows ids 0 to {vocabulary.size - 1}")
 
 
+def _prefix(prefix: str | tuple[int, ...], model: LoadedModel, vocabulary: Vocabulary) -> tuple[str, tuple[int, ...]]:
+    """What a response begins with, as text and as ids."""
+    if isinstance(prefix, str):
+        return prefix, tuple(model.tokenizer.encode(prefix, special=True)) if prefix else ()
+    _check_ids(prefix, "the prefix", model, vocabulary)
+    return model.tokenizer.decode(list(prefix)), tuple(prefix)
+
+
 def _within_thought(text: str, markers: Markers, inside: bool) -> tuple[bool, list[str]]:
     """Whether a thought is open after `text`, and the parts of the text that are thought."""
     parts = []
@@ -213,7 +221,7 @@ def prepare(
             f"the prompt has {len(prompt)} tokens and max_tokens is {p.max_tokens}: together {total}, but "
             f"{model.info.name} has a context of {model.info.context}; shorten the prompt or lower max_tokens"
         )
-    prefix = tuple(model.tokenizer.encode(request.prefix, special=True)) if request.prefix else ()
+    prefix_text, prefix = _prefix(request.prefix, model, vocabulary)
     # The prompt in nodes, and a slot for what comes after them.
     computed = len(prompt) + len(prefix) - 1
     need = (rounded(computed, PAGE) + slot_length(1, total - aligned(computed))) * bytes_per_token
@@ -233,7 +241,7 @@ def prepare(
     if p.thinking is not None:
         _check_thinking(p.thinking, model, markers)
         inside = markers.opened_by_template or prompt[-len(markers.open) :] == markers.open
-        inside, parts = _within_thought(request.prefix, markers, inside)
+        inside, parts = _within_thought(prefix_text, markers, inside)
         thought = sum(len(model.tokenizer.encode(part, special=True)) for part in parts)
         extend = tuple(model.tokenizer.encode(p.thinking.extend)) if p.thinking.min_tokens else ()
     return Job(

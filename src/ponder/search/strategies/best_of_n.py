@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ponder.errors import UserError
-from ponder.protocols import Ask, SearchContext
+from ponder.protocols import Ask, Check, Score, SearchContext
 from ponder.search.sampling import Sampling, ThoughtBudget, check_sampling
 from ponder.types import Completion, Node, Outcome, Problem, SamplingParams, Spend, StopReason, Verdict, VerdictKind
 
@@ -63,14 +63,14 @@ _SCORE = -1
 class _Best(Sampling):
     def sampled(self, index: int, node: Node) -> None:
         if self.context.checker and node.response.answer is not None:
-            self.push(Ask(-2 - index, check=node.response))
+            self.push(Ask(-2 - index, Check(node.response)))
 
     def all_sampled(self) -> None:
         answered = self._answered()
         if self.context.scorer and not self.context.checker and answered:
-            self.push(Ask(_SCORE, score=tuple(n.response for n in answered)))
+            self.push(Ask(_SCORE, Score(tuple(n.response for n in answered))))
 
-    def told(self, ask_id: int, answer: Any) -> None:
+    def told_more(self, ask_id: int, answer: Any) -> None:
         if isinstance(answer, Exception):
             return
         if ask_id == _SCORE:

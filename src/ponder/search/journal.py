@@ -1,0 +1,116 @@
+"""What a search was told, so that another process can go on with it.
+
+A search is deterministic in its seed and in what it was told, and telling it the same twice changes nothing. So its
+state is its journal: start the strategy anew, tell it what is written here, and it asks for what is missing. Calls that
+were running when the search stopped are made again (their spend so far is in `spend`); with an engine in its exact mode
+the outcome is the one of a search that never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ponder.errors import UserError
+from ponder.protocols import Strategy, Vote
+from ponder.types import Completion, Problem, Spend, Verdict, to_json
+
+_KINDS: dict[str, Any] = {
+    "completions": tuple[Completion, ...],
+    "verdict": Verdict,
+    "votes": tuple[Vote | None, ...],
+    "scores": tuple[float, ...],
+    "nothing": None,
+}
+
+
+@dataclass
+class Journal:
+    """The answers of a search so far. Give it to `runner.solve`, which writes it and goes on from it."""
+
+    strategy: str = ""
+    """The strategy with its options; empty in a new journal."""
+    problem: str = ""
+    seed: int = 0
+    answers: dict[int, Any] = field(default_factory=dict)
+    """By ask; failures are not kept, so that what failed is tried again."""
+    spend: Spend = field(default_factory=Spend)
+    """Everything that was spent, calls that did not end too."""
+
+    def check(self, strategy: Strategy, problem: Problem, seed: int) -> None:
+        """Take the name of a search, or raise `UserError` if the journal is of another one."""
+        name = repr(strategy)
+        if not self.strategy:
+            self.strategy, self.problem, self.seed = name, problem.id, seed
+        for what, mine, given in (
+            ("strategy", self.strategy, name),
+            ("problem", self.problem, problem.id),
+            ("seed", self.seed, seed),
+        ):
+            if mine != given:
+                raise UserError(f"the saved search has {what} {mine}, not {given}: go on with what it was begun with")
+
+    def note(self, ask_id: int, answer: Any) -> None:
+        """Write an answer down."""
+        self.answers[ask_id] = answer
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` reads them."""
+        rows = [{"ask": i, "kind": _kind(a), "value": to_json(a)} for i, a in sorted(self.answers.items())]
+        return {
+            "strategy": self.strategy,
+            "problem": self.problem,
+            "seed": self.seed,
+            "spend": to_json(self.spend),
+            "answers": rows,
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> Journal:
+        """Raises `UserError` for anything that `to_json` did not make."""
+        try:
+            answers = {
+                int(row["ask"]): msgspec.convert(row["value"], _KINDS[row["kind"]], strict=False)
+                for row in values["answers"]
+            }
+            spend = msgspec.convert(values["spend"], Spend)
+            return cls(str(values["strategy"]), str(values["problem"]), int(values["seed"]), answers, spend)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"not a saved search: {type(error).__name__}: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write to a file, beside it first and then in its place."""
+        path = Path(path)
+        beside = path.with_name(f"{path.name}.part")
+        beside.write_text(json.dumps(self.to_json()), encoding="utf-8")
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Journal:
+        """Raises `UserError` for a file that cannot be read or is no saved search."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read as a saved search: {error}") from None
+        try:
+            return cls.from_json(values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+
+def _kind(answer: Any) -> str:
+    if answer is None:
+        return "nothing"
+    if isinstance(answer, Verdict):
+        return "verdict"
+    first = next((a for a in answer if a is not None), None)
+    if isinstance(first, Completion):
+        return "completions"
+    if isinstance(first, Vote) or first is None:
+        return "votes"
+    return "scores"

@@ -1,0 +1,72 @@
+"""Playing a search by hand: asks answered in any order, by a mock engine. For tests of strategies."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from mocks import MockEngine
+
+from ponder.protocols import Ask, Check, Checker, Generate, Group, Score, Search, SearchContext, Strategy
+from ponder.search.votes import TextAnswers, parties
+from ponder.types import Outcome, Problem, Spend, StopReason
+
+
+def context(engine: MockEngine, checker: bool = False, scorer: bool = False, seed: int = 7) -> SearchContext:
+    """What a search of this engine is told."""
+    return SearchContext(engine.info, engine.capabilities, seed, checker, scorer)
+
+
+def answer_to(
+    ask: Ask,
+    problem: Problem,
+    engine: MockEngine,
+    checker: Checker | None = None,
+    scorer: Callable[[str], float] = len,
+) -> Any:
+    """What the runner would tell."""
+    match ask.work:
+        case Generate(request):
+            return tuple(engine.complete(request, i) for i in range(request.n))
+        case Check(response):
+            assert checker is not None
+            return checker(problem, response)
+        case Score(responses):
+            return tuple(scorer(r.text) for r in responses)
+        case Group(responses):
+            return parties(TextAnswers(), problem, responses)
+    return None
+
+
+def play(
+    search: Search, answer: Callable[[Ask], Any], rng: random.Random | None = None
+) -> tuple[Outcome, dict[int, Ask], dict[int, Any]]:
+    """Run a search to its end; with `rng` the asks are answered in random order, each a second time too.
+
+    Returns the outcome, all that was asked and all that was told. Fails if an ask comes twice or is left over.
+    """
+    waiting: list[Ask] = []
+    asked: dict[int, Ask] = {}
+    told: dict[int, Any] = {}
+    while not search.done:
+        for ask in search.ask():
+            assert ask.id not in asked, f"ask {ask.id} comes twice"
+            asked[ask.id] = ask
+            waiting.append(ask)
+        gone = set(search.unwanted())
+        waiting = [ask for ask in waiting if ask.id not in gone]
+        if search.done:
+            break
+        assert waiting, "the search waits for nothing that was asked"
+        ask = waiting.pop(rng.randrange(len(waiting)) if rng is not None else 0)
+        told[ask.id] = answer(ask)
+        search.tell(ask.id, told[ask.id])
+        search.tell(ask.id, ConnectionError("told twice"))
+    assert not search.ask()
+    return search.outcome(Spend(), StopReason.FINISHED), asked, told
+
+
+def start(strategy: Strategy, problem: Problem, engine: MockEngine, checker: bool = False, scorer: bool = False) -> Any:
+    """A search of a strategy on a mock engine."""
+    return strategy.start(problem, context(engine, checker, scorer))
