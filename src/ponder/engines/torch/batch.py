@@ -298,10 +298,14 @@ class Batch:
         keys[:n], at[:n] = self.keys[:n], self.at[:n] + 1 - self.start[:n]
         chance = torch.as_tensor(uniforms(keys, at), device=hidden.device)
         size = len(hidden) // len(self._rules)
-        parts = []
+        parts, start, logits = [], 0, hidden[:0]
+        cuts = iter(self.forward.cuts(len(hidden)) if isinstance(self.forward, Exact) else (size,))
         for i, rules in enumerate(self._rules):
-            rows = slice(i * size, (i + 1) * size)
-            parts.append(sample(self.forward.logits(hidden[rows]), rules, chance[rows]))
+            if not len(logits):
+                logits = self.forward.logits(hidden[start : start + next(cuts)])
+                start += len(logits)
+            parts.append(sample(logits[:size], rules, chance[i * size : (i + 1) * size]))
+            logits = logits[size:]
         ids = torch.cat([p.ids_B for p in parts])[:n].cpu().numpy()
         logprobs = torch.cat([p.logprobs_B for p in parts])[:n].cpu().numpy()
         if not any(r.best for r in self._rules):
