@@ -34,6 +34,8 @@ class ModelOptions:
     GPU's free memory)."""
     exact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Batch-invariant: a sample has the same bits in any company. Slower; float32 on a CPU only."""
+    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Decode through torch.compile, with CUDA graphs on a GPU (not yet measured there); opening takes a minute."""
 
 
 @contextlib.contextmanager
@@ -52,7 +54,7 @@ def engine_for(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[
         loaded.take_plain_prompts()
     from ponder.engines.torch import TorchEngine
 
-    engine = TorchEngine(loaded, kv_memory=memory, exact=options.exact)
+    engine = TorchEngine(loaded, kv_memory=memory, exact=options.exact, compile=options.compile)
     try:
         yield engine
     finally:

@@ -15,6 +15,8 @@ import psutil
 import torch
 
 from ponder.engines.torch.batch import Batch
+from ponder.engines.torch.compiled import why_not
+from ponder.engines.torch.forward import Native
 from ponder.engines.torch.jobs import Job, Markers, Sink, prepare, prepare_lease
 from ponder.engines.torch.packed import can_pack
 from ponder.engines.torch.text import TextStream, Vocabulary
@@ -71,6 +73,7 @@ class TorchEngine:
         prefill_chunk: int = 512,
         exact: bool = False,
         packed: bool | None = None,
+        compile: bool | None = None,
         version: str = "0",
     ) -> None:
         """`kv_memory` is the most bytes that keys and values may take; None takes a quarter of what is available,
@@ -79,7 +82,9 @@ class TorchEngine:
         computed between two steps of running rows. `exact` is the batch-invariant mode, slower, on a CPU in float32
         only (`engines.torch.exact` says how it works, docs/LOG.md what it costs). `packed` is whether products go
         through a second copy of the matrices (`engines.torch.packed`); None is where that is faster and the copy takes
-        at most a quarter of the free memory.
+        at most a quarter of the free memory. `compile` is whether decoding steps go through `torch.compile`, with CUDA
+        graphs on a GPU (`engines.torch.compiled`); opening takes as long as compiling then. None is no, everywhere: it
+        was never measured on a GPU, and on a CPU packed products are faster.
         """
         if max_rows < 1:
             raise UserError(f"max_rows is {max_rows}: it must be at least 1")
@@ -98,6 +103,9 @@ class TorchEngine:
             raise Unsupported(
                 f"{model.info.name} cannot be packed: that takes a native model in float32 on a CPU, and torch with MKL"
             )
+        if compile and (reason := why_not(model, exact=exact, packed=packed)):
+            raise Unsupported(f"{model.info.name} cannot be compiled: {reason}")
+        packed = False if compile else packed
         batch = Batch(
             model, self._vocabulary, self._markers, version, memory=self.kv_memory, exact=exact, packed=packed
         )
@@ -122,6 +130,12 @@ class TorchEngine:
         self._lock = threading.Lock()
         # Ends the thread when the engine is forgotten and, before torch is torn down, when Python exits.
         self._finalizer = weakref.finalize(self, self._worker.shutdown, _EXIT_SECONDS)
+        if compile and isinstance(batch.forward, Native):
+            try:
+                self._worker.call(batch.forward.compile).result()
+            except BaseException:
+                self._worker.shutdown()
+                raise
 
     @property
     def weights_version(self) -> str:
