@@ -221,8 +221,9 @@ class SimulatedEngine:
             if fails is not None:
                 raise PonderError(f"the simulated engine failed after {sampled} tokens (failure_rate)")
         except (PonderError, asyncio.CancelledError) as error:
-            sampled = min(max(sampled, self._tokens_in(loop.time() - begun)), math.inf if fails is None else fails)
-            completions = tuple(s.completion(loop.time() - begun, int(sampled)) for s in samples)
+            sampled = max(sampled, self._tokens_in(loop.time() - begun))
+            sampled = sampled if fails is None else min(sampled, fails)
+            completions = tuple(s.completion(loop.time() - begun, sampled) for s in samples)
             error.spend = self._book(completions)  # type: ignore[union-attr]
             error.completions = completions  # type: ignore[union-attr]
             raise
