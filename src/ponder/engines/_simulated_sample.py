@@ -40,7 +40,7 @@ class Sample:
         self.new = len(tokens) - self._begun
         """Tokens after the prefix."""
 
-    def completion(self, seconds: float, sampled: int | None = None) -> Completion:
+    def completion(self, seconds: float, device_seconds: float, sampled: int | None = None) -> Completion:
         """The whole response, or what it was after `sampled` tokens of its call: then cancelled."""
         tokens, finish, text_end = self._tokens, self._finish, self._text_end
         if sampled is not None and sampled < self.new:
@@ -54,6 +54,7 @@ class Sample:
             sampled_tokens=len(tokens) - self._begun - forced,
             forced_tokens=forced,
             seconds=seconds,
+            device_seconds=device_seconds,
         )
         ids = tuple(map(ord, self._prompt)) if self._with_ids else ()
         return Completion(text_of(tokens[:text_end]), finish, spend, segments, ids, VERSION)
@@ -93,7 +94,7 @@ class Sample:
         begin, end = self._begun + first if first else 0, self._begun + min(last, self.new)
         text = text_of(self._tokens[begin : max(begin, min(end, self._text_end))])
         ids = tuple(map(ord, self._tokens[begin:end])) if self._with_ids else ()
-        whole = self.completion(0.0) if last >= self.new else None
+        whole = self.completion(0.0, 0.0) if last >= self.new else None
         if text or ids or whole is not None:
             send(Delta(self._index, text, ids, whole))
 

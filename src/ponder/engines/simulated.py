@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -17,6 +16,7 @@ from typing import Any
 
 from ponder.engines._reasoner import CLOSE_TEXT, OPEN_TEXT, Mind, prompt_text
 from ponder.engines._simulated_sample import VERSION, Sample
+from ponder.engines.machine import MachineTime
 from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
 from ponder.types import (
     Capabilities,
@@ -148,6 +148,7 @@ class SimulatedEngine:
         """Most samples in flight at once."""
         self.held: dict[tuple[int, ...], int] = {}
         """Leases by prefix."""
+        self._machine = MachineTime()
         self._closed = False
         self._running: set[asyncio.Future[None]] = set()
 
@@ -211,6 +212,7 @@ class SimulatedEngine:
         self.peak = max(self.peak, self.in_flight)
         loop = asyncio.get_running_loop()
         begun, sampled = loop.time(), 0
+        share = self._machine.begin(request.n, begun)
         try:
             for upto in _stops(samples, fails, send is not None):
                 await self._until(begun + self.options.latency + self._seconds(upto))
@@ -220,16 +222,18 @@ class SimulatedEngine:
                 sampled = upto
             if fails is not None:
                 raise PonderError(f"the simulated engine failed after {sampled} tokens (failure_rate)")
-        except (PonderError, asyncio.CancelledError) as error:
+        except BaseException as error:
             sampled = max(sampled, self._tokens_in(loop.time() - begun))
             sampled = sampled if fails is None else min(sampled, fails)
-            completions = tuple(s.completion(loop.time() - begun, sampled) for s in samples)
-            error.spend = self._book(completions)  # type: ignore[union-attr]
-            error.completions = completions  # type: ignore[union-attr]
+            seconds = loop.time() - begun, self._machine.end(request.n, share, loop.time())
+            completions = tuple(s.completion(*seconds, sampled) for s in samples)
+            error.spend = self._book(completions)  # type: ignore[attr-defined]
+            error.completions = completions  # type: ignore[attr-defined]
             raise
         finally:
             self.in_flight -= request.n
-        completions = tuple(s.completion(loop.time() - begun) for s in samples)
+        seconds = loop.time() - begun, self._machine.end(request.n, share, loop.time())
+        completions = tuple(s.completion(*seconds) for s in samples)
         self._book(completions)
         return completions
 
