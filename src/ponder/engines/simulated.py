@@ -235,6 +235,9 @@ class SimulatedEngine:
         seconds = loop.time() - begun, self._machine.end(request.n, share, loop.time())
         completions = tuple(s.completion(*seconds) for s in samples)
         self._book(completions)
+        if send is not None:
+            for i, completion in enumerate(completions):
+                send(Delta(i, "", (), completion))
         return completions
 
     def _book(self, completions: Sequence[Completion]) -> Spend:
