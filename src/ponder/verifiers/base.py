@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ponder.types import Problem, Response, Verdict, VerdictKind
+from ponder.types import Problem, Verdict, VerdictKind
 
 MAX_ANSWER = 100_000
 """Characters; a longer answer is an `output_limit` verdict and is not looked at."""
