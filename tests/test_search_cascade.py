@@ -118,7 +118,7 @@ def test_the_traces_of_both_searches_are_one():
 
 
 def test_what_it_needs_must_be_there():
-    with pytest.raises(Unsupported, match="no further engine of this name .there are: 'big'"):
+    with pytest.raises(Unsupported, match=r"no further engine of this name \(there are: 'big'"):
         run(Cascade(engine="huge"), MockEngine(), big())
     with pytest.raises(Unsupported, match="nothing to be unsure by"):
         run(Cascade(n=1), MockEngine(capabilities=BLIND))

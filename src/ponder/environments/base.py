@@ -66,8 +66,6 @@ class SingleTurn:
     """
 
     name: str = ""
-    answers: Answers | None = None
-    """Reads and compares answers without gold, for votes; None: as they are written."""
 
     def size(self, split: Split) -> int | None:
         """Number of problems of a split; None if there is no end to them."""
@@ -92,6 +90,11 @@ class SingleTurn:
     @property
     def checker(self) -> Checker | None:
         """None: most problems cannot be checked without their gold."""
+        return None
+
+    @property
+    def answers(self) -> Answers | None:
+        """Reads and compares answers without gold, for votes; None: as they are written."""
         return None
 
     def gold_response(self, problem: Problem) -> str:
