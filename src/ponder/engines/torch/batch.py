@@ -410,6 +410,7 @@ class Batch:
             segments=segments,
             prompt_ids=job.prompt,
             weights_version=segments[-1].weights_version,
+            stopped_by=None if cut is None else next(s for s in job.params.stop if text.startswith(s, cut)),
         )
 
     def _segments(self, slot: int) -> tuple[Segment, ...]:
