@@ -273,6 +273,8 @@ class Completion:
     prompt_ids: tuple[int, ...] = ()
     weights_version: str = ""
     error: str | None = None
+    stopped_by: str | None = None
+    """The stop string that ended it; None for an end token, and where the engine cannot tell (those with ids can)."""
 
     @property
     def ids(self) -> tuple[int, ...]:
