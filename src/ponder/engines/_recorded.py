@@ -83,7 +83,9 @@ def read_pool(path: str | Path) -> RecordedPool:
             break
         row = _row(value, number, where)
         if row.id in seen:
-            raise UserError(f"{where}: problem {row.id!r} is on line {seen[row.id]} already; give each problem one line")
+            raise UserError(
+                f"{where}: problem {row.id!r} is on line {seen[row.id]} already; give each problem one line"
+            )
         seen[row.id] = number
         rows.append(row)
     if not rows:

@@ -6,6 +6,7 @@ strategies would have made of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,7 @@ from typing import Any
 from ponder.engines._recorded import RecordedPool, RecordedRow, RecordedSample, read_pool
 from ponder.errors import UserError
 from ponder.runs.files import append_line, mend_tail
-from ponder.search.strategies.best_of_n import mean_logprob
-from ponder.search.trace import samples, spent_tokens
+from ponder.search.trace import path, samples, spent_tokens
 from ponder.types import FinishReason, Gold, Node, Problem, ThoughtFormat, Trace, to_json
 
 __all__ = ["RecordedPool", "RecordedRow", "RecordedSample", "Writer", "read_pool", "to_row"]
@@ -82,7 +82,7 @@ def _whole(node: Node) -> bool:
 def _sample(trace: Trace, node: Node) -> Mapping[str, Any]:
     verdict = node.verdict
     known = {
-        "mean_logprob": mean_logprob(node.completion),
+        "mean_logprob": _mean_logprob(trace, node),
         "score": node.score,
         "correct": None if verdict is None or verdict.reward is None else verdict.correct,
     }
@@ -92,3 +92,10 @@ def _sample(trace: Trace, node: Node) -> Mapping[str, Any]:
         "finish_reason": node.completion.finish_reason.value,
         **{key: value for key, value in known.items() if value is not None},
     }
+
+
+def _mean_logprob(trace: Trace, node: Node) -> float | None:
+    """Of the tokens that were sampled in all calls of a response; None where the engine gave no log-probabilities."""
+    calls = [n.completion for n in path(trace, node)]
+    logprobs = [x for c in calls for s in c.segments if s.logprobs is not None for x in s.logprobs]
+    return math.fsum(logprobs) / len(logprobs) if logprobs else None
