@@ -26,13 +26,14 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     real = registry.build
 
     @contextlib.contextmanager
-    def opened(options: ModelOptions, *, raw_prompts: bool) -> Iterator[MockEngine]:
+    def opened(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[MockEngine]:
         yield made
 
     def build(room: str, spec: str, options: Any = None) -> Any:
         return MockEnvironment(**(options or {})) if spec == "doubling" else real(room, spec, options)
 
-    monkeypatch.setattr("ponder.cli.eval.engine_for", opened)
+    for module in ("eval", "_common"):
+        monkeypatch.setattr(f"ponder.cli.{module}.engine_for", opened)
     monkeypatch.setattr(registry, "build", build)
     return made
 
