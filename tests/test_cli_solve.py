@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from mocks import THOUGHT, MockEngine
 
 from ponder.cli._common import ModelOptions
+from ponder.cli._screen import Splitter
 from ponder.cli.main import main
-from ponder.cli.solve import Splitter
 from ponder.types import FinishReason, ThoughtFormat, split_response
 
 QUESTION = "Make 24 from 3 5 7 2."
@@ -26,10 +26,11 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     made = MockEngine(texts="5+7=12, 12*2=24</think>(5+7)*2")
 
     @contextlib.contextmanager
-    def opened(options: ModelOptions) -> Iterator[MockEngine]:
+    def opened(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[MockEngine]:
         yield made
 
-    monkeypatch.setattr("ponder.cli.solve.engine_for", opened)
+    for module in ("solve", "_common"):
+        monkeypatch.setattr(f"ponder.cli.{module}.engine_for", opened)
     return made
 
 
@@ -37,8 +38,9 @@ def test_the_answer_is_alone_on_stdout(engine: MockEngine, capsys: pytest.Captur
     assert main(["solve", QUESTION]) == 0
     captured = capsys.readouterr()
     assert captured.out == "(5+7)*2\n"
-    thought, cost = captured.err.splitlines()
+    thought, stopped, cost = captured.err.splitlines()
     assert thought == "5+7=12, 12*2=24"
+    assert stopped == "finished · 1 response"
     assert "tokens/s" in cost
     assert engine.requests[0].prompt == QUESTION
 
@@ -50,7 +52,7 @@ def test_a_model_without_thoughts_streams_its_answer(engine: MockEngine, capsys:
     assert main(["solve", QUESTION]) == 0
     captured = capsys.readouterr()
     assert captured.out == "It is 42,\nI think.\n"
-    assert len(captured.err.splitlines()) == 1
+    assert len(captured.err.splitlines()) == 2
 
 
 def test_the_question_may_come_from_stdin(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -159,6 +160,16 @@ def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str
 def scorer_for(strategy: Strategy, environment: Environment) -> Scorer | None:
     """The environment's own score of partial responses, for strategies that go step by step."""
     return getattr(environment, "partial", None) if getattr(strategy, "stepwise", False) else None
+
+
+def value_of(args: Sequence[str], flag: str) -> str | None:
+    """What follows a flag, as `FLAG VALUE` or `FLAG=VALUE`; None if it is not given."""
+    for word, following in zip_longest(args, args[1:]):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
 
 
 def spend_text(spend: Spend, seconds: float) -> str:

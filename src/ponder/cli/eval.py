@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,11 +23,12 @@ from ponder.cli._common import (
     others_for,
     scorer_for,
     spend_text,
+    value_of,
 )
 from ponder.config import Options, parse, refuse_changed
 from ponder.errors import UserError
 from ponder.runs.progress import quantity
-from ponder.runs.sections import visible
+from ponder.runs.text import visible
 
 if TYPE_CHECKING:
     from ponder.cli._evaluation import Job
@@ -45,8 +47,8 @@ examples:
   ponder eval --resume --out runs/best-of-8
 
 With --out every search is written as it ends, so that an evaluation that was stopped goes on with --resume: what is
-missing or failed for reasons of ours is run, the rest is read. --config FILE.toml reads the options from a file, such as
-a run's config.toml; flags win over it.
+missing or failed for reasons of ours is run, the rest is read. --config FILE.toml reads the options from a file, such
+as a run's config.toml; flags win over it.
 """
 
 
@@ -112,7 +114,7 @@ def check(config: EvalConfig) -> None:
 def read_config(args: list[str]) -> EvalConfig:
     """The config of the command line; with --resume the run's own is what flags are added to."""
     if "--resume" in args:
-        out = _value(args, "--out")
+        out = value_of(args, "--out")
         if out is None:
             raise UserError("--resume needs --out, the run directory of the evaluation to go on with")
         from ponder.runs.run import read_manifest
@@ -121,23 +123,13 @@ def read_config(args: list[str]) -> EvalConfig:
         file = str(Path(out) / "config.toml")
         config = parse(
             EvalConfig,
-            args if _value(args, "--config") else ["--config", file, *args],
+            args if value_of(args, "--config") else ["--config", file, *args],
             prog="ponder eval",
             description=DESCRIPTION,
         )
         refuse_changed(config, file, FREE)
         return config
     return parse(EvalConfig, args, prog="ponder eval", description=DESCRIPTION)
-
-
-def _value(args: list[str], flag: str) -> str | None:
-    """What follows a flag, as `FLAG VALUE` or `FLAG=VALUE`."""
-    for word, following in zip(args, [*args[1:], None], strict=True):
-        if word == flag:
-            return following
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return None
 
 
 def main(args: list[str]) -> int:
@@ -252,7 +244,9 @@ def _per_correct(result: Evaluation) -> str:
     return " · ".join([*parts, clock(result.seconds_per_correct)])
 
 
-def samples(environment: Environment, problems: list[Problem], result: Evaluation, count: int) -> list[dict[str, Any]]:
+def samples(
+    environment: Environment, problems: Sequence[Problem], result: Evaluation, count: int
+) -> list[dict[str, Any]]:
     """The first `count` problems with their first response, as `samples.json` has them."""
     from ponder.types import to_json
 

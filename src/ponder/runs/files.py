@@ -134,13 +134,9 @@ def each_line(path: Path) -> Iterator[dict[str, Any] | Torn]:
 
     Raises `UserError` that names the line if one before the last is not a JSON object.
     """
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
+    if not path.exists():
         return
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    with file:
+    with disk_errors(path, "read"), open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -182,11 +178,9 @@ def mend_tail(path: Path) -> str | None:
 
     Returns a sentence about what was cut, None if nothing was.
     """
-    try:
-        file = open(path, "r+b")
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    with disk_errors(path), file:
+    with disk_errors(path), open(path, "r+b") as file:
         size = start = file.seek(0, os.SEEK_END)
         tail = b""
         while start > 0 and b"\n" not in tail:
