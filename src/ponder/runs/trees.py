@@ -1,6 +1,6 @@
 """Searches as trees that a person can read, from the lines of `rollouts.jsonl` (`search.trace.to_row`).
 
-Texts are untrusted; everything here is already `visible`. What a branch shows of its text is what it adds to its parent.
+Texts are untrusted; everything here is already `visible`. Of a branch's text it shows what that adds to its parent's.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Tree:
 
 
 def tree(row: Row, gold: Any = None) -> Tree:
-    """A line of `rollouts.jsonl` as a tree. Fields that are missing are left out; a node without its parent is a root."""
+    """A line of `rollouts.jsonl` as a tree. What is missing is left out; a node without its parent is a root."""
     nodes = [n for n in row.get("samples") or () if isinstance(n, Mapping)]
     by_id = {n.get("id"): n for n in nodes}
     below: dict[Any, list[Row]] = {}
