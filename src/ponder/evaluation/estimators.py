@@ -1,6 +1,10 @@
-"""Exact estimates from a pool of samples: what the best of k of them would give, without drawing."""
+"""Exact estimates from a pool of samples: what k of them would give, without drawing; and when votes are decided."""
 
 from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,3 +78,103 @@ def _best_of_k(correct: Floats, rank: Floats, k: int) -> Floats:
     )
     gain = np.where(judged & (rank > -np.inf), wins * np.nan_to_num(correct), 0.0).sum(axis=1)
     return np.where(enough, gain, np.nan)
+
+
+MOST_VOTES = 1_000
+"""Beyond so many samples of one problem the binomials of `majority_of_k` overflow."""
+
+
+def majority_of_k(sizes: Sequence[int], gains: Sequence[float], n: int, counts: Sequence[int]) -> Floats:
+    """Expected accuracy of a majority vote over k of n samples drawn without replacement, for each k in `counts`.
+
+    `sizes` are the samples of each party (answers that say the same) and `gains` the share of each party's samples
+    that is correct; what is left of `n` abstains. The party with the most votes wins; a tie goes to the party that was
+    drawn first, which over all orders of drawing is each of them equally often. Without a vote the problem is lost.
+
+    Exact: with m the winner's votes, the ways to draw k are the coefficient of z^k in
+    Π_small (1+z)^s · Π_large [Σ_{x<m} C(s,x) z^x + u C(s,m) z^m], where large parties have at least m samples, small
+    ones and abstentions fewer, and the power of u counts those that tie. All terms are positive, so nothing cancels.
+    Raises `ValueError` unless 1 ≤ k ≤ n and sizes are at least 1 and at most n together.
+    """
+    if n > MOST_VOTES:
+        raise ValueError(f"n = {n}: at most {MOST_VOTES} samples")
+    if any(not 1 <= k <= n for k in counts):
+        raise ValueError(f"counts {list(counts)}: give 1 to n ({n})")
+    if len(gains) != len(sizes) or any(s < 1 for s in sizes) or sum(sizes) > n:
+        raise ValueError(f"parties of {list(sizes)} samples do not go with {len(gains)} gains and n = {n}")
+    parties = tuple(sorted(zip(sizes, gains, strict=True), reverse=True))
+    return np.array(_majority(parties, n, tuple(counts)))
+
+
+@functools.lru_cache(maxsize=65_536)
+def _majority(parties: tuple[tuple[int, float], ...], n: int, counts: tuple[int, ...]) -> tuple[float, ...]:
+    most = max(counts, default=0)
+    won = np.zeros(most + 1)
+    for m in range(1, min(most, parties[0][0] if parties else 0) + 1):
+        large = [p for p in parties if p[0] >= m]
+        small = n - sum(size for size, _ in large)
+        # ways[t, x]: t parties have m votes, x samples are drawn; gain: the same, times the gains of those t.
+        ways, gain = np.zeros((2, min(len(large), most // m) + 1, most + 1))
+        ways[0, : small + 1] = _binomials(small)[: most + 1]
+        for size, share in large:
+            chosen = _binomials(size)
+            ways, gain = (
+                _times(ways, chosen[:m]) + _tied(ways, chosen[m], m),
+                _times(gain, chosen[:m]) + _tied(gain + share * ways, chosen[m], m),
+            )
+        won += (gain[1:] / np.arange(1, len(gain))[:, None]).sum(axis=0)
+    return tuple(min(1.0, float(won[k] / math.comb(n, k))) for k in counts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _binomials(n: int) -> Floats:
+    """C(n, x) for x = 0 … n."""
+    return np.array([float(math.comb(n, x)) for x in range(n + 1)])
+
+
+def _times(ways: Floats, polynomial: Floats) -> Floats:
+    """Each row times a polynomial in z."""
+    return np.array([np.convolve(row, polynomial)[: len(row)] for row in ways])
+
+
+def _tied(ways: Floats, factor: float, m: int) -> Floats:
+    """Each row times factor · u · z^m: one more party has m votes."""
+    product = np.zeros_like(ways)
+    product[1:, m:] = factor * ways[:-1, :-m]
+    return product
+
+
+@functools.lru_cache(maxsize=65_536)
+def leader_beats_second(first: int, second: int) -> float:
+    """Chance that the leading answer is more frequent than the second one, given their votes so far.
+
+    P(p > 1/2) for p ~ Beta(first + 1, second + 1), a uniform prior (Aggarwal et al. 2023, arXiv:2305.11860, §3).
+    For whole numbers that is a binomial tail: P(Bin(first + second + 1, 1/2) ≤ first).
+    """
+    trials = first + second + 1
+    return sum(math.comb(trials, i) for i in range(first + 1)) / 2**trials
+
+
+@functools.lru_cache(maxsize=65_536)
+def leader_beats_all(votes: tuple[int, ...]) -> float:
+    """Chance that the leading answer is the most frequent one, given the votes of each answer, most first.
+
+    Dirichlet posterior with a uniform prior (Aggarwal et al. 2023, arXiv:2305.11860, §3): with independent
+    G_i ~ Gamma(v_i + 1), P(G_1 > all others) = ∫ f_1(x) Π F_i(x) dx, by the trapezoid rule. A single answer is held
+    against one that was never seen. Raises `ValueError` without votes.
+    """
+    if not votes or list(votes) != sorted(votes, reverse=True):
+        raise ValueError(f"votes {votes}: give at least one number, the largest first")
+    shape = votes[0] + 1
+    x = np.linspace(0.0, shape + 12.0 * math.sqrt(shape) + 30.0, 2001)[1:]
+    # terms[j] = e^-x x^j / j!, the density of Gamma(j + 1); the distribution is one minus their sum up to j.
+    terms = np.exp(np.arange(shape)[:, None] * np.log(x) - x - _log_factorials(shape)[:, None])
+    below = 1.0 - np.cumsum(terms, axis=0)
+    density = terms[votes[0]].copy()
+    for v in votes[1:] or (0,):
+        density *= below[v]
+    return float(min(1.0, density.sum() * (x[1] - x[0])))
+
+
+def _log_factorials(count: int) -> Floats:
+    return np.array([math.lgamma(j + 1) for j in range(count)])

@@ -1,0 +1,151 @@
+"""Replay: recorded samples in place of a model. Free, instant, and the same each time.
+
+Two kinds of files:
+
+- a *pool* (`ponder eval --record`, format in `engines._recorded`): a request is answered with recorded samples of its
+  problem, found by `metadata["problem"]` or by its prompt. Which one sample `i` of a search is, is drawn from the
+  search's seed, without replacement; `metadata["sample"]` says where in the search a request begins.
+- a *cassette* (`engines._cassette`, written by `Recorder`): a request is answered with what the engine answered to
+  exactly this one (prompt, parameters, n, prefix).
+
+Tokens are counted as they were recorded. Leaves out time: a replayed call takes none.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ponder.engines._cassette import CassetteEngine, Recorder, is_cassette
+from ponder.engines._recorded import RecordedPool, RecordedRow, RecordedSample, read_pool
+from ponder.errors import EngineClosed, Unsupported, UserError
+from ponder.protocols import Engine
+from ponder.types import (
+    Capabilities,
+    Completion,
+    Delta,
+    FinishReason,
+    ModelInfo,
+    Prompt,
+    Request,
+    Segment,
+    SegmentKind,
+    Spend,
+)
+
+__all__ = ["PoolEngine", "Recorder", "Replay"]
+
+UNBOUNDED = 1 << 40
+"""The context of a pool, in tokens: its samples are what they are."""
+Order = Literal["drawn", "recorded"]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Answer from a recorded pool or a cassette instead of a model; deterministic and free."""
+
+    order: Order = "drawn"
+    """Of a pool's samples: drawn from the search's seed, or as they were recorded."""
+    seed: int = 0
+    """Draws the order for requests that do not say which search they belong to."""
+
+    def open(self, model: str) -> Engine:
+        """`model` is the path of the file. Raises `UserError` for a file that is neither, or is broken."""
+        if is_cassette(Path(model)):
+            return CassetteEngine(Path(model))
+        return PoolEngine(read_pool(model), self.order, self.seed)
+
+
+class PoolEngine:
+    """The samples of a pool as an engine. Prompts cost nothing: a pool does not record their length."""
+
+    def __init__(self, pool: RecordedPool, order: Order = "drawn", seed: int = 0) -> None:
+        if order not in ("drawn", "recorded"):
+            raise UserError(f"order = {order!r}: give drawn or recorded")
+        self._order, self._seed = order, seed
+        self._path = pool.path
+        self._by_id = {row.id: row for row in pool.rows}
+        prompts = Counter(row.prompt for row in pool.rows)
+        self._by_prompt: dict[Prompt, RecordedRow] = {
+            row.prompt: row for row in pool.rows if row.prompt is not None and prompts[row.prompt] == 1
+        }
+        thoughts = {row.thought for row in pool.rows if row.thought is not None}
+        if len(thoughts) > 1:
+            raise UserError(f"{pool.path}: its rows mark thoughts in {len(thoughts)} ways; replay them one by one")
+        logprobs = all(s.mean_logprob is not None for row in pool.rows for s in row.samples)
+        self.info = ModelInfo(pool.path.stem, UNBOUNDED, thought=next(iter(thoughts), None))
+        self.capabilities = Capabilities(logprobs=logprobs, seed=True, n=True, exact=True)
+        self._closed = False
+
+    @property
+    def weights_version(self) -> str:
+        return f"pool:{self._path.name}"
+
+    def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
+        return 0
+
+    async def generate(self, request: Request) -> tuple[Completion, ...]:
+        """Raises `UserError` for a problem or a sample that the pool has not, `Unsupported` for a prefix."""
+        if self._closed:
+            raise EngineClosed("the replayed pool is closed")
+        params = request.params
+        if request.prefix or params.thinking is not None:
+            raise Unsupported(
+                f"{self._path}: a recorded pool cannot continue a response or bound a thought; "
+                "use a strategy that samples whole responses"
+            )
+        row = self._row(request)
+        first = request.metadata.get("sample", 0)
+        first = first if isinstance(first, int) else 0
+        if first + request.n > len(row.samples):
+            raise UserError(
+                f"{self._path}: problem {row.id!r} has {len(row.samples)} recorded samples, and sample "
+                f"{first + request.n} is asked for; use n of at most {len(row.samples)}"
+            )
+        places = self._places(row, request)[first : first + request.n]
+        return tuple(_completion(row.samples[i], params.max_tokens, self.weights_version) for i in places)
+
+    def _row(self, request: Request) -> RecordedRow:
+        name = request.metadata.get("problem")
+        row = self._by_id.get(name) if isinstance(name, str) else None
+        if row is None and (isinstance(request.prompt, str) or not all(isinstance(i, int) for i in request.prompt)):
+            row = self._by_prompt.get(request.prompt)  # type: ignore[arg-type]
+        if row is None:
+            what = f"problem {name!r} is" if isinstance(name, str) else "this prompt (or several problems have it) is"
+            raise UserError(f"{self._path}: {what} not among its {len(self._by_id)} recorded problems")
+        return row
+
+    def _places(self, row: RecordedRow, request: Request) -> list[int]:
+        """The order of drawing: one for all requests of a search."""
+        places = list(range(len(row.samples)))
+        if self._order == "drawn":
+            whole = self._seed if "sample" in request.metadata else request.params.seed
+            # A text seeds the same on every machine, which `hash` does not.
+            random.Random(f"{request.metadata.get('seed', whole)}\x1f{row.id}").shuffle(places)
+        return places
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        for i, completion in enumerate(await self.generate(request)):
+            yield Delta(i, completion.text, completion.ids, completion)
+
+    async def load_weights(self, source: Any, version: str) -> None:
+        raise Unsupported(f"{self._path} holds recorded samples and takes no weights")
+
+    async def close(self) -> None:
+        self._closed = True
+
+
+def _completion(sample: RecordedSample, max_tokens: int, version: str) -> Completion:
+    tokens, text, finish = sample.tokens, sample.text, sample.finish or FinishReason.STOP
+    if tokens > max_tokens:
+        # Where its tokens end in the text is not recorded: the same share of its characters is kept.
+        text, tokens, finish = text[: len(text) * max_tokens // tokens], max_tokens, FinishReason.LENGTH
+    segments: tuple[Segment, ...] = ()
+    if sample.mean_logprob is not None and tokens:
+        # Ids are not recorded (-1), and of the log-probabilities only the mean.
+        segments = (Segment(SegmentKind.SAMPLED, (-1,) * tokens, (sample.mean_logprob,) * tokens, version),)
+    return Completion(text, finish, Spend(sampled_tokens=tokens), segments, weights_version=version)

@@ -1,0 +1,204 @@
+"""What strategies make of a recorded pool: accuracy against tokens at a ladder of budgets, coverage, paired tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from ponder import registry
+from ponder.errors import UserError, nearest
+from ponder.evaluation import pools_live
+from ponder.evaluation.estimators import pass_at_k
+from ponder.evaluation.intervals import mcnemar, mean_of_problems, paired_difference
+from ponder.evaluation.pools_adaptive import Adaptive
+from ponder.evaluation.pools_judging import Disagreement, JudgedPool, JudgedProblem
+from ponder.evaluation.pools_strategies import ORDERS, BestOfK, By, Direct, Majority, PoolStrategy, Reached, Weighted
+from ponder.protocols import Checker
+from ponder.types import to_json
+
+NAMES = ("direct", "majority", "best_of_n", "weighted", "adaptive")
+"""Strategies that are computed and not run; `live:NAME` runs the one of the registry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """pass@k: whether any of k samples is right, which no strategy can exceed."""
+
+    k: int
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A strategy at one budget."""
+
+    budget: int
+    """Most samples of a problem."""
+    mean_samples: float
+    mean_tokens: float
+    """Response tokens of a problem, every sample counted."""
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two strategies on the same problems, each at its largest budget."""
+
+    a: str
+    b: str
+    difference: float
+    """Expected accuracy of a − b; the interval is a paired bootstrap over problems."""
+    low: float
+    high: float
+    p: float
+    """McNemar's exact test of their decisions on the samples in recorded order (ties to the first)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What strategies made of a pool."""
+
+    n: int
+    """Problems."""
+    coverage: tuple[Coverage, ...]
+    strategies: Mapping[str, tuple[Point, ...]]
+    paired: tuple[Pair, ...]
+    disagreements: tuple[Disagreement, ...]
+    errors: Mapping[str, float]
+    """Largest standard error of an accuracy from drawing orders at random (Monte Carlo); 0 where it is exact."""
+
+    def to_json(self) -> dict[str, Any]:
+        """`{"n", "coverage", "strategies", "paired", "disagreements"}`."""
+        names = ("n", "coverage", "strategies", "paired", "disagreements")
+        return {name: to_json(getattr(self, name)) for name in names}
+
+
+def ladder(pool: JudgedPool, counts: Sequence[int] | None = None) -> tuple[int, ...]:
+    """1, 2, 4, … and the fewest samples that a problem was recorded with; or `counts`, checked against that.
+
+    So that every point is of the same problems. Raises `UserError` for counts that the pool does not reach.
+    """
+    fewest = min(pool.problems, key=lambda p: len(p.row.samples))
+    most = len(fewest.row.samples)
+    if counts is None:
+        return tuple(sorted({*(2**i for i in range(most.bit_length())), most}))
+    for k in counts:
+        if not 1 <= k <= most:
+            raise UserError(
+                f"--budgets {k}: give 1 to {most}, the samples that problem {fewest.row.id!r} has (--at-least leaves "
+                "problems with fewer samples out)"
+            )
+    return tuple(sorted(set(counts)))
+
+
+def defaults(pool: JudgedPool) -> tuple[str, ...]:
+    """The strategies that the pool has recorded enough for."""
+    scored = [f"{name}:{by}" for by in _recorded(pool) for name in ("best_of_n", "weighted")]
+    return ("direct", "majority", *scored, "adaptive")
+
+
+def build(
+    spec: str, pool: JudgedPool, *, checker: Checker | None = None, seed: int = 0, orders: int = ORDERS
+) -> PoolStrategy:
+    """A strategy by name: one of `NAMES`, with what it goes by after a colon, or one of the registry, run.
+
+    `best_of_n:score`, `weighted:logprob`, `adaptive:beta`, `adaptive:dirichlet:0.9`, `adaptive:esc:4`. Raises
+    `UserError` for a name, rule or number that there is not.
+    """
+    head, _, rest = spec.partition(":")
+    name = registry.canonical(head)
+    if name in ("direct", "majority"):
+        if rest:
+            raise UserError(f"{spec}: {name} takes nothing after the colon")
+        return Direct() if name == "direct" else Majority()
+    if name in ("best_of_n", "weighted"):
+        by = _by(spec, rest, pool)
+        return BestOfK(by) if name == "best_of_n" else Weighted(by, seed, orders)
+    if name == "adaptive":
+        rule, _, limit = rest.partition(":")
+        rule = rule or "beta"
+        try:
+            number = float(limit) if limit else (4.0 if rule == "esc" else 0.95)
+        except ValueError:
+            raise UserError(f"{spec}: {limit!r} is not a number") from None
+        return Adaptive(rule, number, seed, orders)  # type: ignore[arg-type]
+    live = rest if name == "live" else spec
+    known = {*NAMES, *registry.names("search.strategies")}
+    plain = registry.canonical(live.partition(":")[0])
+    if not live or (plain not in known and not plain.endswith(".py") and "/" not in plain):
+        raise UserError(f"unknown strategy {spec!r}{nearest(plain, known)}")
+    strategy = registry.build("search.strategies", live)
+    return pools_live.Live(strategy, spec, checker, seed)
+
+
+def _by(spec: str, given: str, pool: JudgedPool) -> By:
+    by = registry.canonical(given)
+    if by in ("score", "logprob", "mean_logprob"):
+        return "score" if by == "score" else "logprob"
+    if by:
+        raise UserError(f"{spec}: what it goes by is score or logprob")
+    recorded = _recorded(pool)
+    if not recorded:
+        raise UserError(f"{spec} goes by a 'score' or 'mean_logprob' and no sample of the pool has one; leave it out")
+    return recorded[0]
+
+
+def _recorded(pool: JudgedPool) -> list[By]:
+    found: list[By] = []
+    if any(np.isfinite(p.score_G).any() for p in pool.problems):
+        found.append("score")
+    if any(np.isfinite(p.logprob_G).any() for p in pool.problems):
+        found.append("logprob")
+    return found
+
+
+def replay(
+    pool: JudgedPool, strategies: Mapping[str, PoolStrategy], counts: Sequence[int] | None = None, seed: int = 0
+) -> Replayed:
+    """Compare strategies on a judged pool. A problem with too few judged samples for a budget is left out of it.
+
+    Raises `UserError` for counts beyond the pool and what the strategies raise.
+    """
+    rungs = ladder(pool, counts)
+    problems = pool.problems
+    points: dict[str, tuple[Point, ...]] = {}
+    errors: dict[str, float] = {}
+    last: dict[str, tuple[list[float], list[float]]] = {}
+    for name, strategy in strategies.items():
+        budgets = strategy.counts(rungs)
+        reached = strategy.reach(problems, budgets)
+        points[name] = tuple(_point(reached, i, k, seed) for i, k in enumerate(budgets))
+        variance = np.array([r.variance_K for r in reached])
+        errors[name] = float(np.sqrt(variance.sum(axis=0)).max() / len(reached))
+        last[name] = [float(r.accuracy_K[-1]) for r in reached], [r.decision for r in reached]
+    pairs = []
+    for a, b in combinations(strategies, 2):
+        difference = paired_difference(last[a][0], last[b][0], seed)
+        p = mcnemar(last[a][1], last[b][1])
+        pairs.append(Pair(a, b, difference.value, difference.low, difference.high, p))
+    n = sum(p.n > 0 for p in problems)
+    coverage = tuple(_coverage(problems, k, seed) for k in rungs)
+    return Replayed(n, coverage, points, tuple(pairs), pool.disagreements, errors)
+
+
+def _coverage(problems: Sequence[JudgedProblem], k: int, seed: int) -> Coverage:
+    enough = [p for p in problems if p.n >= k]
+    if not enough:
+        raise UserError(f"--budgets {k}: no problem has so many samples that could be judged; give fewer")
+    n, correct = [p.n for p in enough], [p.correct_G.sum() for p in enough]
+    value = mean_of_problems(pass_at_k(n, correct, k), seed)
+    return Coverage(k, value.value, value.low, value.high)
+
+
+def _point(reached: Sequence[Reached], i: int, k: int, seed: int) -> Point:
+    accuracy = mean_of_problems([r.accuracy_K[i] for r in reached], seed)
+    samples, tokens = (float(np.nanmean([getattr(r, name)[i] for r in reached])) for name in ("samples_K", "tokens_K"))
+    return Point(k, samples, tokens, accuracy.value, accuracy.low, accuracy.high)

@@ -1,0 +1,146 @@
+"""Who decides on the responses of a pool: a verifier with each row's gold, or the environment of its problems."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Protocol
+
+from ponder.engines._recorded import RecordedPool, RecordedRow
+from ponder.environments.base import guarded
+from ponder.errors import UserError
+from ponder.protocols import Answers, Environment
+from ponder.search.votes import TextAnswers
+from ponder.types import Problem, Response, Verdict, VerdictKind
+from ponder.verifiers._extract import final_piece
+from ponder.verifiers.math import Math
+
+_NUMBER = re.compile(r"\s*[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*%?\s*")
+
+_TAIL = 2_000
+"""Characters from the end of an answer without a marker that are compared."""
+_BOX = "\\boxed{"
+
+
+class Judge(Protocol):
+    """Decides on the responses of a pool."""
+
+    name: str
+    threads: bool
+    """May be called from several threads at once."""
+    answers: Answers | None
+    """How answers are read and compared for votes; None: by `read` and `same`."""
+
+    def problem(self, row: RecordedRow, where: str) -> Problem:
+        """What the row asks. Raises `UserError` if this judge has no judgement for it."""
+        ...
+
+    def verdict(self, row: RecordedRow, problem: Problem, response: Response) -> Verdict: ...
+
+    def read(self, response: Response, verdict: Verdict) -> str | None:
+        """The answer to vote with, of a response that was judged; None if there is none."""
+        ...
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two answers that were read say the same."""
+        ...
+
+
+class VerifierJudge:
+    """A verifier with the gold of each row."""
+
+    threads = True
+    answers = None
+
+    def __init__(self, verifier: Any, name: str) -> None:
+        self.name = name
+        self._verifier = verifier
+
+    def problem(self, row: RecordedRow, where: str) -> Problem:
+        check = getattr(self._verifier, "check_gold", None)
+        if row.gold is not None:
+            if not isinstance(row.gold, str | int | float) or isinstance(row.gold, bool):
+                raise UserError(f"{where}: a verifier needs a gold that is text or a number; judge by --environment")
+            try:
+                if check is not None:
+                    check(row.gold)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+        return Problem(row.id, row.prompt or "")
+
+    def verdict(self, row: RecordedRow, problem: Problem, response: Response) -> Verdict:
+        # Without a gold only the answer is read; any gold serves for that.
+        gold = "0" if row.gold is None else row.gold
+        return guarded(lambda _, answer: self._verifier(gold, answer), problem, response)
+
+    def read(self, response: Response, verdict: Verdict) -> str | None:
+        said = _said(verdict)
+        if said is None or not isinstance(self._verifier, Math):
+            return said
+        # Without a marker a verdict names the beginning of the text; what is compared is its end.
+        text = (response.answer or "").strip()
+        piece = final_piece(text)
+        return text[-_TAIL:] if piece is None else f"{_BOX}{piece.text}}}"
+
+    def same(self, a: str, b: str) -> bool:
+        if a.casefold() == b.casefold():
+            return True
+        try:
+            # A gold has no marker, and an answer is read as strictly as it was marked.
+            gold = a.removeprefix(_BOX).removesuffix("}") if a.startswith(_BOX) else a
+            return bool(self._verifier(gold, b).correct)
+        except Exception:  # an answer that cannot serve as a gold equals only itself
+            return False
+
+
+class EnvironmentJudge:
+    """The judge of the environment that the problems came from, found by their ids."""
+
+    def __init__(self, environment: Environment, name: str) -> None:
+        self.name = name
+        self.threads = bool(getattr(environment, "slow_judge", False))
+        self.answers: Answers | None = getattr(environment, "answers", None)
+        self._environment = environment
+
+    def problem(self, row: RecordedRow, where: str) -> Problem:
+        address = getattr(self._environment, "address", None)
+        try:
+            if address is None:
+                raise UserError("it cannot find a problem by its id")
+            problem: Problem = self._environment.problem(*address(Problem(row.id, "")))
+        except (UserError, IndexError) as error:
+            raise UserError(
+                f"{where}: problem {row.id!r} cannot be judged by --environment {self.name}: {error}; give the "
+                "environment and --environment-options that it was recorded with, or a --verifier"
+            ) from None
+        if row.prompt is not None and row.prompt != problem.prompt:
+            raise UserError(
+                f"{where}: problem {row.id!r} asks something else in --environment {self.name}; give the "
+                "--environment-options that it was recorded with"
+            )
+        return problem
+
+    def verdict(self, row: RecordedRow, problem: Problem, response: Response) -> Verdict:
+        return self._environment.judge(problem, response)
+
+    def read(self, response: Response, verdict: Verdict) -> str | None:
+        return _said(verdict)
+
+    def same(self, a: str, b: str) -> bool:
+        return TextAnswers().same(a, b)
+
+
+def _said(verdict: Verdict) -> str | None:
+    """What could not be judged in time, or is no answer, has no vote."""
+    return verdict.answer if verdict.kind in (VerdictKind.CORRECT, VerdictKind.WRONG) else None
+
+
+def default_verifier(pool: RecordedPool) -> str:
+    """`numeric` if every gold is a number, else `math`. Raises `UserError` if one is neither text nor a number."""
+    golds = [row.gold for row in pool.rows if row.gold is not None]
+    return "numeric" if all(_is_number(g) for g in golds) else "math"
+
+
+def _is_number(gold: Any) -> bool:
+    if isinstance(gold, str):
+        return any(c.isdigit() for c in gold) and _NUMBER.fullmatch(gold) is not None
+    return isinstance(gold, int | float) and not isinstance(gold, bool)

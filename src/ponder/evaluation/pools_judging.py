@@ -1,0 +1,227 @@
+"""Judging a recorded pool: every text by our own judge, votes by answer, and where somebody else judged otherwise.
+
+A truncated response (`finish_reason` length) abstains: it is wrong and never votes. A judge that breaks leaves the
+sample out, as if it had never been drawn. What a response votes for is what the judge reads as its answer; equal
+answers are found as in `search.votes`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder.engines._recorded import RecordedPool, RecordedRow, RecordedSample
+from ponder.errors import UserError
+from ponder.evaluation.estimators import Floats
+from ponder.evaluation.pools_judges import EnvironmentJudge, Judge
+from ponder.search.votes import parties
+from ponder.types import FinishReason, Problem, Response, ThoughtFormat, Verdict, VerdictKind, split_response
+
+
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """A sample that was recorded as correct or not, and that we judge otherwise."""
+
+    problem_id: str
+    sample: int
+    """Its place in the row, from 0."""
+    recorded: bool
+    judged: bool
+    verdict: str
+    reason: str
+    answer: str | None
+    gold: Any
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedProblem:
+    """The judged samples of one problem, in recorded order; samples that our judge failed on are left out."""
+
+    problem: Problem
+    row: RecordedRow
+    kept: tuple[int, ...]
+    """Their places in the row."""
+    responses: tuple[Response, ...]
+    correct_G: Floats
+    """1 or 0."""
+    party_G: NDArray[np.int64]
+    """What each votes for, numbered from 0; -1 abstains."""
+    tokens_G: Floats
+    """Response tokens."""
+    score_G: Floats
+    """NaN where none was recorded."""
+    logprob_G: Floats
+    votes: Mapping[Response, str | None]
+    """What each response votes for."""
+
+    @property
+    def n(self) -> int:
+        return len(self.correct_G)
+
+    @property
+    def answered_G(self) -> NDArray[np.bool_]:
+        """False for a truncated response or an unclosed thought: it may not win."""
+        return np.array([r.answer is not None for r in self.responses], dtype=bool)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPool:
+    """A pool with our verdicts."""
+
+    problems: tuple[JudgedProblem, ...]
+    judge: Judge
+    kinds: dict[str, int]
+    """Verdicts by kind."""
+    disagreements: tuple[Disagreement, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def judge_pool(
+    pool: RecordedPool,
+    judge: Judge,
+    *,
+    trust_recorded: bool = False,
+    thought: ThoughtFormat | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> JudgedPool:
+    """Judge every text of a pool. `thought` is for rows that do not say how their model marks its thought.
+
+    Rows without a gold are left out with a note, or with `trust_recorded` judged by what was recorded. Raises
+    `UserError` if none is left, or if a row cannot be judged by this judge.
+    """
+    rows, notes = _rows(pool, isinstance(judge, EnvironmentJudge), trust_recorded)
+    problems = [judge.problem(row, f"{pool.path}: line {row.line}") for row in rows]
+    done = 0
+
+    def one(pair: tuple[RecordedRow, Problem]) -> tuple[JudgedProblem, list[Disagreement], Counter[str]]:
+        return _judged(*pair, judge, thought)
+
+    results = []
+    with ThreadPoolExecutor(max(1, os.cpu_count() or 1) if judge.threads else 1) as threads:
+        pairs = zip(rows, problems, strict=True)
+        for result in threads.map(one, pairs) if judge.threads else map(one, pairs):
+            results.append(result)
+            done += 1
+            if on_progress is not None:
+                on_progress(done, len(rows))
+    kinds = sum((r[2] for r in results), Counter[str]())
+    broken = kinds[VerdictKind.JUDGE_ERROR.value]
+    if broken:
+        notes.append(f"{broken} samples could not be judged (our failure) and are left out")
+    unsaid = sum(s.finish is None for row in rows for s in row.samples)
+    if unsaid:
+        notes.append(f"{unsaid} samples have no finish_reason and are taken as finished")
+    judged = tuple(r[0] for r in results)
+    if not any(p.n for p in judged):
+        raise UserError(f"{pool.path}: the judge {judge.name} failed on every sample; choose another --verifier")
+    known = {k.value: kinds[k.value] for k in VerdictKind if kinds[k.value]}
+    return JudgedPool(judged, judge, known, tuple(d for r in results for d in r[1]), tuple(notes))
+
+
+def _rows(pool: RecordedPool, environment: bool, trust_recorded: bool) -> tuple[list[RecordedRow], list[str]]:
+    """The rows that can be judged, and notes about the others."""
+    notes = list(pool.notes)
+    if environment:
+        return list(pool.rows), notes
+    bare = [row for row in pool.rows if row.gold is None]
+    if not bare:
+        return list(pool.rows), notes
+    what = f"{len(bare)} of {len(pool.rows)} rows have no gold (the first: line {bare[0].line})"
+    if trust_recorded:
+        unjudged = next((r for r in bare if any(s.correct is None for s in r.samples)), None)
+        if unjudged is not None:
+            raise UserError(
+                f"{pool.path}: line {unjudged.line} has neither a gold nor a recorded 'correct' for each sample; "
+                "remove it, or judge by --environment"
+            )
+        notes.append(f"{what} and are judged by what was recorded")
+        return list(pool.rows), notes
+    kept = [row for row in pool.rows if row.gold is not None]
+    if not kept:
+        raise UserError(
+            f"{pool.path}: no row has a gold to judge by; judge by --environment if the problem ids are of one, or "
+            "take the recorded judgements with --trust-recorded"
+        )
+    notes.append(f"{what} and are left out")
+    return kept, notes
+
+
+def _judged(
+    row: RecordedRow, problem: Problem, judge: Judge, thought: ThoughtFormat | None
+) -> tuple[JudgedProblem, list[Disagreement], Counter[str]]:
+    kinds: Counter[str] = Counter()
+    disagreements: list[Disagreement] = []
+    trusted = row.gold is None and not isinstance(judge, EnvironmentJudge)
+    cache: dict[Response, Verdict] = {}
+    kept: list[int] = []
+    responses: list[Response] = []
+    correct: list[bool] = []
+    for i, sample in enumerate(row.samples):
+        response = split_response(sample.text, sample.finish or FinishReason.STOP, row.thought or thought)
+        if response not in cache:
+            cache[response] = judge.verdict(row, problem, response)
+        verdict = cache[response]
+        right = bool(sample.correct) if trusted else verdict.correct
+        kinds[_kind(verdict, right) if trusted else verdict.kind.value] += 1
+        if verdict.kind is VerdictKind.JUDGE_ERROR:
+            continue
+        kept.append(i)
+        responses.append(response)
+        correct.append(right)
+        if sample.correct is not None and sample.correct != right:
+            disagreements.append(
+                Disagreement(
+                    row.id, i, sample.correct, right, verdict.kind.value, verdict.reason, verdict.answer, row.gold
+                )
+            )
+    answers = judge.answers or _Read(cache, judge)
+    votes = parties(answers, problem, responses)
+    numbers = {party: i for i, party in enumerate(dict.fromkeys(v.party for v in votes if v is not None))}
+    samples = [row.samples[i] for i in kept]
+    judged = JudgedProblem(
+        problem,
+        row,
+        tuple(kept),
+        tuple(responses),
+        np.array(correct, dtype=np.float64),
+        np.array([-1 if v is None else numbers[v.party] for v in votes], dtype=np.int64),
+        np.array([s.tokens for s in samples], dtype=np.float64),
+        _column(samples, "score"),
+        _column(samples, "mean_logprob"),
+        {r: None if v is None else v.answer for r, v in zip(responses, votes, strict=True)},
+    )
+    return judged, disagreements, kinds
+
+
+def _kind(verdict: Verdict, right: bool) -> str:
+    """The kind of a verdict whose rightness is somebody else's."""
+    if verdict.kind is VerdictKind.JUDGE_ERROR:
+        return verdict.kind.value
+    return (VerdictKind.CORRECT if right else VerdictKind.WRONG).value
+
+
+def _column(samples: Sequence[RecordedSample], name: str) -> Floats:
+    values = (getattr(s, name) for s in samples)
+    return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Answers as the verdicts read them: no text is judged a second time."""
+
+    verdicts: Mapping[Response, Verdict]
+    judge: Judge
+
+    def extract(self, problem: Problem, response: Response) -> str | None:
+        verdict = self.verdicts.get(response)
+        return None if verdict is None else self.judge.read(response, verdict)
+
+    def same(self, a: str, b: str) -> bool:
+        return self.judge.same(a, b)

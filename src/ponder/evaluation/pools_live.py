@@ -1,0 +1,143 @@
+"""Running a real strategy over a recorded pool: for strategies without a formula, through the replay engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ponder import sync
+from ponder.engines._recorded import RecordedPool, RecordedRow
+from ponder.engines.replay import PoolEngine
+from ponder.errors import PonderError
+from ponder.evaluation.estimators import Floats
+from ponder.evaluation.pools_judging import JudgedProblem
+from ponder.evaluation.pools_strategies import Reached
+from ponder.protocols import Checker
+from ponder.search.runner import solve
+from ponder.search.seeds import derive
+from ponder.search.trace import samples
+from ponder.types import Problem, Response, StopReason
+
+ORDERS = 8
+"""Orders of the samples that a search is run over."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """A strategy of the registry, run over several seeded orders of the samples and averaged.
+
+    An option `n` of the strategy is set to each budget in turn (without one there is a single point), `max_tokens` to
+    the longest response of the pool, so that none is cut.
+    """
+
+    strategy: Any
+    name: str
+    checker: Checker | None = None
+    """The environment's, where the pool is judged by one."""
+    seed: int = 0
+    orders: int = ORDERS
+
+    def counts(self, ladder: Sequence[int]) -> Sequence[int]:
+        return tuple(ladder) if self._has("n") else (max(ladder),)
+
+    def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
+        """Raises `UserError` (`Unsupported`) if the strategy does not go with recorded samples, `PonderError` if a
+
+        search fails.
+        """
+        return sync.run(self._reach(problems, counts))
+
+    async def _reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
+        rows = [_row(p) for p in problems if p.n]
+        pool = RecordedPool(Path("pool"), tuple(rows))
+        longest = max(s.tokens for row in rows for s in row.samples)
+        drawn = [PoolEngine(pool, "drawn", derive(self.seed, "orders", r)) for r in range(self.orders)]
+        recorded = PoolEngine(pool, "recorded")
+        return [await self._one(p, counts, drawn, recorded, longest) for p in problems]
+
+    async def _one(
+        self,
+        problem: JudgedProblem,
+        counts: Sequence[int],
+        drawn: Sequence[PoolEngine],
+        recorded: PoolEngine,
+        longest: int,
+    ) -> Reached:
+        found = np.full((3, len(counts), len(drawn)), np.nan)
+        decision = np.nan
+        for i, k in enumerate(counts):
+            if k > problem.n:
+                continue
+            strategy = self._with(k, longest)
+            for r, engine in enumerate(drawn):
+                found[:, i, r] = await self._search(strategy, problem, engine, derive(self.seed, "orders", r))
+            if k == max(counts):
+                decision = (await self._search(strategy, problem, recorded, self.seed))[0]
+        accuracy, used, tokens = found.mean(axis=2)
+        spread = found[0].var(axis=1, ddof=1) if len(drawn) > 1 else np.zeros(len(counts))
+        return Reached(accuracy, used, tokens, decision, np.nan_to_num(spread / len(drawn)))
+
+    async def _search(self, strategy: Any, problem: JudgedProblem, engine: PoolEngine, seed: int) -> Floats:
+        """Right or not, samples, response tokens."""
+        asked = Problem(problem.row.id, _prompt(problem), problem.problem.public, problem.problem.metadata)
+        known = _Known(problem)
+        outcome = await solve(
+            strategy,
+            asked,
+            engine,
+            seed=seed,
+            checker=self.checker,
+            scorer=known if np.isfinite(problem.score_G).any() else None,
+            answers=known,
+        )
+        if outcome.stop is StopReason.FAILED:
+            raise PonderError(f"{self.name} on problem {problem.row.id!r}: {outcome.reason}")
+        right = 0.0
+        if outcome.response.answer is not None:
+            if outcome.response not in known.correct:
+                raise PonderError(f"{self.name} answers {problem.row.id!r} with what is no response of the pool")
+            right = known.correct[outcome.response]
+        return np.array([right, len(samples(outcome.trace)), outcome.spend.response_tokens])
+
+    def _has(self, field: str) -> bool:
+        return dataclasses.is_dataclass(self.strategy) and field in (f.name for f in dataclasses.fields(self.strategy))
+
+    def _with(self, k: int, longest: int) -> Any:
+        values = {name: v for name, v in (("n", k), ("max_tokens", max(longest, 1))) if self._has(name)}
+        return dataclasses.replace(self.strategy, **values)
+
+
+def _prompt(problem: JudgedProblem) -> Any:
+    """What it asks; its id where that was not recorded."""
+    return problem.problem.prompt or problem.row.id
+
+
+def _row(problem: JudgedProblem) -> RecordedRow:
+    """The judged samples of a problem."""
+    kept = tuple(problem.row.samples[i] for i in problem.kept)
+    return dataclasses.replace(problem.row, samples=kept, prompt=_prompt(problem))
+
+
+class _Known:
+    """What was found out about a problem's responses, as `Answers` and `Scorer`: nothing is judged or scored anew."""
+
+    def __init__(self, problem: JudgedProblem) -> None:
+        self._votes: Mapping[Response, str | None] = problem.votes
+        self.correct = dict(zip(problem.responses, problem.correct_G.tolist(), strict=True))
+        self._scores = dict(zip(problem.responses, problem.score_G.tolist(), strict=True))
+        parties = zip(problem.responses, problem.party_G.tolist(), strict=True)
+        self._party = {problem.votes[response]: party for response, party in parties}
+
+    def extract(self, problem: Problem, response: Response) -> str | None:
+        return self._votes.get(response)
+
+    def same(self, a: str, b: str) -> bool:
+        return self._party[a] == self._party[b]
+
+    async def score(self, problem: Problem, responses: Sequence[Response]) -> Sequence[float]:
+        return [self._scores[r] for r in responses]

@@ -1,0 +1,232 @@
+"""What strategies would have made of a recorded pool, without running them: by formula, or over many orders of drawing.
+
+A strategy at budget k sees k samples of a problem, drawn without replacement. Ties go to what was drawn first; over all
+orders that is each of the tied equally often, sample by sample. Its *decision* is what it does with the first samples
+as they were recorded: 1 or 0 per problem, for McNemar's test, which cannot take the expectations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ponder.errors import UserError
+from ponder.evaluation.estimators import Floats, best_of_k, majority_of_k
+from ponder.evaluation.pools_judging import JudgedProblem
+from ponder.search.seeds import derive
+
+By = Literal["score", "logprob"]
+Ints = NDArray[np.int64]
+ENUMERATE = 2_000
+"""Up to so many draws of k samples, a weighted vote is exact over all of them."""
+ORDERS = 256
+"""Random orders of drawing where there is no formula."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What a strategy makes of one problem, at each budget (`_K`). NaN where the problem has too few samples."""
+
+    accuracy_K: Floats
+    """Expected over draws."""
+    samples_K: Floats
+    tokens_K: Floats
+    """Response tokens."""
+    decision: float
+    """1 or 0, at the largest budget and in recorded order."""
+    variance_K: Floats
+    """Of the estimate, over random orders (Monte Carlo); 0 where it is exact."""
+
+
+class PoolStrategy(Protocol):
+    """A strategy over a pool."""
+
+    def counts(self, ladder: Sequence[int]) -> Sequence[int]:
+        """The budgets of a ladder, in samples, at which it differs."""
+        ...
+
+    def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
+        """One result per problem. Raises `UserError` if the pool did not record what the strategy goes by."""
+        ...
+
+
+@dataclass(frozen=True)
+class Direct:
+    """The first sample."""
+
+    def counts(self, ladder: Sequence[int]) -> Sequence[int]:
+        return (1,)
+
+    def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
+        return [_exact(p, counts, [p.correct_G.mean()] * len(counts), p.correct_G[0]) if p.n else nothing(counts)
+                for p in problems]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Majority:
+    """A vote over answers (Wang et al. 2022, arXiv:2203.11171): exact over all draws (`majority_of_k`)."""
+
+    def counts(self, ladder: Sequence[int]) -> Sequence[int]:
+        return tuple(ladder)
+
+    def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
+        return [self._one(p, counts) for p in problems]
+
+    def _one(self, problem: JudgedProblem, counts: Sequence[int]) -> Reached:
+        fit = [k for k in counts if k <= problem.n]
+        party, correct = problem.party_G, problem.correct_G
+        sizes = [int((party == j).sum()) for j in range(party.max(initial=-1) + 1)]
+        gains = [float(correct[party == j].mean()) for j in range(len(sizes))]
+        accuracy = majority_of_k(sizes, gains, problem.n, fit) if fit else np.zeros(0)
+        return _exact(problem, counts, accuracy, _vote(problem, np.ones(problem.n), max(counts)))
+
+
+@dataclass(frozen=True)
+class BestOfK:
+    """The response with the highest score or mean log-probability: exact over all draws (`best_of_k`).
+
+    Responses without an answer never win; one without a score (or log-probability) ranks below all that have one.
+    """
+
+    by: By
+
+    def counts(self, ladder: Sequence[int]) -> Sequence[int]:
+        return tuple(ladder)
+
+    def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
+        _check_recorded(problems, self.by)
+        return [self._one(p, counts) for p in problems]
+
+    def _one(self, problem: JudgedProblem, counts: Sequence[int]) -> Reached:
+        value = _values(problem, self.by)
+        rank = np.where(np.isnan(value), np.nanmin(value, initial=0.0) - 1.0, value)
+        rank = np.where(problem.answered_G, rank, -np.inf)
+        accuracy = [best_of_k([problem.correct_G], [rank], k)[0] for k in counts if k <= problem.n]
+        first = rank[: max(counts)]
+        decision = problem.correct_G[int(first.argmax())] if len(first) and first.max() > -np.inf else 0.0
+        return _exact(problem, counts, accuracy, decision)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A vote weighted by score (Li et al. 2022, arXiv:2206.02336) or by probability per token, exp(mean logprob).
+
+    Scores below 0 are no weights: exp(score − highest of the problem) is taken then, for all problems. A response
+    without a weight counts nothing; if nothing of what was drawn has a weight, every vote counts 1. Exact where there
+    are at most `ENUMERATE` draws of k samples, else over `orders` random ones.
+    """
+
+    by: By
+    seed: int = 0
+    orders: int = ORDERS
+
+    def counts(self, ladder: Sequence[int]) -> Sequence[int]:
+        return tuple(ladder)
+
+    def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
+        _check_recorded(problems, self.by)
+        below = self.by == "logprob" or any(np.nanmin(p.score_G, initial=0.0) < 0 for p in problems)
+        return [self._one(p, counts, below) for p in problems]
+
+    def _one(self, problem: JudgedProblem, counts: Sequence[int], below: bool) -> Reached:
+        value = _values(problem, self.by)
+        if below:
+            highest = 0.0 if self.by == "logprob" else np.nanmax(value, initial=-np.inf)
+            value = np.exp(value - highest)
+        weight = np.nan_to_num(value)
+        accuracy, variance = [], []
+        for k in (k for k in counts if k <= problem.n):
+            exact = math.comb(problem.n, k) <= ENUMERATE
+            drawn = _subsets(problem.n, k) if exact else orders_of(problem, self.seed, self.orders)[:, :k]
+            gains = _weighted_votes(problem, weight, drawn)
+            accuracy.append(float(gains.mean()))
+            variance.append(0.0 if exact else float(gains.var(ddof=1) / len(gains)))
+        reached = _exact(problem, counts, accuracy, _vote(problem, weight, max(counts)))
+        return dataclasses.replace(reached, variance_K=padded(variance, counts))
+
+
+def _exact(
+    problem: JudgedProblem, counts: Sequence[int], accuracy: Sequence[float] | Floats, decision: float
+) -> Reached:
+    """A result of a strategy that takes all k samples; `accuracy` is of the budgets that it has samples for."""
+    samples = np.where(np.array(counts) <= problem.n, counts, np.nan)
+    mean = problem.tokens_G.mean() if problem.n else np.nan
+    zero = np.zeros(len(counts))
+    return Reached(padded(accuracy, counts), samples, samples * mean, float(decision) if problem.n else np.nan, zero)
+
+
+def nothing(counts: Sequence[int]) -> Reached:
+    """The result for a problem without samples."""
+    none = np.full(len(counts), np.nan)
+    return Reached(none, none, none, np.nan, np.zeros(len(counts)))
+
+
+def padded(values: Sequence[float] | Floats, counts: Sequence[int]) -> Floats:
+    """Values of the first budgets (they rise), NaN for those that the problem has too few samples for."""
+    return np.concatenate([np.asarray(values, dtype=np.float64), np.full(len(counts) - len(values), np.nan)])
+
+
+def _check_recorded(problems: Sequence[JudgedProblem], by: By) -> None:
+    if not any(np.isfinite(_values(p, by)).any() for p in problems):
+        field = {"score": "score", "logprob": "mean_logprob"}[by]
+        raise UserError(f"no sample of the pool has a {field!r} to go by; leave out the strategies by {by}")
+
+
+def _values(problem: JudgedProblem, by: By) -> Floats:
+    return problem.score_G if by == "score" else problem.logprob_G
+
+
+def _vote(problem: JudgedProblem, weight: Floats, k: int) -> float:
+    """Whether a weighted vote over the first k samples as recorded is right; ties to the first."""
+    party, weight = problem.party_G[:k], weight[:k]
+    voting = party >= 0
+    if not voting.any():
+        return 0.0
+    if not (weight[voting] > 0).any():
+        weight = np.ones(len(weight))
+    sums = {j: math.fsum(weight[party == j]) for j in dict.fromkeys(party[voting].tolist())}
+    most = max(sums.values())
+    leader = next(j for j, s in sums.items() if s >= most * (1 - 1e-12))
+    return float(problem.correct_G[int((party == leader).argmax())])
+
+
+def _weighted_votes(problem: JudgedProblem, weight: Floats, drawn: Ints) -> Floats:
+    """For each draw (rows of sample indices) the expected gain: the mean over the samples of the leading parties."""
+    parties = int(problem.party_G.max(initial=-1)) + 1
+    if not parties:
+        return np.zeros(len(drawn))
+    member = problem.party_G[:, None] == np.arange(parties)
+    gains = np.empty(len(drawn))
+    rows = max(1, 2_000_000 // (drawn.shape[1] * parties))
+    for i in range(0, len(drawn), rows):
+        chosen = drawn[i : i + rows]
+        votes = member[chosen].sum(axis=1)
+        sums = (member * weight[:, None])[chosen].sum(axis=1)
+        unweighted = sums.max(axis=1) <= 0
+        sums[unweighted] = votes[unweighted]
+        leads = (sums >= sums.max(axis=1, keepdims=True) * (1 - 1e-12)) & (votes > 0)
+        right = (member * problem.correct_G[:, None])[chosen].sum(axis=1)
+        gains[i : i + rows] = (right * leads).sum(axis=1) / np.maximum((votes * leads).sum(axis=1), 1)
+    return gains
+
+
+@functools.lru_cache(maxsize=256)
+def _subsets(n: int, k: int) -> Ints:
+    return np.array(list(itertools.combinations(range(n), k)), dtype=np.int64)
+
+
+def orders_of(problem: JudgedProblem, seed: int, count: int) -> Ints:
+    """Orders of drawing (rows): all of them if there are at most `count`, else random ones, the same for every use."""
+    n = problem.n
+    if n <= 12 and math.factorial(n) <= count:
+        return np.array(list(itertools.permutations(range(n))), dtype=np.int64)
+    rng = np.random.default_rng(derive(seed, problem.row.id, 0))
+    return rng.permuted(np.tile(np.arange(n), (count, 1)), axis=1)
