@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ponder.errors import UserError
-from ponder.search.meter import Prices
+from ponder.protocols import Engine
+from ponder.search.prices import PriceList, Prices, load
 from ponder.types import Budget
 
 
@@ -21,7 +23,7 @@ class BudgetOptions:
     budget_dollars: float | None = None
     """Most dollars of a search, at the prices of the model."""
     prices: str | None = None
-    """A TOML file with prices of models, beside those that are built in."""
+    """A TOML file with prices of models, over those that are built in (default: what PONDER_PRICES names)."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,19 @@ def budgets_of(options: TotalOptions) -> tuple[Budget, Budget]:
     return each, total
 
 
-def prices_of(options: BudgetOptions, model: str) -> Prices | None:
-    """The prices of a model, None if none are known. Raises `UserError` for a file that cannot be read."""
-    return None
+def prices_of(options: BudgetOptions) -> PriceList:
+    """The prices that are known. Raises `UserError` for a file that cannot be read."""
+    return load(options.prices)
+
+
+def check_prices(options: BudgetOptions, engines: Iterable[Engine]) -> None:
+    """Raises `UserError` if dollars are limited and what an engine costs is not known: before anything is sent."""
+    if any(getattr(options, name, None) is not None for name in ("budget_dollars", "total_dollars")):
+        for engine in engines:
+            prices_of(options).need(engine.info.name)
+
+
+def branch_prices(options: BudgetOptions, engine: Engine, others: Mapping[str, Engine]) -> Prices | None:
+    """What branches of a trace cost; None where their tokens do not say it (several models, a machine by the hour)."""
+    prices = None if others else prices_of(options).of(engine.info.name)
+    return None if prices is None or prices.per_hour else prices

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ponder import sync
+from ponder.cli._budget import branch_prices
 from ponder.cli._common import model_facts, money
 from ponder.config import to_toml
 from ponder.errors import PonderError, UserError
@@ -20,7 +21,8 @@ from ponder.evaluation.results import Progress as Done
 from ponder.evaluation.rollouts import earlier, to_line
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run, read_manifest
-from ponder.search.meter import Meter, Prices
+from ponder.search.meter import Meter
+from ponder.search.prices import PriceList
 from ponder.types import Budget, Spend, Trace, to_json
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class Job:
     problems: Sequence[Problem]
     budget: Budget
     total: Budget
-    prices: Prices | None
+    prices: PriceList
     scorer: Scorer | None
 
     def run(self, engine: Engine, others: Mapping[str, Engine]) -> Evaluation:
@@ -90,10 +92,11 @@ class Job:
         meter = self._meter(before.seconds)
         meter.add(_together(before))
         written = _together(before)
+        branches = branch_prices(self.config, engine, others)
 
         def note(searched: Searched) -> None:
             nonlocal written
-            run.log_rollout(to_line(searched, self.prices))
+            run.log_rollout(to_line(searched, branches))
             written += searched.judged.spend
             if recording is not None:
                 recording.add(searched)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ponder import registry
-from ponder.cli._budget import TotalOptions, budgets_of, prices_of
+from ponder.cli._budget import TotalOptions, budgets_of, check_prices, prices_of
 from ponder.cli._common import (
     ModelOptions,
     build_strategy,
@@ -141,7 +141,6 @@ def main(args: list[str]) -> int:
         {"temperature": config.temperature, "max_tokens": config.max_tokens},
     )
     budget, total = budgets_of(config)
-    prices = prices_of(config, config.model)
     environment: Environment = registry.build("environments", config.environment, _environment_options(config))
     problems = choose(environment, config)
     if config.out is not None and not config.resume:
@@ -151,11 +150,12 @@ def main(args: list[str]) -> int:
     from ponder.cli._evaluation import Job, open_run
 
     scorer = scorer_for(strategy, environment)
-    job = Job(config, strategy, environment, problems, budget, total, prices, scorer)
+    job = Job(config, strategy, environment, problems, budget, total, prices_of(config), scorer)
     with (
         engine_for(config, raw_prompts=config.raw_prompts) as engine,
         others_for(config, raw_prompts=config.raw_prompts) as others,
     ):
+        check_prices(config, (engine, *others.values()))
         if config.out is None:
             result = job.run(engine, others)
         else:

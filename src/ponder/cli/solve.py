@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ponder.cli._budget import BudgetOptions, budget_of, prices_of
+from ponder.cli._budget import BudgetOptions, budget_of, check_prices, prices_of
 from ponder.cli._common import (
     ModelOptions,
     build_strategy,
@@ -90,6 +90,7 @@ def main(args: list[str]) -> int:
     if environment is not None and not config.json:
         print(f"{config.environment} {config.problem}: {visible(_text(problem), 2000)}", file=sys.stderr)
     with engine_for(config) as engine, others_for(config) as others:
+        check_prices(config, (engine, *others.values()))
         thinks = engine.info.thought is not None
         screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
         began = time.perf_counter()
@@ -226,7 +227,7 @@ def _solve(
         scorer=None if environment is None else scorer_for(strategy, environment),
         answers=getattr(environment, "answers", None),
         others=others,
-        prices=prices_of(config, config.model),
+        prices=prices_of(config),
         journal=journal,
         on_delta=None if screen is None else screen.show,
     )

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from ponder.errors import PonderError, Unsupported, UserError
 from ponder.evaluation.results import Earlier, Evaluation, Judged, Progress, Searched, row, summarise
 from ponder.protocols import Engine, Environment, Scorer, Strategy
-from ponder.search.meter import Meter, Prices
+from ponder.search.meter import Meter
+from ponder.search.prices import PriceList, Prices
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.search.trace import samples as samples_of
@@ -97,7 +98,7 @@ async def evaluate(
     on_search: Callable[[Searched], None] | None = None,
     budget: Budget = Budget(),  # noqa: B008  (frozen)
     parent: Meter | None = None,
-    prices: Prices | None = None,
+    prices: Prices | PriceList | None = None,
     scorer: Scorer | None = None,
     others: Mapping[str, Engine] | None = None,
     earlier: Earlier = Earlier(),  # noqa: B008  (frozen)
