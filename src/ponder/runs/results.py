@@ -48,6 +48,8 @@ class Results:
     """Some lines of `rollouts.jsonl`, in the order of the problems."""
     searched: int = 0
     """How many searches there are."""
+    searches_torn: str = ""
+    """A sentence about a torn last line that was skipped."""
     summary: Row = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """Sentences about torn lines that were skipped."""
@@ -84,7 +86,8 @@ def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
         searches=searches,
         searched=searched,
         summary=_optional(path / "summary.json", dict),
-        notes=tuple(note for note in (lines.torn, torn) if note),
+        searches_torn=torn or "",
+        notes=(lines.torn,) if lines.torn else (),
     )
 
 

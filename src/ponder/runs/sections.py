@@ -230,7 +230,8 @@ def _searches(results: Results) -> list[Block]:
         "judge knows the answer and no search heard what it says; the checker, scores and votes are the search's own. "
         "A branch's cost is that of its own call: prompt + response tokens."
     )
-    return [Text(about), *trees]
+    torn = [Text(results.searches_torn)] if results.searches_torn else []
+    return [Text(about), *torn, *trees]
 
 
 def _samples(results: Results) -> list[Block]:
