@@ -6,17 +6,22 @@ import contextlib
 import io
 import itertools
 import json
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mocks import THOUGHT, MockEngine
+from mocks import THOUGHT, MockEngine, MockEnvironment
 
+from ponder import registry
 from ponder.cli._common import ModelOptions
+from ponder.cli._screen import Splitter
 from ponder.cli.main import main
-from ponder.cli.solve import Splitter
-from ponder.types import FinishReason, ThoughtFormat, split_response
+from ponder.types import Capabilities, FinishReason, ThoughtFormat, split_response
 
 QUESTION = "Make 24 from 3 5 7 2."
 
@@ -26,10 +31,17 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     made = MockEngine(texts="5+7=12, 12*2=24</think>(5+7)*2")
 
     @contextlib.contextmanager
-    def opened(options: ModelOptions) -> Iterator[MockEngine]:
+    def opened(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[MockEngine]:
         yield made
 
-    monkeypatch.setattr("ponder.cli.solve.engine_for", opened)
+    for module in ("solve", "_common"):
+        monkeypatch.setattr(f"ponder.cli.{module}.engine_for", opened)
+    real = registry.build
+
+    def build(room: str, spec: str, options: Any = None) -> Any:
+        return MockEnvironment(**(options or {})) if spec == "doubling" else real(room, spec, options)
+
+    monkeypatch.setattr(registry, "build", build)
     return made
 
 
@@ -37,8 +49,9 @@ def test_the_answer_is_alone_on_stdout(engine: MockEngine, capsys: pytest.Captur
     assert main(["solve", QUESTION]) == 0
     captured = capsys.readouterr()
     assert captured.out == "(5+7)*2\n"
-    thought, cost = captured.err.splitlines()
+    thought, stopped, cost = captured.err.splitlines()
     assert thought == "5+7=12, 12*2=24"
+    assert stopped == "finished · 1 response"
     assert "tokens/s" in cost
     assert engine.requests[0].prompt == QUESTION
 
@@ -50,7 +63,7 @@ def test_a_model_without_thoughts_streams_its_answer(engine: MockEngine, capsys:
     assert main(["solve", QUESTION]) == 0
     captured = capsys.readouterr()
     assert captured.out == "It is 42,\nI think.\n"
-    assert len(captured.err.splitlines()) == 1
+    assert len(captured.err.splitlines()) == 2
 
 
 def test_the_question_may_come_from_stdin(
@@ -113,6 +126,151 @@ def test_with_several_samples_only_the_chosen_answer_is_printed(
     assert "a thought" in captured.err
 
 
+def test_the_leading_thought_streams_while_others_run(engine: MockEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    """One call a sample, all at once: one of them streams to its end, on a line of its own."""
+    engine.capabilities = Capabilities(ids=True, logprobs=True, seed=True)
+    engine.texts = lambda request, rng: f"thought {rng.randint(100, 999)}" + "." * 30 + "</think>7"
+    engine.delay = 0.01
+    assert main(["solve", QUESTION, "--strategy", "best_of_n", "--strategy-options", "n=4"]) == 0
+    captured = capsys.readouterr()
+    assert engine.peak == 4
+    assert captured.out == "7\n"
+    lines = captured.err.splitlines()
+    assert [line.startswith("thought ") for line in lines] == [True, False, False]
+    assert "finished: chosen by mean log-probability · 4 responses" in lines[1]
+
+
+def test_a_leader_that_fails_ends_its_line_and_another_leads(
+    engine: MockEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.texts = "a thought</think>7"
+    engine.fail = lambda call, request: ConnectionError("gone") if call == 0 else None
+    engine.capabilities = Capabilities(ids=True, seed=True)
+    assert main(["solve", QUESTION, "--strategy", "best_of_n", "--strategy-options", "n=2"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "7\n"
+    assert captured.err.splitlines()[0].startswith("a thought")
+    assert "failed: " in captured.err
+    assert "ConnectionError: gone" in captured.err
+
+
+def test_an_environments_problem_brings_its_checker_and_its_judge(
+    engine: MockEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.texts = ["</think>1", "</think>206", "</think>2"]
+    flags = ["--environment", "doubling", "--problem", "test:3", "--strategy", "best_of_n", "--strategy-options", "n=3"]
+    assert main(["solve", *flags]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "206\n"
+    asked, *_, stopped, judge, cost = captured.err.splitlines()
+    assert asked == "doubling test:3: 2 * 103 ="
+    assert stopped == "accepted: chosen by the checker · confidence 100% · 3 responses"
+    assert judge == "judge: correct, right"
+    assert "3 checker calls" in cost
+    assert main(["solve", *flags, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"]["kind"] == "correct"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--budget-tokens", "0"], "0 of the budget's 0 tokens are left, and a call needs at least 22 tokens"),
+        (["--budget-tokens", "21"], "21 of the budget's 21 tokens are left, and a call needs at least 22 tokens"),
+        (["--budget-seconds", "0"], "the budget of 0 seconds is used up"),
+    ],
+)
+def test_a_budget_too_small_for_the_prompt_sends_nothing(
+    flags: list[str], said: str, engine: MockEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", QUESTION, *flags]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert f"ponder: no answer: {said}" in captured.err
+    assert (captured.out, engine.calls) == ("", 0)
+
+
+def test_a_budget_in_dollars_is_kept_and_shown(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prices.toml").write_text('["mock"]\nprompt = 1000.0\noutput = 1000.0\n')
+    flags = ["--prices", str(tmp_path / "prices.toml"), "--budget-dollars", "0.2", "--strategy-options", "n=9"]
+    assert main(["solve", QUESTION, "--strategy", "best_of_n", "--max-tokens", "60", *flags]) == 0
+    err = capsys.readouterr().err
+    assert "budget: " in err
+    assert "of the budget's $0.2 are left" in err
+    assert 0 < engine.used.tokens * 1e-3 <= 0.2
+    assert f"${engine.used.tokens * 1e-3:.2g}" in err
+
+
+SAVED = ["--strategy", "best_of_n", "--strategy-options", "n=6", "--max-tokens", "80", "--seed", "5"]
+
+
+def numbered(request: Any, rng: Any) -> str:
+    return "." * rng.randint(1, 60) + f"</think>{rng.randint(0, 9)}"
+
+
+def answer(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["solve", *args, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    return {k: found[k] for k in ("question", "answer", "text", "responses", "seed")}
+
+
+def test_a_search_that_used_up_its_budget_goes_on_in_another_process(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.capabilities, engine.texts = Capabilities(ids=True, logprobs=True, seed=True), numbered
+    file = str(tmp_path / "search.json")
+    whole = answer([QUESTION, *SAVED], capsys)
+    first = answer([QUESTION, *SAVED, "--budget-tokens", "220", "--save", file], capsys)
+    assert first["responses"] < 6
+    engine.requests.clear()
+    assert answer(["--continue", file], capsys) == whole
+    assert len(engine.requests) == 6 - first["responses"], "what it was told is not asked again"
+    engine.requests.clear()
+    assert answer(["--continue", file], capsys) == whole
+    assert not engine.requests
+
+
+def test_an_interrupted_search_goes_on_in_another_process(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.capabilities, engine.texts = Capabilities(ids=True, logprobs=True, seed=True), numbered
+    file = str(tmp_path / "search.json")
+    whole = answer([QUESTION, *SAVED], capsys)
+
+    def delay(request: Any) -> float:
+        if engine.calls == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return 0.0 if engine.calls < 3 else 3600.0
+
+    engine.calls, engine.delay = 0, delay
+    assert main(["solve", QUESTION, *SAVED, "--save", file, "--json"]) == 130
+    assert capsys.readouterr().err == f"ponder: stopped; go on with: ponder solve --continue {file}\n"
+    kept = len(json.loads(Path(file).read_text())["journal"]["answers"])
+    engine.delay = 0.0
+    engine.requests.clear()
+    assert answer(["--continue", file], capsys) == whole
+    assert len(engine.requests) == 6 - kept
+
+
+def test_a_search_goes_on_only_as_it_was_begun(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "search.json")
+    assert main(["solve", QUESTION, "--save", file]) == 0
+    capsys.readouterr()
+    for args, said in (
+        (["--seed", "3"], "--seed is 3, and the search was begun with 0"),
+        (["Another question?"], "the question is 'Another question?', and the search was begun with"),
+        (["--max-tokens", "7"], "--max-tokens is 7, and the search was begun with None"),
+    ):
+        assert main(["solve", "--continue", file, *args]) == 2
+        assert said in capsys.readouterr().err
+    Path(file).write_text("{}")
+    assert main(["solve", "--continue", file]) == 2
+    assert "not a search that ponder solve --save wrote" in capsys.readouterr().err
+
+
 def test_model_text_cannot_drive_the_terminal(engine: MockEngine, capsys: pytest.CaptureFixture[str]) -> None:
     engine.texts = "\x1b[2J\x07</think>\x1b]0;owned\x07 \u202e7"
     assert main(["solve", QUESTION]) == 0
@@ -131,6 +289,14 @@ def test_model_text_cannot_drive_the_terminal(engine: MockEngine, capsys: pytest
         ([QUESTION, "--strategy", "direct", "--thought-tokens", "5"], "has no option 'thought_tokens'"),
         ([QUESTION, "--strategy", "besst_of_n"], "did you mean 'best_of_n'?"),
         ([QUESTION, "--max-tokens", "0"], "max_tokens = 0: give at least 1"),
+        ([QUESTION, "--budget-tokens", "-3"], "--budget-tokens -3: give 0 or more"),
+        ([QUESTION, "--budget-dollars", "1"], "needs the prices of 'mock', and none are known"),
+        ([QUESTION, "--engine", "simulated", "--exact"], "--exact is of the engine torch"),
+        ([QUESTION, "--environment", "countdown"], "give a question or --environment, not both"),
+        ([QUESTION, "--problem", "test:3"], "--problem goes with --environment"),
+        (["--environment", "countdown", "--problem", "3"], "--problem 3: give SPLIT:INDEX, such as test:3"),
+        (["--environment", "doubling", "--problem", "test:100"], "--problem test:100: doubling has no such problem"),
+        (["--continue", "nowhere"], "nowhere: no such file"),
     ],
 )
 def test_bad_usage_is_one_sentence(

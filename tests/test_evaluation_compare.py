@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,21 @@ KINDS_B = ["correct", "correct", "correct", "wrong", "wrong", "correct"]
 def evaluation(path: Path, kinds: list[str], first: int = 0) -> Path:
     path.mkdir()
     (path / "evaluation.json").write_text("{}")
-    rows = (
-        {"problem_id": f"p{i}", "prompt": f"question {i}", "samples": [{"verdict": kind, "text": ""}]}
-        for i, kind in enumerate(kinds, first)
-    )
+    rows = [search(i, kind) for i, kind in enumerate(kinds, first)]
     (path / "rollouts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return path
+
+
+def search(index: int, kind: str, sample: int = 0, tokens: int = 10) -> dict[str, Any]:
+    """A line of an evaluation."""
+    return {
+        "problem": f"p{index}",
+        "prompt": f"question {index}",
+        "sample": sample,
+        "verdict": {"kind": kind},
+        "spend": {"prompt_tokens": 3, "sampled_tokens": tokens},
+        "samples": [],
+    }
 
 
 def test_the_difference_is_paired_and_split_by_verdicts(tmp_path) -> None:
@@ -50,6 +60,33 @@ def test_responses_that_we_failed_to_judge_are_left_out_of_both(tmp_path) -> Non
     assert (result.a.n, result.b.n, result.difference.value) == (1, 1, 1.0)
 
 
+def test_a_search_that_was_run_again_counts_once(tmp_path) -> None:
+    a, b = evaluation(tmp_path / "a", KINDS_A), evaluation(tmp_path / "b", KINDS_B)
+    before = compare(a, b)
+    lines = (b / "rollouts.jsonl").read_text()
+    (b / "rollouts.jsonl").write_text(json.dumps(search(0, "judge_error")) + "\n" + lines)
+    assert compare(a, b) == before
+
+
+def test_tokens_are_compared_in_pairs_too(tmp_path) -> None:
+    a, b = evaluation(tmp_path / "a", KINDS_A), evaluation(tmp_path / "b", KINDS_B)
+    rows = [search(i, kind, tokens=20 + i) for i, kind in enumerate(KINDS_B)]
+    (b / "rollouts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    result = compare(a, b)
+    assert (result.tokens_a.value, result.tokens_b.value) == (13.0, 25.5)
+    assert result.tokens_difference.value == 12.5
+    assert result.tokens_difference.low <= 12.5 <= result.tokens_difference.high
+
+
+def test_several_samples_are_averaged_and_have_no_mcnemar(tmp_path) -> None:
+    a, b = evaluation(tmp_path / "a", KINDS_A), evaluation(tmp_path / "b", KINDS_B)
+    with open(b / "rollouts.jsonl", "a") as file:
+        file.writelines(json.dumps(search(i, "correct", sample=1)) + "\n" for i in range(6))
+    result = compare(a, b)
+    assert result.b.value == pytest.approx((4 * 1 + 2 * 0.5) / 6)
+    assert result.p is None
+
+
 def test_other_problems_or_other_prompts_are_refused(tmp_path) -> None:
     a = evaluation(tmp_path / "a", KINDS_A)
     with pytest.raises(UserError, match="did not answer the same problems"):
@@ -61,6 +98,14 @@ def test_other_problems_or_other_prompts_are_refused(tmp_path) -> None:
         compare(a, other)
     with pytest.raises(UserError, match="not an evaluation"):
         compare(a, tmp_path)
+    (other / "rollouts.jsonl").write_text('{"problem_id": "p1", "prompt": "x", "samples": []}\n')
+    with pytest.raises(UserError, match="line 1 is no search that this version of ponder wrote"):
+        compare(a, other)
+    half = evaluation(tmp_path / "d", KINDS_A)
+    (half / "evaluation.json").unlink()
+    (half / "config.toml").write_text("")
+    with pytest.raises(UserError, match="ponder eval --resume --out"):
+        compare(a, half)
 
 
 def test_the_command_prints_both_accuracies_and_the_interval(tmp_path, capsys) -> None:
@@ -68,7 +113,9 @@ def test_the_command_prints_both_accuracies_and_the_interval(tmp_path, capsys) -
     assert main(["report", a, b]) == 0
     said = capsys.readouterr().out
     assert "B - A, paired: +33.3 points" in said
+    assert "McNemar's exact test: p = 0.62" in said
     assert "no_answer to correct" in said
+    assert "tokens a search: A 13 (13 to 13), B 13 (13 to 13), B - A 0 (0 to 0)" in said
     assert main(["report", a, b, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["moves"]["wrong to correct"] == 2
     assert main(["report", a, str(tmp_path)]) == 2

@@ -1,8 +1,11 @@
 import asyncio
+import gc
 import json
 import math
 import threading
 import time
+import weakref
+from dataclasses import dataclass
 
 import pytest
 from mocks import MockEngine, MockEnvironment, doubler
@@ -10,12 +13,15 @@ from mocks import MockEngine, MockEnvironment, doubler
 from ponder.errors import PonderError, Unsupported, UserError
 from ponder.evaluation.evaluate import evaluate
 from ponder.evaluation.intervals import wilson
+from ponder.evaluation.results import Earlier
 from ponder.evaluation.testtime import ladder, parallel, parallel_points
+from ponder.protocols import Ask, Group
 from ponder.search import Meter
+from ponder.search.sampling import Sampling
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct
-from ponder.types import Budget, Capabilities, Verdict, VerdictKind
+from ponder.types import Budget, Capabilities, SamplingParams, Spend, Verdict, VerdictKind
 
 
 def run(strategy=None, engine=None, environment=None, count=60, **options):
@@ -118,6 +124,10 @@ def test_each_search_has_its_budget_and_all_have_one_together():
     result = run(BestOfN(n=8, max_tokens=60), parent=meter, concurrency=4)
     assert meter.spend.tokens == result.spend.tokens <= 2000
     assert result.kinds["no_answer"] > 30
+    assert result.stops["budget"] > 30
+    assert any("of the budget's 2000 tokens are left" in r.reasons[0] for r in result.rows)
+    with pytest.raises(PonderError, match=r"nothing was sent, as the budget is too small: 5 of the budget's 5 tokens"):
+        run(budget=Budget(tokens=5))
 
 
 def test_the_search_may_use_the_checker_and_never_the_judge():
@@ -147,6 +157,82 @@ def test_progress_is_reported_to_the_end():
     assert [p.done for p in seen] == list(range(1, 121))
     assert (seen[-1].total, seen[-1].correct, seen[-1].label) == (120, result.kinds["correct"], "x")
     assert seen[-1].response_tokens == result.spend.response_tokens
+
+
+def test_each_search_is_handed_over_with_its_tree_judged_and_then_let_go_of():
+    """Memory: what a search generated is the caller's; the result keeps a few texts."""
+    seen, alive = [], []
+
+    class Watched(str):
+        """A text whose end can be watched."""
+
+    def take(searched):
+        seen.append((searched.index, searched.sample))
+        trace = searched.outcome.trace
+        chosen = next(n for n in trace.nodes if n.id == searched.outcome.chosen)
+        assert chosen.verdict == searched.judged.verdict
+        assert all(n.verdict is not None for n in trace.nodes), "judging is quick here: every sample has its verdict"
+        text = Watched(trace.nodes[0].completion.text)
+        object.__setattr__(trace.nodes[0].completion, "text", text)
+        alive.append(weakref.ref(text))
+
+    result = run(BestOfN(n=3), on_search=take, samples=2, count=30, keep_texts=4)
+    assert sorted(seen) == [(i, s) for i in range(30) for s in range(2)]
+    gc.collect()
+    assert not any(ref() for ref in alive)
+    assert [all(r.texts) for r in result.rows] == [True] * 4 + [False] * 26
+    assert result.accuracy == run(BestOfN(n=3), samples=2, count=30).accuracy
+
+
+def test_a_slow_judge_is_asked_for_the_chosen_response_alone():
+    environment = MockEnvironment(slow_judge=True)
+    verdicts = []
+    run(
+        BestOfN(n=4),
+        environment=environment,
+        count=10,
+        on_search=lambda s: verdicts.append([n.verdict is not None for n in s.outcome.trace.nodes]),
+    )
+    assert environment.judged == 10
+    assert all(sum(v) == 1 for v in verdicts)
+
+
+def test_results_of_an_earlier_run_are_not_run_again_and_count_alike():
+    whole: dict = {}
+    result = run(count=20, on_search=lambda s: whole.setdefault((s.index, s.sample), s.judged))
+    engine = MockEngine(doubler(0.5))
+    kept = {place: judged for place, judged in whole.items() if place[0] % 3}
+    lost = Spend(sampled_tokens=7)
+    again = run(engine=engine, count=20, earlier=Earlier(kept, lost, 100.0))
+    assert len(engine.requests) == 7
+    assert (again.rows, again.accuracy, again.spend) == (result.rows, result.accuracy, result.spend)
+    assert again.lost == lost
+    assert again.seconds > 100.0
+
+
+def test_votes_go_by_the_environments_answers():
+    """Two texts that say the same are one party: what the environment's `answers` say, not their spelling."""
+
+    class Answers:
+        def extract(self, problem, response):
+            return response.answer
+
+        def same(self, a, b):
+            asked.append((a, b))
+            return float(a) == float(b)
+
+    @dataclass(frozen=True)
+    class Voting:
+        def start(self, problem, context):
+            search = Sampling(problem, context, SamplingParams(50), 3)
+            search.all_sampled = lambda: search.push(Ask(-1, Group(tuple(search.leaves[i].response for i in range(3)))))
+            return search
+
+    asked: list = []
+    environment = MockEnvironment()
+    environment.answers = Answers()
+    run(Voting(), MockEngine(["</think>8", "</think>8.0", "</think>9"]), environment, count=1)
+    assert ("8", "8.0") in asked
 
 
 def test_interrupting_an_evaluation_ends_what_is_in_flight():

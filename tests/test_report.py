@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from ponder.errors import UserError
 from ponder.runs import plots, results
 from ponder.runs.report import _fence, render, to_html, to_markdown
-from ponder.runs.sections import Sample, Section, visible
+from ponder.runs.sections import Sample, Section
+from ponder.runs.text import visible
 
 pytest.importorskip("matplotlib")
 

@@ -169,8 +169,10 @@ def refuse_changed(config: C, path: str | Path, free: Sequence[str]) -> C:
     return saved
 
 
-def parse(cls: type[C], args: Sequence[str], *, prog: str, description: str | None = None) -> C:
-    """Read a config from the command line: the file of `--config` first, then the flags.
+def parse(
+    cls: type[C], args: Sequence[str], *, prog: str, description: str | None = None, default: C | None = None
+) -> C:
+    """Read a config from the command line: the file of `--config` first (else `default`), then the flags.
 
     `--help` prints and exits 0; bad flags print the reason and exit 2 (`SystemExit`, by tyro).
     """
@@ -179,13 +181,13 @@ def parse(cls: type[C], args: Sequence[str], *, prog: str, description: str | No
 
     arguments = list(args)
     file = _take_config(arguments)
-    default: dict[str, Any] = {}
+    base: dict[str, Any] = {} if default is None else {"default": default}
     if file is not None:
-        default["default"] = from_mapping(cls, load_toml(file), where=str(file))
+        base["default"] = from_mapping(cls, load_toml(file), where=str(file))
     registry = ConstructorRegistry()
     registry.primitive_rule(_options_rule)
     with registry:
-        return tyro.cli(cls, prog=prog, description=description, args=arguments, **default)
+        return tyro.cli(cls, prog=prog, description=description, args=arguments, **base)
 
 
 def _take_config(arguments: list[str]) -> str | None:

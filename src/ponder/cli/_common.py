@@ -1,18 +1,20 @@
-"""What `eval` and `solve` share: a model's flags and its engine, a strategy by name with shortcuts, spend as text."""
+"""What `eval` and `solve` share: a model's flags and its engines, a strategy by name with shortcuts, spend as text."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from ponder import registry
+from ponder.config import Options
 from ponder.errors import UserError, nearest
-from ponder.protocols import Engine, Strategy
+from ponder.protocols import Engine, Environment, Scorer, Strategy
 from ponder.runs.progress import duration, quantity
 from ponder.types import Spend
 
@@ -22,7 +24,14 @@ class ModelOptions:
     """Which model, and how it is loaded and sampled from. A verb's config inherits these fields."""
 
     model: str = "ponder-tiny"
-    """A built-in name, a folder (of a LoRA adapter too), a run directory, a .gguf file or a hub id."""
+    """A built-in name, a folder (of a LoRA adapter too), a run directory, a .gguf file or a hub id; with another engine
+    than torch, what that engine takes for a model."""
+    engine: str = "torch"
+    """What runs the model: a name of `ponder list engines`, or PATH.py:Class."""
+    engine_options: Options = field(default_factory=dict)
+    """Options of the engine (torch has flags of its own: --adapter, --dtype, --device, --kv-memory, --exact)."""
+    others: Options = field(default_factory=dict)
+    """Further models by name, for strategies that ask for one: --others big=smollm2-135m. They run as --model does."""
     adapter: str | None = None
     """The folder of a LoRA adapter (PEFT's) for the model; it is applied without merging."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -38,13 +47,63 @@ class ModelOptions:
     """Decode through torch.compile, with CUDA graphs on a GPU (not yet measured there); opening takes a minute."""
 
 
+TORCH_ONLY = ("adapter", "dtype", "device", "kv_memory", "exact", "compile")
+"""Flags of the torch engine."""
+
+
+def check_engine(options: ModelOptions, *, raw_prompts: bool = False) -> None:
+    """Refuse flags of one engine that are given with another, and models without a name. Raises `UserError`."""
+    if options.engine == "torch":
+        if options.engine_options:
+            raise UserError(
+                "--engine-options: the engine torch has flags of its own "
+                f"({', '.join(_flag(name) for name in TORCH_ONLY)}); give those"
+            )
+    else:
+        defaults = {f.name: f.default for f in dataclasses.fields(ModelOptions)}
+        given = [_flag(name) for name in TORCH_ONLY if getattr(options, name) != defaults[name]]
+        given += ["--raw-prompts"] if raw_prompts else []
+        if given:
+            raise UserError(
+                f"{given[0]} is of the engine torch, not of {options.engine!r}: leave it out, or see what "
+                "--engine-options takes"
+            )
+        registry.find("engines", options.engine)
+    for name, model in options.others.items():
+        if not isinstance(model, str) or not model:
+            raise UserError(f"--others {name}={model}: give NAME=MODEL")
+
+
 @contextlib.contextmanager
 def engine_for(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[Engine]:
-    """Load a model and open the in-process engine on it. Raises `UserError` for a model that cannot be loaded.
+    """Open the engine on its model; it is closed at the end.
 
-    With `raw_prompts` plain-text prompts do not go through the chat template.
+    With `raw_prompts` plain-text prompts do not go through the chat template. Raises `UserError` for a model that
+    cannot be loaded or options that the engine does not have.
     """
     from ponder import sync
+
+    check_engine(options, raw_prompts=raw_prompts)
+    opened = _torch(options, raw_prompts) if options.engine == "torch" else _by_name(options)
+    try:
+        yield opened
+    finally:
+        sync.run(opened.close())
+
+
+@contextlib.contextmanager
+def others_for(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[dict[str, Engine]]:
+    """The engines of `--others` by name, each opened as that of `--model`."""
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(
+                engine_for(dataclasses.replace(options, model=model, adapter=None), raw_prompts=raw_prompts)
+            )
+            for name, model in options.others.items()
+        }
+
+
+def _torch(options: ModelOptions, raw_prompts: bool) -> Engine:
     from ponder.config import size
     from ponder.models.load import load
 
@@ -54,19 +113,28 @@ def engine_for(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[
         loaded.take_plain_prompts()
     from ponder.engines.torch import TorchEngine
 
-    engine = TorchEngine(loaded, kv_memory=memory, exact=options.exact, compile=options.compile)
-    try:
-        yield engine
-    finally:
-        sync.run(engine.close())
+    return TorchEngine(loaded, kv_memory=memory, exact=options.exact, compile=options.compile)
 
 
-def model_facts(engine: Engine) -> dict[str, Any]:
-    """What a run's manifest says of the model behind an engine."""
+def _by_name(options: ModelOptions) -> Engine:
+    part = registry.build("engines", options.engine, options.engine_options)
+    if not callable(getattr(part, "open", None)):
+        raise UserError(f"--engine {options.engine}: {type(part).__name__} has no method open(model) -> Engine")
+    engine: Engine = part.open(options.model)
+    return engine
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def model_facts(engine: Engine, options: ModelOptions) -> dict[str, Any]:
+    """What a run's manifest says of the model and the engine behind it; of options, none that names a secret."""
     from ponder.models.base import LoadedModel
 
     model = getattr(engine, "model", None)
-    return model.facts() if isinstance(model, LoadedModel) else {"name": engine.info.name}
+    facts = model.facts() if isinstance(model, LoadedModel) else {"name": engine.info.name}
+    return {"engine": options.engine, **facts}
 
 
 def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str, Any]) -> Strategy:
@@ -81,7 +149,7 @@ def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str
     for key, value in shortcuts.items():
         if value is None:
             continue
-        flag = f"--{key.replace('_', '-')}"
+        flag = _flag(key)
         if key in values:
             raise UserError(f"{key} is given twice, by {flag} and in --strategy-options: give it once")
         if key not in known:
@@ -89,6 +157,21 @@ def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str
         values[key] = value
     strategy: Strategy = registry.build("search.strategies", name, values)
     return strategy
+
+
+def scorer_for(strategy: Strategy, environment: Environment) -> Scorer | None:
+    """The environment's own score of partial responses, for strategies that go step by step."""
+    return getattr(environment, "partial", None) if getattr(strategy, "stepwise", False) else None
+
+
+def value_of(args: Sequence[str], flag: str) -> str | None:
+    """What follows a flag, as `FLAG VALUE` or `FLAG=VALUE`; None if it is not given."""
+    for word, following in zip_longest(args, args[1:]):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
 
 
 def spend_text(spend: Spend, seconds: float) -> str:
@@ -100,8 +183,8 @@ def spend_text(spend: Spend, seconds: float) -> str:
     if spend.flops:
         parts.append(f"{spend.flops:.2g} FLOPs")
     if spend.dollars:
-        parts.append(f"${spend.dollars:.4f}")
-    parts.append(duration(seconds) if seconds >= 10 else f"{seconds:.1f} s")
+        parts.append(money(spend.dollars))
+    parts.append(clock(seconds))
     parts.append(f"{quantity(rate(spend, seconds))} tokens/s")
     return ", ".join(parts)
 
@@ -109,3 +192,13 @@ def spend_text(spend: Spend, seconds: float) -> str:
 def rate(spend: Spend, seconds: float) -> float:
     """Response tokens per second."""
     return spend.response_tokens / seconds if seconds > 0 else 0.0
+
+
+def clock(seconds: float) -> str:
+    """`0.3 s`, `42 s`, `3 min 05 s`."""
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
+
+
+def money(dollars: float) -> str:
+    """`$12.30`, `$0.0041`, `$3.2e-06`."""
+    return f"${dollars:,.2f}" if dollars >= 1 else f"${dollars:.2g}"

@@ -4,38 +4,56 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from ponder import registry
-from ponder.cli._common import ModelOptions, build_strategy, engine_for, model_facts, spend_text
-from ponder.config import Options, parse, to_toml
+from ponder.cli._budget import TotalOptions, budgets_of, check_prices, prices_of
+from ponder.cli._common import (
+    ModelOptions,
+    build_strategy,
+    check_engine,
+    clock,
+    engine_for,
+    money,
+    others_for,
+    scorer_for,
+    spend_text,
+    value_of,
+)
+from ponder.config import Options, parse, refuse_changed
 from ponder.errors import UserError
-from ponder.runs.progress import Progress, quantity
-from ponder.runs.sections import visible
+from ponder.runs.progress import quantity
+from ponder.runs.text import visible
 
 if TYPE_CHECKING:
-    from ponder.evaluation.evaluate import Evaluation
+    from ponder.cli._evaluation import Job
+    from ponder.evaluation.results import Evaluation
     from ponder.protocols import Environment
     from ponder.runs.run import Run
     from ponder.types import Problem
 
 DESCRIPTION = """Measure how many problems of an environment a model solves: accuracy with its 95 % interval, verdicts
-by kind, tokens, seconds.
+by kind, tokens, seconds, and what a correct answer costs.
 
 examples:
   ponder eval --model ponder-tiny --environment countdown -n 200
   ponder eval --model smollm2-135m --environment gsm8k --data gsm8k.jsonl -n 64 --temperature 0
-  ponder eval --strategy best_of_n --strategy-options n=8 max_tokens=128 --out runs/best-of-8
+  ponder eval --strategy best_of_n --strategy-options n=8 max_tokens=128 --budget-tokens 600 --out runs/best-of-8
+  ponder eval --resume --out runs/best-of-8
 
---config FILE.toml reads the options from a file, such as a run's config.toml; flags win over it.
+With --out every search is written as it ends, so that an evaluation that was stopped goes on with --resume: what is
+missing or failed for reasons of ours is run, the rest is read. --config FILE.toml reads the options from a file, such
+as a run's config.toml; flags win over it.
 """
 
 
 @dataclass(frozen=True)
-class EvalConfig(ModelOptions):
+class EvalConfig(TotalOptions, ModelOptions):
     """Options of `ponder eval`."""
 
     environment: str = "countdown"
@@ -67,42 +85,83 @@ class EvalConfig(ModelOptions):
     show: int = 2
     """So many responses are shown."""
     out: str | None = None
-    """Write a run directory with every response, a table and a report."""
+    """Write a run directory with every search as a tree, a table and a report."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the evaluation in --out, which was stopped."""
+    record: str | None = None
+    """Write every whole response to this pool (JSON lines), for `ponder replay`."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the result as JSON."""
 
 
+FREE = (
+    *("out", "resume", "record", "json", "show", "concurrency", "device", "kv_memory"),
+    *("total_tokens", "total_seconds", "total_dollars"),
+)
+"""Fields that may differ when an evaluation is gone on with: they do not change what a search does."""
+
+
 def check(config: EvalConfig) -> None:
-    """Raises `UserError` that names the flag whose number makes no sense."""
+    """Raises `UserError` that names the flag whose value makes no sense."""
     for name, least in (("n", 1), ("samples", 1), ("show", 0), ("concurrency", 1), ("max_tokens", 1)):
         value = getattr(config, name)
         if value is not None and value < least:
             flag = "-n" if name == "n" else f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {value}: give at least {least}")
+    check_engine(config, raw_prompts=config.raw_prompts)
+
+
+def read_config(args: list[str]) -> EvalConfig:
+    """The config of the command line; with --resume the run's own is what flags are added to."""
+    if "--resume" in args:
+        out = value_of(args, "--out")
+        if out is None:
+            raise UserError("--resume needs --out, the run directory of the evaluation to go on with")
+        from ponder.runs.run import read_manifest
+
+        read_manifest(Path(out))
+        file = str(Path(out) / "config.toml")
+        config = parse(
+            EvalConfig,
+            args if value_of(args, "--config") else ["--config", file, *args],
+            prog="ponder eval",
+            description=DESCRIPTION,
+        )
+        refuse_changed(config, file, FREE)
+        return config
+    return parse(EvalConfig, args, prog="ponder eval", description=DESCRIPTION)
 
 
 def main(args: list[str]) -> int:
-    config = parse(EvalConfig, args, prog="ponder eval", description=DESCRIPTION)
+    config = read_config(args)
     check(config)
     strategy = build_strategy(
         config.strategy,
         config.strategy_options,
         {"temperature": config.temperature, "max_tokens": config.max_tokens},
     )
+    budget, total = budgets_of(config)
     environment: Environment = registry.build("environments", config.environment, _environment_options(config))
     problems = choose(environment, config)
-    if config.out is not None:
-        from ponder.runs.run import Run, refuse_existing
+    if config.out is not None and not config.resume:
+        from ponder.runs.run import refuse_existing
 
         refuse_existing(config.out)
-    with engine_for(config, raw_prompts=config.raw_prompts) as engine:
+    from ponder.cli._evaluation import Job, open_run
+
+    scorer = scorer_for(strategy, environment)
+    job = Job(config, strategy, environment, problems, budget, total, prices_of(config), scorer)
+    with (
+        engine_for(config, raw_prompts=config.raw_prompts) as engine,
+        others_for(config, raw_prompts=config.raw_prompts) as others,
+    ):
+        check_prices(config, (engine, *others.values()))
         if config.out is None:
-            result = _evaluate(config, strategy, environment, engine, problems)
+            result = job.run(engine, others)
         else:
-            with Run.create(config.out, to_toml(config), config.seed) as run:
-                run.note(model=model_facts(engine))
-                result = _evaluate(config, strategy, environment, engine, problems)
-                _write(run, config, environment, problems, result)
+            with open_run(config) as run:
+                result = job.run_in(run, engine, others)
+                _write(run, job, result)
     shown = samples(environment, problems, result, config.show)
     if config.json:
         print(json.dumps(summary(config, result), indent=1))
@@ -140,35 +199,6 @@ def choose(environment: Environment, config: EvalConfig) -> list[Problem]:
         raise UserError(f"-n {config.n}: {error}; give a smaller -n") from None
 
 
-def _evaluate(config: EvalConfig, strategy: Any, environment: Any, engine: Any, problems: list[Problem]) -> Evaluation:
-    from ponder import sync
-    from ponder.evaluation import evaluate as evaluation
-
-    with Progress(config.environment, len(problems) * config.samples, unit="responses") as progress:
-
-        def show(p: evaluation.Progress) -> None:
-            judged = p.done - p.masked
-            progress.update(
-                p.done,
-                accuracy=f"{p.correct / judged:.1%}" if judged else None,
-                failures=p.masked or None,
-                tokens_per_s=p.response_tokens / p.seconds if p.seconds else None,
-            )
-
-        return sync.run(
-            evaluation.evaluate(
-                strategy,
-                environment,
-                engine,
-                problems,
-                samples=config.samples,
-                seed=config.seed,
-                concurrency=config.concurrency or evaluation.CONCURRENCY,
-                on_progress=show,
-            )
-        )
-
-
 def summary(config: EvalConfig, result: Evaluation) -> dict[str, Any]:
     """The result without its rows, as plain values."""
     values = result.to_json()
@@ -196,10 +226,27 @@ def text(config: EvalConfig, result: Evaluation, shown: list[dict[str, Any]]) ->
         f"mean tokens  {quantity(t.value)} [{quantity(t.low)}, {quantity(t.high)}] per response",
         f"spent        {spend_text(result.spend, result.seconds)}",
     ]
+    if result.lost.tokens:
+        lines.append(f"lost         {quantity(result.lost.tokens)} tokens, on searches that were run again")
+    if set(result.stops) != {"finished"}:
+        lines.append("stopped      " + " · ".join(f"{stop} {count:,}" for stop, count in result.stops.items()))
+    lines.append(f"per correct  {_per_correct(result)}")
     return "\n".join(lines)
 
 
-def samples(environment: Environment, problems: list[Problem], result: Evaluation, count: int) -> list[dict[str, Any]]:
+def _per_correct(result: Evaluation) -> str:
+    """What a correct answer cost: `412 tokens · $0.0021 · 0.31 s`."""
+    if result.tokens_per_correct is None or result.seconds_per_correct is None:
+        return "no response is correct"
+    parts = [f"{quantity(round(result.tokens_per_correct))} tokens"]
+    if result.dollars_per_correct:
+        parts.append(money(result.dollars_per_correct))
+    return " · ".join([*parts, clock(result.seconds_per_correct)])
+
+
+def samples(
+    environment: Environment, problems: Sequence[Problem], result: Evaluation, count: int
+) -> list[dict[str, Any]]:
     """The first `count` problems with their first response, as `samples.json` has them."""
     from ponder.types import to_json
 
@@ -214,26 +261,27 @@ def samples(environment: Environment, problems: list[Problem], result: Evaluatio
     ]
 
 
-def _write(run: Run, config: EvalConfig, environment: Any, problems: list[Problem], result: Evaluation) -> None:
-    """Every response, the numbers, and what the report shows."""
+def _write(run: Run, job: Job, result: Evaluation) -> None:
+    """The numbers, and what the report shows besides the searches."""
     from ponder.types import to_json
 
-    for problem, row in zip(problems, result.rows, strict=True):
-        columns = zip(row.texts, row.kinds, row.reasons, row.rewards, row.answers, row.tokens, strict=True)
-        names = ("text", "verdict", "reason", "reward", "answer", "tokens")
-        rows = [to_json(dict(zip(names, column, strict=True))) for column in columns]
-        run.log_rollout({"problem_id": row.id, "prompt": to_json(problem.prompt), "samples": rows})
+    config = job.config
     run.write_json("evaluation.json", summary(config, result))
-    run.write_json("samples.json", samples(environment, problems, result, max(config.show, 8)))
+    run.write_json("samples.json", samples(job.environment, job.problems, result, max(config.show, 8)))
     a = result.accuracy
     facts = {
         "model": config.model,
+        "engine": config.engine,
         "environment": f"{config.environment} ({config.split})",
         "strategy": config.strategy,
         "accuracy": f"{a.value:.1%} [{a.low:.1%}, {a.high:.1%}], 95 % interval ({a.method}), n = {a.n:,}",
         "mean tokens": result.mean_tokens.value,
         "no answer": f"{result.no_answer:.1%}",
+        "cost of a correct answer": _per_correct(result),
+        "stopped": ", ".join(f"{stop} {count:,}" for stop, count in result.stops.items()),
     }
-    cost = {"phase": "evaluation", **to_json(result.spend), "seconds": result.seconds}
+    cost = [{"phase": "evaluation", **to_json(result.spend), "seconds": result.seconds}]
+    if result.lost.tokens:
+        cost.append({"phase": "searches that were run again", **to_json(result.lost), "seconds": 0})
     title = f"{config.model} on {config.environment}"
-    run.write_json("summary.json", {"title": title, "facts": facts, "verdicts": result.kinds, "cost": [cost]})
+    run.write_json("summary.json", {"title": title, "facts": facts, "verdicts": result.kinds, "cost": cost})

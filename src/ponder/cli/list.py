@@ -11,10 +11,12 @@ from ponder.errors import PonderError, nearest
 ROOMS = {
     "environments": "environments",
     "strategies": "search.strategies",
+    "engines": "engines",
     "verifiers": "verifiers",
     "advantages": "training.advantages",
     "losses": "training.losses",
 }
+TORCH = "A model in this process (the default): continuous batching, shared prefixes, any model of `list models`."
 KINDS = (*ROOMS, "models")
 EPILOG = """\
 examples:
@@ -33,10 +35,15 @@ def rows(kind: str) -> list[dict[str, str]]:
 
     if importlib.util.find_spec(f"ponder.{ROOMS[kind]}") is None:
         return []
-    return [
+    listed = [
         {"name": r.name.replace("_", "-"), "summary": r.summary, "origin": r.origin}
         for r in registry.listing(ROOMS[kind])
     ]
+    if kind == "engines":
+        # No part of its own: its options are flags.
+        listed.append({"name": "torch", "summary": TORCH, "origin": "ponder"})
+        listed.sort(key=lambda r: r["name"])
+    return listed
 
 
 def models() -> list[dict[str, str]]:

@@ -6,16 +6,20 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from ponder.runs.progress import quantity
+
 if TYPE_CHECKING:
     from ponder.evaluation.compare import Comparison
 
 EPILOG = """\
 examples:
   ponder report runs/quickstart
+  ponder report runs/eval --problem countdown-test-17
   ponder report runs/eval-before runs/eval-after
 
-Of one run it reads curves.json, metrics.jsonl, samples.json, summary.json and manifest.json, whichever there are, and
-writes the plots (PNG), report.md and report.html, which is one file that opens without a network.
+Of one run it reads curves.json, metrics.jsonl, rollouts.jsonl, samples.json, summary.json and manifest.json, whichever
+there are, and writes the plots (PNG), report.md and report.html, which is one file that opens without a network. Of an
+evaluation it shows the first searches as trees: every branch with what was found out about it and what it cost.
 
 Two runs of `ponder eval --out` on the same problems are compared pair by pair: both accuracies, their difference with
 a bootstrap interval over problems, McNemar's exact test, and which verdicts changed into which. Nothing is written.
@@ -31,9 +35,18 @@ def main(args: list[str]) -> int:
     )
     parser.add_argument("run", metavar="RUN", help="the run directory")
     parser.add_argument("other", metavar="OTHER", nargs="?", help="an evaluation to compare with the first")
+    parser.add_argument(
+        "--problem",
+        metavar="ID",
+        action="append",
+        default=[],
+        help="show the searches of this problem; may be repeated",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON: the paths, or the comparison (default: text)")
     given = parser.parse_args(args)
     if given.other is not None:
+        if given.problem:
+            parser.error("--problem goes with one run")
         from ponder.evaluation.compare import compare
         from ponder.types import to_json
 
@@ -42,7 +55,7 @@ def main(args: list[str]) -> int:
         return 0
     from ponder.runs.report import render
 
-    markdown, page = render(given.run)
+    markdown, page = render(given.run, given.problem)
     if given.json:
         print(json.dumps({"markdown": str(markdown), "html": str(page)}))
     else:
@@ -60,5 +73,11 @@ def text(a: str, b: str, result: Comparison) -> str:
     ]
     if result.p is not None:
         lines.append(f"McNemar's exact test: p = {result.p:.2g}")
+    s, t, u = result.tokens_a, result.tokens_b, result.tokens_difference
+    lines.append(
+        f"tokens a search: A {quantity(s.value)} ({quantity(s.low)} to {quantity(s.high)}), "
+        f"B {quantity(t.value)} ({quantity(t.low)} to {quantity(t.high)}), "
+        f"B - A {quantity(u.value)} ({quantity(u.low)} to {quantity(u.high)})"
+    )
     lines += [f"{count:>6}  {move}" for move, count in result.moves.items()]
     return "\n".join(lines)

@@ -5,39 +5,62 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ponder.cli._common import ModelOptions, build_strategy, engine_for, rate, spend_text
+from ponder.cli._budget import BudgetOptions, budget_of, check_prices, prices_of
+from ponder.cli._common import (
+    ModelOptions,
+    build_strategy,
+    check_engine,
+    engine_for,
+    others_for,
+    rate,
+    scorer_for,
+    spend_text,
+)
+from ponder.cli._screen import Screen
 from ponder.config import Options, parse
 from ponder.errors import PonderError, UserError
-from ponder.runs.sections import visible
+from ponder.runs.text import visible
 
 if TYPE_CHECKING:
-    from ponder.protocols import Engine, Strategy
-    from ponder.types import Delta, Outcome, ThoughtFormat
+    from collections.abc import Mapping
 
-DESCRIPTION = """Answer one question. The thought streams to stderr (dim on a terminal), the answer goes to stdout, what
-it cost to stderr. The exit code is 1 if there is no answer, such as when the response was cut off.
+    from ponder.cli._saved import Saved
+    from ponder.protocols import Engine, Environment, Strategy
+    from ponder.types import Outcome, Problem, Verdict
+
+DESCRIPTION = """Answer one question. The leading thought streams to stderr (dim on a terminal), the answer goes to
+stdout, why the search stopped and what it cost to stderr. The exit code is 1 if there is no answer, such as when the
+response was cut off or the budget is too small for the prompt.
 
 examples:
   ponder solve "Make 24 from 3 5 7 2."
   ponder solve "Make 24 from 3 5 7 2." --thought-tokens 64 --seed 3
+  ponder solve --environment countdown --problem test:3 --strategy best_of_n --budget-tokens 1000
   echo "What is 17 + 25?" | ponder solve - --model smollm2-135m --temperature 0
+
+With --save FILE a search that was stopped, by Ctrl-C or by its budget, goes on in another process:
+  ponder solve --continue FILE --budget-tokens 4000
 """
-WHOLE = 10_000_000
-"""Characters of a response that are shown: all of them."""
 
 
 @dataclass(frozen=True)
-class SolveConfig(ModelOptions):
+class SolveConfig(BudgetOptions, ModelOptions):
     """Options of `ponder solve`."""
 
     question: tyro.conf.Positional[str] = ""
     """The question; - reads it from stdin."""
+    environment: str | None = None
+    """In place of a question: an environment, whose checker, votes and partial scores the search may use, and whose
+    judge has the last word."""
+    environment_options: Options = field(default_factory=dict)
+    """Options of the environment."""
+    problem: str = "test:0"
+    """With --environment: SPLIT:INDEX of the problem."""
     strategy: str | None = None
     """A name of `ponder list strategies` (default: direct; budget_forcing with --thought-tokens)."""
     strategy_options: Options = field(default_factory=dict)
@@ -50,40 +73,106 @@ class SolveConfig(ModelOptions):
     """Of the strategy; 0 is greedy (default: the strategy's own, 1 for most)."""
     seed: int = 0
     """Same seed, same answer."""
+    save: str | None = None
+    """Write the search's state to this file when it ends, is interrupted or has used up its budget."""
+    continue_: Annotated[str | None, tyro.conf.arg(name="continue")] = None
+    """Go on with the search that --save wrote; what it was begun with is in the file."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, without streaming."""
 
 
 def main(args: list[str]) -> int:
-    # tyro takes a lone dash for a flag.
-    stdin = "-" in args
-    config = parse(SolveConfig, [a for a in args if a != "-"], prog="ponder solve", description=DESCRIPTION)
-    question = _question(config.question, stdin)
+    saved, config, question = read_config(args)
+    check_engine(config)
     strategy = strategy_of(config)
-    with engine_for(config) as engine:
+    environment = environment_of(config)
+    problem = problem_of(environment, config, question)
+    if environment is not None and not config.json:
+        print(f"{config.environment} {config.problem}: {visible(_text(problem), 2000)}", file=sys.stderr)
+    with engine_for(config) as engine, others_for(config) as others:
+        check_prices(config, (engine, *others.values()))
         thinks = engine.info.thought is not None
         screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
         began = time.perf_counter()
-        outcome = _solve(question, strategy, engine, config.seed, screen)
+        outcome = _solve(config, problem, strategy, environment, engine, others, screen, saved)
         seconds = time.perf_counter() - began
+        verdict = None if environment is None else environment.judge(problem, outcome.response)
         if config.json:
-            print(json.dumps(as_json(question, config, outcome, seconds), indent=1))
+            print(json.dumps(as_json(_text(problem), config, outcome, verdict, seconds), indent=1))
         if screen is not None:
             screen.finish(outcome)
+    where = config.save or config.continue_
+    if where is not None and not config.json:
+        print(f"saved: {where} (go on with: ponder solve --continue {where})", file=sys.stderr)
     if outcome.response.answer is None or not outcome.response.answer.strip():
-        raise PonderError(f"no answer: {_why(outcome, thinks)}")
+        raise PonderError(f"no answer: {_why(outcome, thinks, config)}")
     if not config.json:
-        print(spend_text(outcome.spend, seconds), file=sys.stderr)
+        for line in status(outcome, verdict, seconds):
+            print(line, file=sys.stderr)
     return 0
 
 
-def _question(given: str, stdin: bool) -> str:
-    if stdin and given:
+def read_config(args: list[str]) -> tuple[Saved | None, SolveConfig, str]:
+    """What is to be gone on with, the config of the command line, and the question."""
+    from ponder.cli import _saved
+
+    # tyro takes a lone dash for a flag.
+    stdin = "-" in args
+    words = [a for a in args if a != "-"]
+    saved = _saved.read(words, SolveConfig)
+    config = parse(SolveConfig, words, prog="ponder solve", description=DESCRIPTION, default=saved and saved.config)
+    if saved is not None:
+        saved.refuse_changed(config)
+        return saved, config, saved.config.question
+    return None, config, _question(config, stdin)
+
+
+def _question(config: SolveConfig, stdin: bool) -> str:
+    if stdin and config.question:
         raise UserError("give the question as words or as -, not both")
-    question = (sys.stdin.read() if stdin else given).strip()
+    question = (sys.stdin.read() if stdin else config.question).strip()
+    if config.environment is not None:
+        if question:
+            raise UserError("give a question or --environment, not both")
+        return ""
     if not question:
         raise UserError('there is no question; give one, as in: ponder solve "Make 24 from 3 5 7 2."')
     return question
+
+
+def environment_of(config: SolveConfig) -> Environment | None:
+    """The environment that the question is from, if one is named."""
+    if config.environment is None:
+        for flag, given in (("--environment-options", config.environment_options), ("--problem", config.problem)):
+            if given and given != "test:0":
+                raise UserError(f"{flag} goes with --environment; name one, or leave it out")
+        return None
+    from ponder import registry
+
+    environment: Environment = registry.build("environments", config.environment, config.environment_options)
+    return environment
+
+
+def problem_of(environment: Environment | None, config: SolveConfig, question: str) -> Problem:
+    """What is to be solved. Raises `UserError` for a problem that the environment has not."""
+    from ponder.types import Problem
+
+    if environment is None:
+        return Problem("question", question)
+    split, _, index = config.problem.partition(":")
+    if split not in ("train", "test") or not (index.isascii() and index.isdigit()):
+        raise UserError(f"--problem {config.problem}: give SPLIT:INDEX, such as test:3")
+    try:
+        return environment.problem(split, int(index))  # type: ignore[arg-type]
+    except IndexError as error:
+        raise UserError(f"--problem {config.problem}: {config.environment} has no such problem ({error})") from None
+
+
+def _text(problem: Problem) -> str:
+    """What a problem asks, as one text."""
+    if isinstance(problem.prompt, str):
+        return problem.prompt
+    return "\n".join(f"{m.role}: {m.content}" for m in problem.prompt)
 
 
 def strategy_of(config: SolveConfig) -> Strategy:
@@ -111,19 +200,52 @@ def single(strategy: Strategy) -> bool:
     return type(strategy).__name__ in ("Direct", "BudgetForcing") and getattr(strategy, "n", 1) == 1
 
 
-def _solve(question: str, strategy: Strategy, engine: Engine, seed: int, screen: Screen | None) -> Outcome:
+def _solve(
+    config: SolveConfig,
+    problem: Problem,
+    strategy: Strategy,
+    environment: Environment | None,
+    engine: Engine,
+    others: Mapping[str, Engine],
+    screen: Screen | None,
+    saved: Saved | None,
+) -> Outcome:
     from ponder import sync
+    from ponder.cli._saved import Saved, stopped
+    from ponder.search.journal import Journal
     from ponder.search.runner import solve
-    from ponder.types import Problem
 
-    on_delta = None if screen is None else screen.show
-    problem = Problem("question", question)
-    return sync.run(solve(strategy, problem, engine, seed=seed, on_delta=on_delta))
+    where = config.save or config.continue_
+    journal = saved.journal if saved is not None else Journal() if where else None
+    search = solve(
+        strategy,
+        problem,
+        engine,
+        budget=budget_of(config),
+        seed=config.seed,
+        checker=getattr(environment, "checker", None),
+        scorer=None if environment is None else scorer_for(strategy, environment),
+        answers=getattr(environment, "answers", None),
+        others=others,
+        prices=prices_of(config),
+        journal=journal,
+        on_delta=None if screen is None else screen.show,
+    )
+    try:
+        return sync.run(search)
+    except KeyboardInterrupt:
+        if where is None:
+            raise
+        raise stopped(where) from None
+    finally:
+        if where is not None and journal is not None:
+            question = problem.prompt if environment is None and isinstance(problem.prompt, str) else ""
+            Saved.of(config, question, journal).write(where)
 
 
-def _why(outcome: Outcome, thinks: bool) -> str:
+def _why(outcome: Outcome, thinks: bool, config: SolveConfig) -> str:
     """One clause on why there is no answer, with the mend."""
-    from ponder.types import FinishReason
+    from ponder.types import Budget, FinishReason
 
     if outcome.reason and not outcome.trace.nodes:
         return outcome.reason
@@ -131,13 +253,31 @@ def _why(outcome: Outcome, thinks: bool) -> str:
     tokens = max((c.spend.response_tokens for c in completions), default=0)
     if any(c.finish_reason is FinishReason.LENGTH for c in completions):
         force = ", or let the thought be closed by force with --thought-tokens" if thinks else ""
-        return f"the response was cut off at {tokens} tokens; give more with --max-tokens{force}"
+        mend = "--max-tokens" if budget_of(config) == Budget() else "--max-tokens or a larger budget"
+        return f"the response was cut off at {tokens} tokens; give more with {mend}{force}"
+    if outcome.reason:
+        return outcome.reason
     if outcome.response.answer is not None:
         return "the response is empty; try another --seed"
     return "the thought never closed; try another --seed or --thought-tokens"
 
 
-def as_json(question: str, config: SolveConfig, outcome: Outcome, seconds: float) -> dict[str, Any]:
+def status(outcome: Outcome, verdict: Verdict | None, seconds: float) -> list[str]:
+    """Why the search stopped, how sure it is, the judge's word, and what it cost."""
+    parts = [outcome.stop.value + (f": {visible(outcome.reason, 500)}" if outcome.reason else "")]
+    if outcome.confidence is not None:
+        parts.append(f"confidence {outcome.confidence:.0%}")
+    count = len(outcome.trace.nodes)
+    parts.append(f"{count} response{'s' * (count != 1)}")
+    lines = [" · ".join(parts)]
+    if verdict is not None:
+        lines.append(f"judge: {verdict.kind.value}, {visible(verdict.reason, 500)}")
+    return [*lines, spend_text(outcome.spend, seconds)]
+
+
+def as_json(
+    question: str, config: SolveConfig, outcome: Outcome, verdict: Verdict | None, seconds: float
+) -> dict[str, Any]:
     """What `--json` prints."""
     from ponder.types import to_json
 
@@ -145,6 +285,7 @@ def as_json(question: str, config: SolveConfig, outcome: Outcome, seconds: float
     return {
         "question": question,
         "model": config.model,
+        "engine": config.engine,
         "seed": config.seed,
         "answer": outcome.response.answer,
         "thought": outcome.response.thought,
@@ -153,106 +294,9 @@ def as_json(question: str, config: SolveConfig, outcome: Outcome, seconds: float
         "finish_reason": None if chosen is None else chosen.completion.finish_reason.value,
         "stop": outcome.stop.value,
         "reason": outcome.reason,
+        "verdict": to_json(verdict),
         "responses": len(outcome.trace.nodes),
         "spend": to_json(outcome.spend),
         "seconds": seconds,
         "tokens_per_second": rate(outcome.spend, seconds),
     }
-
-
-class Splitter:
-    """Splits streamed text into thought and answer at the model's markers, wherever the pieces break."""
-
-    def __init__(self, thought: ThoughtFormat | None) -> None:
-        self._thought = thought
-        self._inside = thought is not None and thought.opened_by_template
-        self._held = ""
-
-    def feed(self, text: str) -> Iterator[tuple[bool, str]]:
-        """`(is thought, text)` of what is certain by now; markers are left out."""
-        self._held += text
-        while self._thought is not None:
-            marker = self._thought.close if self._inside else self._thought.open
-            before, found, after = self._held.partition(marker)
-            if not found:
-                keep = _overlap(self._held, marker)
-                before, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-                if before:
-                    yield self._inside, before
-                return
-            if before:
-                yield self._inside, before
-            self._held, self._inside = after, not self._inside
-        if self._held:
-            yield False, self._held
-            self._held = ""
-
-    def end(self) -> Iterator[tuple[bool, str]]:
-        """What was held back as the possible beginning of a marker."""
-        if self._held:
-            yield self._inside, self._held
-            self._held = ""
-
-
-def _overlap(text: str, marker: str) -> int:
-    """Length of the longest end of `text` that begins `marker`."""
-    return next((n for n in range(min(len(text), len(marker) - 1), 0, -1) if marker.startswith(text[-n:])), 0)
-
-
-class Screen:
-    """Shows a response as it streams: thoughts on `log` (dim on a terminal), the answer on `out`.
-
-    Where several responses are sampled, the leading ones stream to `log` and the chosen answer is printed at the end.
-    """
-
-    def __init__(self, thought: ThoughtFormat | None, single: bool, out: TextIO, log: TextIO) -> None:
-        self._format, self._single, self._out, self._log = thought, single, out, log
-        self._splitter = Splitter(thought)
-        self._dim = log.isatty()
-        self._answered = self._streamed = False
-        self._last = ""
-
-    def show(self, delta: Delta) -> None:
-        if delta.sample != 0:
-            return
-        for inside, text in self._splitter.feed(delta.text):
-            self._write(inside, text)
-        if delta.completion is not None:
-            for inside, text in self._splitter.end():
-                self._write(inside, text)
-            if not self._single:
-                self._end_line()
-            self._splitter = Splitter(self._format)
-
-    def _write(self, inside: bool, text: str) -> None:
-        text = visible(text, WHOLE)
-        if inside or not self._single:
-            self._log.write(f"\x1b[2m{text}\x1b[0m" if self._dim else text)
-            self._log.flush()
-            self._streamed, self._last = True, text
-            return
-        if not self._answered:
-            self._end_line()
-            text = text.lstrip()
-            if not text:
-                return
-        self._answered = True
-        self._out.write(text)
-        self._out.flush()
-
-    def _end_line(self) -> None:
-        """End the line of the thought, if it did not end by itself."""
-        if self._streamed and not self._last.endswith("\n"):
-            self._log.write("\n")
-            self._log.flush()
-        self._streamed = False
-
-    def finish(self, outcome: Outcome) -> None:
-        """Print the answer if it did not stream, and end its line."""
-        self._end_line()
-        if not self._answered and outcome.response.answer is not None and outcome.response.answer.strip():
-            self._answered = True
-            self._out.write(visible(outcome.response.answer.strip(), WHOLE))
-        if self._answered:
-            self._out.write("\n")
-            self._out.flush()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ponder.errors import UserError
-from ponder.evaluation.intervals import mcnemar, mean_of_problems, paired_difference
-from ponder.runs.files import read_lines
-from ponder.types import Estimate, VerdictKind
+from ponder.evaluation.intervals import bootstrap_mean, mcnemar, mean_of_problems, paired_difference
+from ponder.evaluation.rollouts import lines
+from ponder.types import Estimate, Spend, VerdictKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,38 @@ class Comparison:
     """McNemar's exact p-value; None where a problem has several samples."""
     moves: dict[str, int]
     """First samples whose rightness changed, by verdicts, such as `wrong to correct`."""
+    tokens_a: Estimate
+    """Tokens spent on a search, prompt and response, every branch counted; mean over problems."""
+    tokens_b: Estimate
+    tokens_difference: Estimate
+    """B − A, paired bootstrap over problems."""
+
+
+@dataclass(slots=True)
+class _Problem:
+    """What is kept of one problem: its verdicts and tokens by sample."""
+
+    prompt: int
+    """A fingerprint."""
+    kinds: dict[int, str] = field(default_factory=dict)
+    tokens: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def judged(self) -> list[int]:
+        """Samples that could be judged."""
+        return [s for s, kind in sorted(self.kinds.items()) if kind != VerdictKind.JUDGE_ERROR.value]
+
+    @property
+    def first(self) -> str:
+        return self.kinds[self.judged[0]]
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.kinds[s] == VerdictKind.CORRECT.value for s in self.judged) / len(self.judged)
+
+    @property
+    def mean_tokens(self) -> float:
+        return sum(self.tokens[s] for s in self.judged) / len(self.judged)
 
 
 def compare(a: str | Path, b: str | Path, seed: int = 0) -> Comparison:
@@ -33,27 +65,31 @@ def compare(a: str | Path, b: str | Path, seed: int = 0) -> Comparison:
 
     Raises `UserError` if one is no evaluation, or if the two did not answer the same problems.
     """
-    first, second = _rows(Path(a)), _rows(Path(b))
+    first, second = _problems(Path(a)), _problems(Path(b))
     if first.keys() != second.keys():
         alone = sorted(first.keys() ^ second.keys())[0]
         raise UserError(
             f"{a} and {b} did not answer the same problems ({len(first)} and {len(second)}; {alone!r} is in one "
             "alone): evaluate both with the same environment, options and -n"
         )
-    if not first:
-        raise UserError(f"{a}: holds no judged response")
-    prompts = [i for i in first if first[i]["prompt"] != second[i]["prompt"]]
+    prompts = [i for i in first if first[i].prompt != second[i].prompt]
     if prompts:
         raise UserError(f"{a} and {b} asked problem {prompts[0]!r} differently: evaluate both with the same options")
-    ids = sorted(i for i in first if _judged(first[i]) and _judged(second[i]))
-    right_a, right_b = ([_accuracy(rows[i]) for i in ids] for rows in (first, second))
-    single = all(len(rows[i]["samples"]) == 1 for rows in (first, second) for i in ids)
+    ids = sorted(i for i in first if first[i].judged and second[i].judged)
+    if not ids:
+        raise UserError(f"{a} and {b}: there is no problem whose responses could be judged in both")
+    right_a, right_b = ([rows[i].accuracy for i in ids] for rows in (first, second))
+    tokens_a, tokens_b = ([rows[i].mean_tokens for i in ids] for rows in (first, second))
+    single = all(len(rows[i].kinds) == 1 for rows in (first, second) for i in ids)
     return Comparison(
         a=mean_of_problems(right_a, seed),
         b=mean_of_problems(right_b, seed),
         difference=paired_difference(right_b, right_a, seed),
         p=mcnemar(right_b, right_a) if single else None,
-        moves=moves([_first(first[i]) for i in ids], [_first(second[i]) for i in ids]),
+        moves=moves([first[i].first for i in ids], [second[i].first for i in ids]),
+        tokens_a=bootstrap_mean(tokens_a, seed),
+        tokens_b=bootstrap_mean(tokens_b, seed),
+        tokens_difference=paired_difference(tokens_b, tokens_a, seed),
     )
 
 
@@ -63,21 +99,29 @@ def moves(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
     return dict(sorted(Counter(f"{a} to {b}" for a, b in pairs if (a == "correct") != (b == "correct")).items()))
 
 
-def _rows(run: Path) -> dict[str, dict[str, Any]]:
+def _problems(run: Path) -> dict[str, _Problem]:
     path = run / "rollouts.jsonl"
+    if path.is_file() and (run / "config.toml").is_file() and not (run / "evaluation.json").is_file():
+        raise UserError(f"{run}: not an evaluation, or one that is not done: ponder eval --resume --out {run}")
     if not (run / "evaluation.json").is_file() or not path.is_file():
         raise UserError(f"{run}: not an evaluation; give run directories that `ponder eval --out` wrote")
-    return {str(row["problem_id"]): row for row in read_lines(path).rows}
+    found: dict[str, _Problem] = {}
+    for number, line in enumerate(lines(path), 1):
+        try:
+            _take(found, line)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: line {number} is no search that this version of ponder wrote ({error!r}); evaluate again"
+            ) from None
+    if not found:
+        raise UserError(f"{run}: holds no judged response")
+    return found
 
 
-def _judged(row: dict[str, Any]) -> list[dict[str, Any]]:
-    return [s for s in row["samples"] if s["verdict"] != VerdictKind.JUDGE_ERROR.value]
-
-
-def _first(row: dict[str, Any]) -> str:
-    return str(_judged(row)[0]["verdict"])
-
-
-def _accuracy(row: dict[str, Any]) -> float:
-    judged = _judged(row)
-    return sum(s["verdict"] == VerdictKind.CORRECT.value for s in judged) / len(judged)
+def _take(found: dict[str, _Problem], line: dict[str, Any]) -> None:
+    """Note a search; a search that was run again replaces its first result."""
+    prompt = hash(str(line["prompt"]))
+    problem = found.setdefault(str(line["problem"]), _Problem(prompt))
+    sample = int(line["sample"])
+    problem.kinds[sample] = str(line["verdict"]["kind"])
+    problem.tokens[sample] = Spend(**line["spend"]).tokens

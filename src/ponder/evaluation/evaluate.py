@@ -3,110 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import dataclasses
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from ponder.errors import PonderError, Unsupported, UserError
-from ponder.evaluation.intervals import bootstrap_mean, mean_of_problems
+from ponder.evaluation.results import Earlier, Evaluation, Judged, Progress, Searched, row, summarise
 from ponder.protocols import Engine, Environment, Scorer, Strategy
-from ponder.search.meter import Meter, Prices
+from ponder.search.meter import Meter
+from ponder.search.prices import PriceList, Prices
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
+from ponder.search.trace import samples as samples_of
+from ponder.search.trace import with_verdicts
 from ponder.types import (
     Budget,
-    Estimate,
     Outcome,
     Problem,
     Response,
     Spend,
     StopReason,
+    Trace,
     Verdict,
     VerdictKind,
-    to_json,
 )
 
 CONCURRENCY = 512
 """Searches in flight at once; the engine batches them as it can."""
 MASKED_SHARE, MASKED_COUNT = 0.05, 5
 """More failures of ours than both of these stop an evaluation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What came out for one problem; the tuples have one entry per sample."""
-
-    id: str
-    correct: float | None
-    """Mean over the samples that could be judged; None if none could."""
-    kinds: tuple[VerdictKind, ...]
-    tokens: tuple[int, ...]
-    """Response tokens of everything that was generated, discarded branches too."""
-    texts: tuple[str, ...]
-    answers: tuple[str | None, ...]
-    """As the judge extracted them."""
-    reasons: tuple[str, ...]
-    rewards: tuple[float | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an evaluation is."""
-
-    done: int
-    """Searches that are finished and judged."""
-    total: int
-    correct: int
-    masked: int
-    """Failures of ours so far."""
-    response_tokens: int
-    seconds: float
-    label: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What a strategy reaches on some problems, and what it cost."""
-
-    accuracy: Estimate
-    """Share of problems solved (with several samples: mean over problems of the share of samples)."""
-    no_answer: float
-    """Share of judged responses without an answer."""
-    mean_tokens: Estimate
-    """Response tokens per sample, everything that was generated counted."""
-    kinds: dict[str, int]
-    """Verdicts by kind, `judge_error` (left out of the shares) too."""
-    problems: int
-    samples: int
-    """Per problem."""
-    spend: Spend
-    tokens_per_correct: float | None
-    """Prompt and response tokens spent for one correct response; None if there was none."""
-    dollars_per_correct: float | None
-    seconds: float
-    """By the clock on the wall."""
-    seed: int
-    weights_version: str
-    rows: tuple[Row, ...]
-    """One per problem, in the order that they were given."""
-
-    @property
-    def correct_P(self) -> tuple[float, ...]:
-        """Per problem, NaN where it was left out: what `paired_difference` takes."""
-        return tuple(math.nan if r.correct is None else r.correct for r in self.rows)
-
-    def to_json(self) -> dict[str, Any]:
-        return to_json(self)
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    verdict: Verdict
-    text: str
-    tokens: int
 
 
 async def judge(environment: Environment, problem: Problem, response: Response) -> Verdict:
@@ -170,18 +95,27 @@ async def evaluate(
     seed: int = 0,
     concurrency: int = CONCURRENCY,
     on_progress: Callable[[Progress], None] | None = None,
+    on_search: Callable[[Searched], None] | None = None,
     budget: Budget = Budget(),  # noqa: B008  (frozen)
     parent: Meter | None = None,
-    prices: Prices | None = None,
+    prices: Prices | PriceList | None = None,
     scorer: Scorer | None = None,
+    others: Mapping[str, Engine] | None = None,
+    earlier: Earlier = Earlier(),  # noqa: B008  (frozen)
+    keep_texts: int | None = None,
     label: str = "",
 ) -> Evaluation:
     """Run a strategy on problems, `samples` times each, and judge what it chose.
 
-    `budget` is for each search, `parent` for all of them. The environment's checker, if it has one, is the search's.
+    `budget` is for each search, `parent` for all of them. The environment's checker and its `answers`, if it has them,
+    are the search's. `on_search` gets each search as it ends; its trace is not kept (with it, every whole response of
+    the trace is judged, unless the environment says `slow_judge`). `earlier` are results of the same evaluation that
+    need not be run again. The texts of the first `keep_texts` problems' responses are in the rows (default: of all).
+
     The result does not depend on the order in which searches finish. Failures of ours (a judge that broke, an engine
-    that failed) are left out of the shares and counted; more than 5 and 5 % raise `PonderError`. Raises `UserError`
-    for no problems, `Unsupported` if the strategy does not go with the engine.
+    that failed) are left out of the shares and counted; more than 5 and 5 % raise `PonderError`. A search that its
+    budget refused abstains, and says why; `PonderError` if all were refused. Raises `UserError` for no problems,
+    `Unsupported` if the strategy does not go with the engine.
     """
     if not problems:
         raise UserError("there are no problems to evaluate")
@@ -189,87 +123,85 @@ async def evaluate(
         raise UserError(f"samples = {samples}: give at least 1")
     seeds = [seed if s == 0 else derive(seed, "samples of an evaluation", s) for s in range(samples)]
     total = len(problems) * samples
-    results: list[_Judged | None] = [None] * total
     meter = Meter(parent=parent, prices=prices)
     faults = Faults(total)
+    results: dict[tuple[int, int], Judged] = dict(earlier.results)
+    pending = [(i, s) for i in range(len(problems)) for s in range(samples) if (i, s) not in results]
+    spent = sum((r.spend for r in results.values()), earlier.lost)
+    correct = sum(r.verdict.correct for r in results.values())
     started = time.perf_counter()
-    done = correct = 0
+    answers = getattr(environment, "answers", None)
 
-    async def one(number: int) -> None:
-        nonlocal done, correct
-        problem = problems[number // samples]
+    async def search(problem: Problem, sample: int) -> tuple[Outcome, str | UserError]:
+        """What a search found, or what kept it from starting."""
         try:
             outcome = await solve(
                 strategy,
                 problem,
                 engine,
                 budget=budget,
-                seed=seeds[number % samples],
+                seed=seeds[sample],
                 checker=environment.checker,
                 scorer=scorer,
+                answers=answers,
+                others=others,
                 parent=meter,
             )
         except Unsupported:
             raise
         except UserError as error:
-            faults.add(error)
-            results[number] = _Judged(Verdict(VerdictKind.JUDGE_ERROR, None, str(error)), "", 0)
-        else:
-            if failed(outcome):
-                verdict = Verdict(VerdictKind.JUDGE_ERROR, None, f"the engine failed: {outcome.reason}")
-            else:
-                verdict = await judge(environment, problem, outcome.response)
-            if verdict.kind is VerdictKind.JUDGE_ERROR:
-                faults.add(verdict.reason)
-            correct += verdict.correct
-            results[number] = _Judged(verdict, outcome.response.text, outcome.spend.response_tokens)
-        done += 1
+            reason = str(error)
+            return Outcome(Response(None), None, Trace(problem.id), Spend(), StopReason.FAILED, reason=reason), error
+        return outcome, ""
+
+    async def one(number: int) -> None:
+        nonlocal correct
+        index, sample = pending[number]
+        problem, began = problems[index], time.perf_counter()
+        outcome, error = await search(problem, sample)
+        ended = time.perf_counter()
+        verdict = await _verdict(environment, problem, outcome)
+        if verdict.kind is VerdictKind.JUDGE_ERROR:
+            faults.add(error or verdict.reason)
+        judged = Judged(verdict, outcome.response.text, outcome.spend, outcome.stop)
+        if on_search is not None:
+            verdicts = await _samples(environment, problem, outcome, verdict)
+            outcome = dataclasses.replace(outcome, trace=with_verdicts(outcome.trace, verdicts))
+            seconds, at = ended - began, earlier.seconds + ended - started
+            on_search(Searched(index, sample, problem, outcome, judged, seconds, at))
+        if keep_texts is not None and index >= keep_texts:
+            judged = dataclasses.replace(judged, text="")
+        results[index, sample] = judged
+        correct += verdict.correct
         if on_progress is not None:
-            elapsed = time.perf_counter() - started
-            spent = meter.spend.response_tokens
-            on_progress(Progress(done, total, correct, faults.count, spent, elapsed, label))
+            now, mine = time.perf_counter() - started, meter.spend
+            tokens = mine.response_tokens
+            on_progress(Progress(len(results), total, correct, faults.count, tokens, now, label, spent + mine))
 
-    await each(total, one, concurrency)
-    judged = [r for r in results if r is not None]
-    assert len(judged) == total
-    rows = tuple(_row(p, judged[i * samples : (i + 1) * samples]) for i, p in enumerate(problems))
-    return _summary(rows, samples, meter.spend, time.perf_counter() - started, seed, engine.weights_version)
-
-
-def _row(problem: Problem, results: Sequence[_Judged]) -> Row:
-    scored = [r.verdict.correct for r in results if r.verdict.kind is not VerdictKind.JUDGE_ERROR]
-    return Row(
-        problem.id,
-        sum(scored) / len(scored) if scored else None,
-        tuple(r.verdict.kind for r in results),
-        tuple(r.tokens for r in results),
-        tuple(r.text for r in results),
-        tuple(r.verdict.answer for r in results),
-        tuple(r.verdict.reason for r in results),
-        tuple(r.verdict.reward for r in results),
-    )
+    await each(len(pending), one, concurrency)
+    assert len(results) == total
+    if all(r.refused for r in results.values()):
+        raise PonderError(f"nothing was sent, as the budget is too small: {results[0, 0].verdict.reason}")
+    rows = tuple(row(p, [results[i, s] for s in range(samples)]) for i, p in enumerate(problems))
+    seconds = earlier.seconds + time.perf_counter() - started
+    ordered = [results[i, s] for i in range(len(problems)) for s in range(samples)]
+    return summarise(rows, ordered, samples, earlier.lost, seconds, seed, engine.weights_version)
 
 
-def _summary(
-    rows: tuple[Row, ...], samples: int, spend: Spend, seconds: float, seed: int, weights_version: str
-) -> Evaluation:
-    kinds = Counter(k for r in rows for k in r.kinds)
-    correct = kinds[VerdictKind.CORRECT]
-    judged = sum(kinds.values()) - kinds[VerdictKind.JUDGE_ERROR]
-    scored = [math.nan if r.correct is None else r.correct for r in rows]
-    tokens = [[t for t, k in zip(r.tokens, r.kinds, strict=True) if k is not VerdictKind.JUDGE_ERROR] for r in rows]
-    return Evaluation(
-        accuracy=mean_of_problems(scored, seed),
-        no_answer=kinds[VerdictKind.NO_ANSWER] / judged,
-        mean_tokens=bootstrap_mean([sum(t) / len(t) if t else math.nan for t in tokens], seed),
-        kinds={k.value: kinds[k] for k in VerdictKind if kinds[k]},
-        problems=len(rows),
-        samples=samples,
-        spend=spend,
-        tokens_per_correct=spend.tokens / correct if correct else None,
-        dollars_per_correct=spend.dollars / correct if correct else None,
-        seconds=seconds,
-        seed=seed,
-        weights_version=weights_version,
-        rows=rows,
-    )
+async def _verdict(environment: Environment, problem: Problem, outcome: Outcome) -> Verdict:
+    """What the judge says of what a search chose; what there is no judging says why."""
+    if failed(outcome):
+        return Verdict(VerdictKind.JUDGE_ERROR, None, f"the engine failed: {outcome.reason}")
+    if outcome.stop is StopReason.BUDGET and outcome.response.answer is None and not outcome.trace.nodes:
+        return Verdict(VerdictKind.NO_ANSWER, 0.0, outcome.reason)
+    return await judge(environment, problem, outcome.response)
+
+
+async def _samples(environment: Environment, problem: Problem, outcome: Outcome, chosen: Verdict) -> dict[int, Verdict]:
+    """Verdicts by node: on the chosen response, and on all others where judging is quick."""
+    verdicts = {} if outcome.chosen is None else {outcome.chosen: chosen}
+    if not getattr(environment, "slow_judge", False):
+        for node in samples_of(outcome.trace):
+            if node.id not in verdicts:
+                verdicts[node.id] = environment.judge(problem, node.response)
+    return verdicts

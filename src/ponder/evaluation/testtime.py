@@ -14,8 +14,9 @@ import numpy as np
 from ponder.errors import Unsupported, UserError
 from ponder.evaluation.curves import ParallelPoint, SequentialPoint
 from ponder.evaluation.estimators import Floats, best_of_k, pass_at_k
-from ponder.evaluation.evaluate import CONCURRENCY, Evaluation, Faults, Progress, each, evaluate, failed, judge
+from ponder.evaluation.evaluate import CONCURRENCY, Faults, each, evaluate, failed, judge
 from ponder.evaluation.intervals import mean_of_problems
+from ponder.evaluation.results import Evaluation, Progress
 from ponder.protocols import Checker, Engine, Environment, Strategy
 from ponder.search.meter import Meter
 from ponder.search.runner import solve

@@ -114,6 +114,13 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Torn:
+    """A last line that a killed process left half-written."""
+
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lines:
     """What a JSON-lines file holds."""
 
@@ -122,29 +129,36 @@ class Lines:
     """A sentence about a torn last line that was skipped; None if the file is whole."""
 
 
-def read_lines(path: Path) -> Lines:
-    """Read a JSON-lines file; a missing file is empty. A torn last line is skipped and reported.
+def each_line(path: Path) -> Iterator[dict[str, Any] | Torn]:
+    """The objects of a JSON-lines file, one at a time; a missing file has none. A torn last line comes as `Torn`.
 
     Raises `UserError` that names the line if one before the last is not a JSON object.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return Lines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    if not path.exists():
+        return
+    with disk_errors(path, "read"), open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            row = _parse(line)
+            if row is not None:
+                yield row
+            elif line.endswith(b"\n"):
+                raise UserError(f"{path}: line {number} is not a JSON object; mend or remove that line")
+            else:
+                yield Torn(f"{path}: line {number} is torn ({len(line)} bytes) and was skipped")
+
+
+def read_lines(path: Path) -> Lines:
+    """All of a JSON-lines file; `each_line` says how it is read."""
     rows: list[dict[str, Any]] = []
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        row = _parse(line)
-        if row is None:
-            if number == len(lines):
-                return Lines(tuple(rows), f"{path}: line {number} is torn ({len(line)} bytes) and was skipped")
-            raise UserError(f"{path}: line {number} is not a JSON object; mend or remove that line")
-        rows.append(row)
-    return Lines(tuple(rows))
+    torn = None
+    for row in each_line(path):
+        if isinstance(row, Torn):
+            torn = row.sentence
+        else:
+            rows.append(row)
+    return Lines(tuple(rows), torn)
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -155,24 +169,32 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
+_TAIL = 1 << 16
+"""Bytes that are read at once, from the end, to find the last line."""
+
+
 def mend_tail(path: Path) -> str | None:
     """Cut a torn last line off (or end a whole one), so that the next append starts a line of its own.
 
     Returns a sentence about what was cut, None if nothing was.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    tail = data.rpartition(b"\n")[2]
-    if not tail:
-        return None
-    with disk_errors(path):
-        if _parse(tail) is not None:
-            with open(path, "ab") as file:
-                file.write(b"\n")
+    with disk_errors(path), open(path, "r+b") as file:
+        size = start = file.seek(0, os.SEEK_END)
+        tail = b""
+        while start > 0 and b"\n" not in tail:
+            start = max(0, start - _TAIL)
+            file.seek(start)
+            tail = file.read(size - start)
+        tail = tail.rpartition(b"\n")[2]
+        if not tail:
             return None
-        os.truncate(path, len(data) - len(tail))
+        if _parse(tail) is not None:
+            file.seek(size)
+            file.write(b"\n")
+            return None
+        file.truncate(size - len(tail))
     return f"{path}: the torn last line ({len(tail)} bytes) was cut off"
 
 

@@ -16,20 +16,25 @@ from ponder.errors import MissingExtra
 from ponder.runs import plots, results
 from ponder.runs.files import write_text
 from ponder.runs.sections import Commands, Picture, Sample, Section, Table, Text, sections, title
+from ponder.runs.trees import Tree, sketch
 
 if TYPE_CHECKING:
     import jinja2
 
+MOST_SKETCHES = 4
+"""Searches in the Markdown report; the page has more."""
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(run_dir: str | Path) -> tuple[Path, Path]:
+def render(run_dir: str | Path, problems: Sequence[str] = ()) -> tuple[Path, Path]:
     """Draw the plots and write `report.md` and `report.html`; returns their paths.
+
+    Of the searches those of `problems` are shown (default: of the first few).
 
     Without matplotlib the report has its tables and says which pictures are missing. Raises `UserError` if the
     directory is no run or a file of it cannot be read.
     """
-    found = results.read(run_dir)
+    found = results.read(run_dir, problems)
     missing = ""
     pictures: Mapping[str, bytes] = {}
     try:
@@ -67,8 +72,11 @@ def to_markdown(heading: str, parts: Sequence[Section], missing: str = "") -> st
         out.append(_inline(missing))
     for part in parts:
         out.append(f"## {part.title}")
+        sketched = 0
         for block in part.blocks:
-            out += _markdown(block)
+            sketched += isinstance(block, Tree)
+            if not isinstance(block, Tree) or sketched <= MOST_SKETCHES:
+                out += _markdown(block)
     return "\n\n".join(out) + "\n"
 
 
@@ -91,6 +99,11 @@ def _markdown(block: object) -> list[str]:
             for who, verdict, reason, text in responses:
                 out += [f"**{who}**: {_inline(verdict)}, {_inline(reason)}", _fence(text)]
             return out
+        case Tree(problem=problem, prompt=prompt, gold=gold, verdict=verdict, reason=reason):
+            out = [f"### {_inline(problem)}: {_inline(verdict)}", _fence(prompt)]
+            out.append(_inline(f"{reason}{f' (gold answer: {gold})' if gold else ''}"))
+            out.append(_inline(f"stopped: {block.stopped}; {block.totals}"))
+            return [*out, _fence(sketch(block))]
     raise AssertionError(block)
 
 

@@ -8,6 +8,7 @@ Every part may be missing, since an RL run, an evaluation and the quickstart wri
 - `metrics.jsonl`: one object a step;
 - `samples.json`: `[{"problem_id", "prompt", "gold", "before": {"text", "verdict", "reason"}, "after": {...}}]`, or
   `"response"` in place of before and after;
+- `rollouts.jsonl`: one search a line, as `search.trace.to_row` writes it (those of a training have no `stop`);
 - `summary.json`: `"title"`, `"facts": {name: value}`, `"cost": [{"phase", "seconds", "sampled_tokens",
   "trained_tokens", "flops"}]`, `"verdicts": {kind: count}`, `"next": [command]`.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ponder.errors import UserError
-from ponder.runs.files import read_json, read_lines
+from ponder.runs.files import Torn, each_line, read_json, read_lines
 from ponder.runs.run import read_manifest
 
 Row = Mapping[str, Any]
@@ -43,19 +44,33 @@ class Results:
     """The whole of `curves.json`."""
     metrics: tuple[Row, ...] = ()
     samples: tuple[Row, ...] = ()
+    searches: tuple[Row, ...] = ()
+    """Some lines of `rollouts.jsonl`, in the order of the problems."""
+    searched: int = 0
+    """How many searches there are."""
+    searches_torn: str = ""
+    """A sentence about a torn last line that was skipped."""
     summary: Row = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """Sentences about torn lines that were skipped."""
 
 
-def read(path: str | Path) -> Results:
-    """Read a run directory. Raises `UserError` that names the file and field that cannot be read."""
+MOST_SEARCHES = 12
+"""That a report shows where it is not told which."""
+
+
+def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
+    """Read a run directory; of its searches those of `problems` (default: of the first few).
+
+    Raises `UserError` that names the file and field that cannot be read, or a problem that is not there.
+    """
     path = Path(path)
     manifest = read_manifest(path)
     curves = _optional(path / "curves.json", dict)
     test, base = (_part(curves, key, dict, path / "curves.json") for key in ("test", "base"))
     lines = read_lines(path / "metrics.jsonl")
     both = {"base": base, "trained": test}
+    searches, searched, torn = _searches(path / "rollouts.jsonl", problems)
     return Results(
         path=path,
         manifest=manifest,
@@ -68,9 +83,37 @@ def read(path: str | Path) -> Results:
         curves=curves,
         metrics=lines.rows,
         samples=tuple(s for s in _optional(path / "samples.json", list) if isinstance(s, dict)),
+        searches=searches,
+        searched=searched,
         summary=_optional(path / "summary.json", dict),
+        searches_torn=torn or "",
         notes=(lines.torn,) if lines.torn else (),
     )
+
+
+def _searches(path: Path, problems: Sequence[str]) -> tuple[tuple[Row, ...], int, str | None]:
+    """The lines to show, how many searches there are, and a word on a torn line; holds few lines at a time."""
+    kept: dict[tuple[int, int], Row] = {}
+    seen: set[tuple[int, int]] = set()
+    torn = None
+    for line in each_line(path):
+        if isinstance(line, Torn):
+            torn = line.sentence
+        elif isinstance(line.get("stop"), str) and isinstance(line.get("samples"), list):
+            place = (_whole(line.get("index"), len(seen)), _whole(line.get("sample"), 0))
+            seen.add(place)
+            if not problems or line.get("problem") in problems:
+                kept[place] = line
+                if not problems and len(kept) > MOST_SEARCHES:
+                    del kept[max(kept)]
+    missing = set(problems) - {str(row["problem"]) for row in kept.values()}
+    if missing:
+        raise UserError(f"--problem {sorted(missing)[0]}: {path} has no search of it")
+    return tuple(kept[place] for place in sorted(kept)), len(seen), torn
+
+
+def _whole(value: Any, default: int) -> int:
+    return value if isinstance(value, int) else default
 
 
 def _optional(path: Path, kind: type) -> Any:

@@ -13,12 +13,12 @@ from typing import Any, TypeGuard
 
 from ponder.runs.progress import duration, quantity
 from ponder.runs.results import Results, Row
+from ponder.runs.text import visible
+from ponder.runs.trees import Tree, prompt_text, tree
 
 MOST_SAMPLES = 12
 METHOD = "Wilson's score for one sample a problem, bootstrap over problems for several"
 """How `evaluation.intervals.mean_of_problems` makes intervals, for a run that does not name another way."""
-MOST_CHARACTERS = 4000
-"""Of one model response in a report; the run directory has the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,38 +62,13 @@ class Sample:
     """Who (`before`, `after`, `response`), verdict, reason, text."""
 
 
-Block = Text | Table | Picture | Commands | Sample
+Block = Text | Table | Picture | Commands | Sample | Tree
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
     title: str
     blocks: tuple[Block, ...]
-
-
-def visible(text: Any, most: int = MOST_CHARACTERS) -> str:
-    """Untrusted text with everything that a page or an editor would act on made visible.
-
-    Control characters become their pictures, lone surrogates and direction overrides their escapes; long texts are cut.
-    """
-    text = text if isinstance(text, str) else str(text)
-    cut = f"… ({len(text) - most:,} more characters)" if len(text) > most else ""
-    return "".join(_visible(c) for c in text[:most]) + cut
-
-
-def _visible(c: str) -> str:
-    code = ord(c)
-    if c in "\n\t" or 0x20 <= code < 0x7F:
-        return c
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "\u2421"
-    if code < 0xA0:
-        return f"\\x{code:02x}"
-    if 0xD800 <= code <= 0xDFFF or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069 or code in (0x200E, 0x200F):
-        return f"\\u{code:04x}"
-    return c
 
 
 def title(results: Results) -> str:
@@ -110,6 +85,7 @@ def sections(results: Results, pictures: Sequence[str]) -> list[Section]:
         ("Both curves", _both_curves(results, pictures)),
         ("More samples", _more_samples(results, pictures)),
         ("Training", _training(results, pictures)),
+        ("Searches", _searches(results)),
         ("Samples", _samples(results)),
         ("What it cost", _cost(results)),
         ("What to try next", _next(results)),
@@ -243,7 +219,24 @@ def _training(results: Results, pictures: Sequence[str]) -> list[Block]:
     return [Picture("training.png", alt, caption, "training-narrow.png"), *(Text(note) for note in results.notes)]
 
 
+def _searches(results: Results) -> list[Block]:
+    if not results.searches:
+        return []
+    golds = {s.get("problem_id"): s.get("gold") for s in results.samples}
+    trees = [tree(row, golds.get(row.get("problem"))) for row in results.searches]
+    shown = "All searches" if len(trees) == results.searched else f"{len(trees)} of {results.searched:,} searches"
+    about = (
+        f"{shown}, branch by branch; rollouts.jsonl has the whole. A marked branch leads to what was chosen. The "
+        "judge knows the answer and no search heard what it says; the checker, scores and votes are the search's own. "
+        "A branch's cost is that of its own call: prompt + response tokens."
+    )
+    torn = [Text(results.searches_torn)] if results.searches_torn else []
+    return [Text(about), *torn, *trees]
+
+
 def _samples(results: Results) -> list[Block]:
+    if results.searches and not any("before" in s for s in results.samples):
+        return []  # they are among the searches
     blocks: list[Block] = []
     for sample in results.samples[:MOST_SAMPLES]:
         responses = tuple(
@@ -253,19 +246,11 @@ def _samples(results: Results) -> list[Block]:
         )
         gold = "" if sample.get("gold") is None else visible(sample["gold"], 500)
         blocks.append(
-            Sample(visible(sample.get("problem_id", ""), 100), _prompt(sample.get("prompt", "")), gold, responses)
+            Sample(visible(sample.get("problem_id", ""), 100), prompt_text(sample.get("prompt", "")), gold, responses)
         )
     if len(results.samples) > MOST_SAMPLES:
         blocks.append(Text(f"{len(results.samples) - MOST_SAMPLES} more are in samples.json."))
     return blocks
-
-
-def _prompt(prompt: Any) -> str:
-    """A prompt as text: a string, or messages one after the other."""
-    if isinstance(prompt, list):
-        turns = (f"{m.get('role', '')}: {m.get('content', '')}" for m in prompt if isinstance(m, Mapping))
-        return visible("\n".join(turns))
-    return visible(prompt)
 
 
 COST = (

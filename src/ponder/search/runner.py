@@ -55,7 +55,8 @@ async def solve(
     `seed` is the run's; the strategy derives each sample's from it. `answers` reads and compares answers for votes
     (default: as they are written). `others` are further engines that the strategy may ask for by name. `on_delta` gets
     the pieces of the leading response as they are sampled: the first sample of the first call, then of the next one to
-    start, one at a time. `journal` is written as answers come and, if it holds some already, continued from there.
+    start, one at a time; an empty piece ends a response that was cut off. `journal` is written as answers come and, if
+    it holds some already, continued from there.
 
     What fails is told to the search, which goes on with what it has: the outcome then stops with `BUDGET` or
     `FAILED`, with the best so far and the reason. `prices` are those of all engines, or a list by the models' names
@@ -234,7 +235,7 @@ class _Calls:
             )
         finally:
             if on_delta is not None and self._leader is not None:
-                self._leader.busy = False
+                self._leader.leave()
 
     async def _hold(self, ask_id: int, ids: tuple[int, ...]) -> None:
         engine = self._engines[""]
@@ -262,6 +263,7 @@ class _Leader:
         self._shown = ""
         self._text = ""
         self._prefix = ""
+        self._whole = True
         self.busy = False
 
     def follow(self, request: Request) -> Callable[[Delta], None] | None:
@@ -269,15 +271,22 @@ class _Leader:
         prefix = request.prefix
         if self.busy or not isinstance(prefix, str) or (prefix and not prefix.startswith(self._shown)):
             return None
-        self.busy = True
+        self.busy, self._whole = True, False
         self._text, self._prefix = "", prefix
         if not prefix:
             self._shown = ""
         return self._pass_on
 
+    def leave(self) -> None:
+        """The call has ended. Of one that failed or was cancelled an empty piece tells that nothing follows."""
+        self.busy = False
+        if not self._whole:
+            self._on_delta(Delta(0, ""))
+
     def _pass_on(self, delta: Delta) -> None:
-        if delta.sample != 0:
+        if delta.sample != 0 or not (delta.text or delta.ids or delta.completion):
             return
+        self._whole = delta.completion is not None
         self._text += delta.text
         if not self._prefix:
             self._shown += delta.text

@@ -1,0 +1,82 @@
+"""Budgets on the command line: of one search, of a whole evaluation, and the prices that dollars are counted in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ponder.errors import UserError
+from ponder.protocols import Engine
+from ponder.search.prices import PriceList, Prices, load
+from ponder.types import Budget
+
+
+@dataclass(frozen=True)
+class BudgetOptions:
+    """The hard limit of a search. A verb's config inherits these fields."""
+
+    budget_tokens: int | None = None
+    """Most tokens of a search, prompt and response, every branch counted; nothing is sent that might go beyond."""
+    budget_seconds: float | None = None
+    """Most seconds of a search; what runs then is cancelled."""
+    budget_dollars: float | None = None
+    """Most dollars of a search, at the prices of the model."""
+    prices: str | None = None
+    """A TOML file with prices of models, over those that are built in (default: what PONDER_PRICES names)."""
+
+
+@dataclass(frozen=True)
+class TotalOptions(BudgetOptions):
+    """The limits of a search and those of all searches of an evaluation together."""
+
+    total_tokens: int | None = None
+    """Most tokens of the whole evaluation; searches that do not fit any more abstain, and a resume runs them again."""
+    total_seconds: float | None = None
+    """Most seconds of the whole evaluation, those before a resume included."""
+    total_dollars: float | None = None
+    """Most dollars of the whole evaluation, those before a resume included."""
+
+
+UNITS = ("tokens", "seconds", "dollars")
+
+
+def budget_of(options: BudgetOptions, kind: str = "budget") -> Budget:
+    """The budget that the flags `--KIND-tokens` and so on give. Raises `UserError` that names the flag."""
+    values: dict[str, Any] = {}
+    for unit in UNITS:
+        value = values[unit] = getattr(options, f"{kind}_{unit}")
+        if value is not None and not 0 <= value < float("inf"):
+            raise UserError(f"--{kind}-{unit} {value}: give 0 or more, or leave it out for no limit")
+    return Budget(**values)
+
+
+def budgets_of(options: TotalOptions) -> tuple[Budget, Budget]:
+    """Of a search and of the whole. Raises `UserError` if the part is more than the whole."""
+    each, total = budget_of(options), budget_of(options, "total")
+    for unit in UNITS:
+        one, all_ = getattr(each, unit), getattr(total, unit)
+        if one is not None and all_ is not None and one > all_:
+            raise UserError(
+                f"--budget-{unit} {one:g} for one search is more than --total-{unit} {all_:g} for all of them: lower "
+                "the first or raise the second"
+            )
+    return each, total
+
+
+def prices_of(options: BudgetOptions) -> PriceList:
+    """The prices that are known. Raises `UserError` for a file that cannot be read."""
+    return load(options.prices)
+
+
+def check_prices(options: BudgetOptions, engines: Iterable[Engine]) -> None:
+    """Raises `UserError` if dollars are limited and what an engine costs is not known: before anything is sent."""
+    if any(getattr(options, name, None) is not None for name in ("budget_dollars", "total_dollars")):
+        for engine in engines:
+            prices_of(options).need(engine.info.name)
+
+
+def branch_prices(options: BudgetOptions, engine: Engine, others: Mapping[str, Engine]) -> Prices | None:
+    """What branches of a trace cost; None where their tokens do not say it (several models, a machine by the hour)."""
+    prices = None if others else prices_of(options).of(engine.info.name)
+    return None if prices is None or prices.per_hour else prices

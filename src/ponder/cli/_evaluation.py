@@ -1,0 +1,224 @@
+"""Running an evaluation for `ponder eval`: progress, the run directory, going on with one that was stopped, a pool."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ponder import sync
+from ponder.cli._budget import branch_prices
+from ponder.cli._common import model_facts, money
+from ponder.config import to_toml
+from ponder.errors import PonderError, UserError
+from ponder.evaluation.evaluate import CONCURRENCY, evaluate
+from ponder.evaluation.results import Earlier, Evaluation, Searched
+from ponder.evaluation.results import Progress as Done
+from ponder.evaluation.rollouts import earlier, to_line
+from ponder.runs.progress import Progress
+from ponder.runs.run import Run, read_manifest
+from ponder.search.meter import Meter
+from ponder.search.prices import PriceList
+from ponder.types import Budget, Spend, Trace, to_json
+
+if TYPE_CHECKING:
+    from ponder.cli.eval import EvalConfig
+    from ponder.evaluation.pools import Writer
+    from ponder.protocols import Engine, Environment, Scorer, Strategy
+    from ponder.types import Problem
+
+
+class Stopped(PonderError):
+    """An evaluation that was interrupted; the message is the command to go on with it."""
+
+    exit_code = 130
+
+
+@dataclass
+class Recording:
+    """Writes a problem to a pool when all its searches are there."""
+
+    writer: Writer
+    environment: Environment
+    samples: int
+    _traces: dict[int, dict[int, Trace]] = field(default_factory=dict)
+
+    def add(self, searched: Searched) -> None:
+        if searched.problem.id in self.writer.done_ids:
+            return
+        traces = self._traces.setdefault(searched.index, {})
+        traces[searched.sample] = searched.outcome.trace
+        if len(traces) == self.samples:
+            del self._traces[searched.index]
+            ordered = [traces[s] for s in range(self.samples)]
+            self.writer.add(searched.problem, self.environment.gold(searched.problem), ordered)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that an evaluation needs besides its engines."""
+
+    config: EvalConfig
+    strategy: Strategy
+    environment: Environment
+    problems: Sequence[Problem]
+    budget: Budget
+    total: Budget
+    prices: PriceList
+    scorer: Scorer | None
+
+    def run(self, engine: Engine, others: Mapping[str, Engine]) -> Evaluation:
+        """Without a run directory."""
+        recording = self._recording(engine, Earlier())
+        on_search = None if recording is None else recording.add
+        return self._evaluate(engine, others, Earlier(), self._meter(), on_search)
+
+    def run_in(self, run: Run, engine: Engine, others: Mapping[str, Engine]) -> Evaluation:
+        """In a run directory, going on from what it holds. Raises `Stopped` on Ctrl-C."""
+        facts = {"model": model_facts(engine, self.config)}
+        facts |= {"others": {n: model_facts(e, self.config) for n, e in others.items()}} if others else {}
+        before = Earlier()
+        if self.config.resume:
+            _refuse_other_model(run, facts)
+            before = self._before(run)
+        run.note(**to_json(facts))
+        recording = self._recording(engine, before)
+        if recording is not None:
+            before = _only_recorded(before, recording, self.problems)
+        meter = self._meter(before.seconds)
+        meter.add(_together(before))
+        written = _together(before)
+        branches = branch_prices(self.config, engine, others)
+
+        def note(searched: Searched) -> None:
+            nonlocal written
+            run.log_rollout(to_line(searched, branches))
+            written += searched.judged.spend
+            if recording is not None:
+                recording.add(searched)
+
+        try:
+            return self._evaluate(engine, others, before, meter, note)
+        except BaseException as error:
+            # What was in flight was spent too, and is run again.
+            lost = _less(meter.spend, written)
+            run.note(lost=to_json(_lost(run) + lost))
+            command = f"ponder eval --resume --out {shlex.quote(str(run.path))}"
+            if isinstance(error, KeyboardInterrupt):
+                raise Stopped(f"stopped; go on with: {command}") from None
+            if isinstance(error, PonderError) and not isinstance(error, UserError):
+                raise PonderError(f"{error}; go on with: {command}") from error
+            raise
+
+    def _before(self, run: Run) -> Earlier:
+        found = earlier(run.path / "rollouts.jsonl", self.problems, self.config.samples)
+        return dataclasses.replace(found, lost=found.lost + _lost(run))
+
+    def _meter(self, passed: float = 0.0) -> Meter:
+        seconds = self.total.seconds
+        total = self.total if seconds is None else dataclasses.replace(self.total, seconds=max(0.0, seconds - passed))
+        return Meter(total, prices=self.prices)
+
+    def _recording(self, engine: Engine, before: Earlier) -> Recording | None:
+        if self.config.record is None:
+            return None
+        from ponder.evaluation.pools import Writer
+
+        writer = Writer(self.config.record, thought=engine.info.thought)
+        if writer.done_ids and not self.config.resume:
+            raise UserError(
+                f"--record {self.config.record}: holds {len(writer.done_ids)} problems already; choose another file, "
+                "or go on with its evaluation (--resume --out RUN)"
+            )
+        return Recording(writer, self.environment, self.config.samples)
+
+    def _evaluate(
+        self,
+        engine: Engine,
+        others: Mapping[str, Engine],
+        before: Earlier,
+        meter: Meter,
+        on_search: Callable[[Searched], None] | None,
+    ) -> Evaluation:
+        config = self.config
+        with Progress(config.environment, len(self.problems) * config.samples, unit="responses") as progress:
+
+            def show(p: Done) -> None:
+                judged = p.done - p.masked
+                progress.update(
+                    p.done,
+                    accuracy=f"{p.correct / judged:.1%}" if judged else None,
+                    failures=p.masked or None,
+                    tokens_per_s=p.response_tokens / p.seconds if p.seconds else None,
+                    tokens=p.spend.tokens,
+                    cost=money(p.spend.dollars) if p.spend.dollars else None,
+                )
+
+            return sync.run(
+                evaluate(
+                    self.strategy,
+                    self.environment,
+                    engine,
+                    self.problems,
+                    samples=config.samples,
+                    seed=config.seed,
+                    concurrency=config.concurrency or CONCURRENCY,
+                    on_progress=show,
+                    on_search=on_search,
+                    budget=self.budget,
+                    parent=meter,
+                    prices=self.prices,
+                    scorer=self.scorer,
+                    others=others,
+                    earlier=before,
+                    keep_texts=max(config.show, KEPT),
+                )
+            )
+
+
+KEPT = 8
+"""Problems whose responses stand in `samples.json` at least."""
+
+
+def open_run(config: EvalConfig) -> Run:
+    """A new run directory, or the one to go on with."""
+    if config.resume:
+        return Run.open(config.out or "")
+    return Run.create(config.out or "", to_toml(dataclasses.replace(config, resume=False)), config.seed)
+
+
+def _refuse_other_model(run: Run, facts: Mapping[str, Any]) -> None:
+    manifest = read_manifest(run.path)
+    for name, now in facts.items():
+        then = manifest.get(name)
+        if isinstance(then, dict):
+            for key in now.keys() | then.keys():
+                if key != "device" and to_json(now.get(key)) != then.get(key):
+                    raise UserError(
+                        f"--resume: {name} has {key} {now.get(key)!r} now, and had {then.get(key)!r} when {run.path} "
+                        "was begun; go on with the same model, or begin anew with another --out"
+                    )
+
+
+def _lost(run: Run) -> Spend:
+    return msgspec.convert(read_manifest(run.path).get("lost") or {}, Spend)
+
+
+def _only_recorded(before: Earlier, recording: Recording, problems: Sequence[Problem]) -> Earlier:
+    """Without the results of problems that the pool has not: it needs their whole responses, so they run again."""
+    kept = {place: r for place, r in before.results.items() if problems[place[0]].id in recording.writer.done_ids}
+    again = sum((r.spend for place, r in before.results.items() if place not in kept), Spend())
+    return Earlier(kept, before.lost + again, before.seconds)
+
+
+def _together(before: Earlier) -> Spend:
+    return sum((r.spend for r in before.results.values()), before.lost)
+
+
+def _less(a: Spend, b: Spend) -> Spend:
+    """a − b, never below nothing (sums of floats round)."""
+    return Spend(**{f.name: max(0, getattr(a, f.name) - getattr(b, f.name)) for f in dataclasses.fields(Spend)})

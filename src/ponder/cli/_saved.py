@@ -1,0 +1,80 @@
+"""A search of `ponder solve` as a file: what it was begun with, and its journal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ponder.cli._common import value_of
+from ponder.config import from_mapping, to_mapping
+from ponder.errors import PonderError, UserError
+from ponder.runs.files import read_json, write_atomic
+from ponder.search.journal import Journal
+
+FORMAT = "ponder-search-1"
+FREE = (
+    *("budget_tokens", "budget_seconds", "budget_dollars"),
+    *("save", "continue_", "json", "device", "kv_memory"),
+)
+"""Fields that may differ when a search is gone on with."""
+
+
+class Stopped(PonderError):
+    """A search that was interrupted; the message is the command to go on with it."""
+
+    exit_code = 130
+
+
+def stopped(path: str) -> Stopped:
+    return Stopped(f"stopped; go on with: ponder solve --continue {shlex.quote(path)}")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the file holds."""
+
+    path: str
+    config: Any
+    """The `SolveConfig` that the search was begun with, the question filled in."""
+    journal: Journal
+
+    @classmethod
+    def of(cls, config: Any, question: str, journal: Journal) -> Saved:
+        """A search as it is now; budgets are not part of it."""
+        free = {f.name: f.default for f in dataclasses.fields(config) if f.name in FREE}
+        return cls("", dataclasses.replace(config, question=question, **free), journal)
+
+    def write(self, path: str) -> None:
+        """Write beside and rename."""
+        values = {"format": FORMAT, "config": to_mapping(self.config), "journal": self.journal.to_json()}
+        write_atomic(Path(path), (json.dumps(values) + "\n").encode())
+
+    def refuse_changed(self, config: Any) -> None:
+        """Raises `UserError` for a flag that would make it another search."""
+        for field in dataclasses.fields(config):
+            mine, theirs = getattr(config, field.name), getattr(self.config, field.name)
+            if field.name not in FREE and mine != theirs:
+                flag = "the question" if field.name == "question" else f"--{field.name.replace('_', '-')}"
+                raise UserError(
+                    f"--continue {self.path}: {flag} is {mine!r}, and the search was begun with {theirs!r}; leave it "
+                    "out, or begin a new search"
+                )
+
+
+def read(args: list[str], config: type) -> Saved | None:
+    """The search that `--continue FILE` names. Raises `UserError` if the file holds none."""
+    path = value_of(args, "--continue")
+    if path is None:
+        return None
+    values = read_json(Path(path))
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise UserError(f"{path}: not a search that ponder solve --save wrote ({FORMAT})")
+    try:
+        journal = Journal.from_json(values.get("journal"))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return Saved(path, from_mapping(config, values.get("config") or {}, where=path), journal)

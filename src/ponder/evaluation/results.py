@@ -1,0 +1,191 @@
+"""What comes out of an evaluation: small results of searches, counted with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ponder.evaluation.intervals import bootstrap_mean, mean_of_problems
+from ponder.types import Estimate, Outcome, Problem, Spend, StopReason, Verdict, VerdictKind, to_json
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What came out for one problem; the tuples have one entry per sample."""
+
+    id: str
+    correct: float | None
+    """Mean over the samples that could be judged; None if none could."""
+    kinds: tuple[VerdictKind, ...]
+    tokens: tuple[int, ...]
+    """Response tokens of everything that was generated, discarded branches too."""
+    texts: tuple[str, ...]
+    """Of the chosen responses; empty beyond `keep_texts`."""
+    answers: tuple[str | None, ...]
+    """As the judge extracted them."""
+    reasons: tuple[str, ...]
+    rewards: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an evaluation is."""
+
+    done: int
+    """Searches that are finished and judged."""
+    total: int
+    correct: int
+    masked: int
+    """Failures of ours so far."""
+    response_tokens: int
+    """Sampled and forced since this process began."""
+    seconds: float
+    """Since this process began."""
+    label: str = ""
+    spend: Spend = field(default_factory=Spend)
+    """Everything, what was spent before a resume too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What an evaluation keeps of a search: small, so that thousands fit in memory."""
+
+    verdict: Verdict
+    text: str
+    spend: Spend
+    stop: StopReason
+
+    @property
+    def ours(self) -> bool:
+        """True if it failed for reasons of ours: a resumed evaluation runs it again."""
+        return self.verdict.kind is VerdictKind.JUDGE_ERROR or self.stop is StopReason.FAILED
+
+    @property
+    def refused(self) -> bool:
+        """True if a budget refused it before anything was spent."""
+        return self.stop is StopReason.BUDGET and not self.spend.tokens and not self.spend.verifier_calls
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """A search that has just been judged, with everything that it generated."""
+
+    index: int
+    """Of the problem, in the order that they were given."""
+    sample: int
+    problem: Problem
+    outcome: Outcome
+    """Its trace holds the judge's verdicts, on the chosen response at least."""
+    judged: Judged
+    seconds: float
+    """That the search took, by the clock on the wall."""
+    at: float
+    """When it ended: seconds since the evaluation began, those before a resume included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What an evaluation that was stopped has left; see `rollouts.earlier`."""
+
+    results: Mapping[tuple[int, int], Judged] = field(default_factory=dict)
+    """By index of the problem and number of the sample."""
+    lost: Spend = field(default_factory=Spend)
+    """Of searches that are run again."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What a strategy reaches on some problems, and what it cost."""
+
+    accuracy: Estimate
+    """Share of problems solved (with several samples: mean over problems of the share of samples)."""
+    no_answer: float
+    """Share of judged responses without an answer."""
+    mean_tokens: Estimate
+    """Response tokens per sample, everything that was generated counted."""
+    kinds: dict[str, int]
+    """Verdicts by kind, `judge_error` (left out of the shares) too."""
+    problems: int
+    samples: int
+    """Per problem."""
+    stops: dict[str, int]
+    """Why the searches stopped."""
+    spend: Spend
+    """Of the searches that are counted here."""
+    lost: Spend
+    """What was spent besides: on searches that failed or were cut off, and were run again after a resume."""
+    tokens_per_correct: float | None
+    """Prompt and response tokens spent for one correct response; None if there was none."""
+    dollars_per_correct: float | None
+    seconds_per_correct: float | None
+    seconds: float
+    """By the clock on the wall."""
+    seed: int
+    weights_version: str
+    rows: tuple[Row, ...]
+    """One per problem, in the order that they were given."""
+
+    @property
+    def correct_P(self) -> tuple[float, ...]:
+        """Per problem, NaN where it was left out: what `paired_difference` takes."""
+        return tuple(math.nan if r.correct is None else r.correct for r in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        return to_json(self)
+
+
+def row(problem: Problem, results: Sequence[Judged]) -> Row:
+    """The row of a problem from the results of its samples."""
+    scored = [r.verdict.correct for r in results if r.verdict.kind is not VerdictKind.JUDGE_ERROR]
+    return Row(
+        problem.id,
+        sum(scored) / len(scored) if scored else None,
+        tuple(r.verdict.kind for r in results),
+        tuple(r.spend.response_tokens for r in results),
+        tuple(r.text for r in results),
+        tuple(r.verdict.answer for r in results),
+        tuple(r.verdict.reason for r in results),
+        tuple(r.verdict.reward for r in results),
+    )
+
+
+def summarise(
+    rows: tuple[Row, ...],
+    results: Sequence[Judged],
+    samples: int,
+    lost: Spend,
+    seconds: float,
+    seed: int,
+    weights_version: str,
+) -> Evaluation:
+    """Count. `rows` are by problem, `results` the same by search, both in order."""
+    kinds = Counter(k for r in rows for k in r.kinds)
+    stops = Counter(r.stop for r in results)
+    # Summed in the order of the problems: floats must not depend on who finished first.
+    spend = sum((r.spend for r in results), Spend())
+    correct = kinds[VerdictKind.CORRECT]
+    judged = sum(kinds.values()) - kinds[VerdictKind.JUDGE_ERROR]
+    scored = [math.nan if r.correct is None else r.correct for r in rows]
+    tokens = [[t for t, k in zip(r.tokens, r.kinds, strict=True) if k is not VerdictKind.JUDGE_ERROR] for r in rows]
+    return Evaluation(
+        accuracy=mean_of_problems(scored, seed),
+        no_answer=kinds[VerdictKind.NO_ANSWER] / judged,
+        mean_tokens=bootstrap_mean([sum(t) / len(t) if t else math.nan for t in tokens], seed),
+        kinds={k.value: kinds[k] for k in VerdictKind if kinds[k]},
+        problems=len(rows),
+        samples=samples,
+        stops={s.value: stops[s] for s in StopReason if stops[s]},
+        spend=spend,
+        lost=lost,
+        tokens_per_correct=spend.tokens / correct if correct else None,
+        dollars_per_correct=spend.dollars / correct if correct else None,
+        seconds_per_correct=seconds / correct if correct else None,
+        seconds=seconds,
+        seed=seed,
+        weights_version=weights_version,
+        rows=rows,
+    )

@@ -1,0 +1,88 @@
+"""An evaluation on disk: one line of `rollouts.jsonl` for each search, and back, to compare or to go on.
+
+A line is `search.trace.to_row` with `index` and `sample` (which search it is), `verdict` (of what was chosen; an
+abstention has one too), `seconds` (that the search took) and `at` (when it ended, since the evaluation began). A search
+that was run again after a resume has a second line: the last one counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ponder.errors import UserError
+from ponder.evaluation.results import Earlier, Judged, Searched
+from ponder.runs.files import Torn, each_line
+from ponder.search.prices import Prices
+from ponder.search.trace import to_row
+from ponder.types import Node, Problem, Spend, StopReason, Trace, Verdict, to_json
+
+
+def to_line(searched: Searched, prices: Prices | None = None) -> dict[str, Any]:
+    """The line of a search. With `prices`, branches whose engine does not say what they cost have their dollars."""
+    outcome, verdict = searched.outcome, searched.judged.verdict
+    if prices is not None:
+        nodes = tuple(_priced(n, prices) for n in outcome.trace.nodes)
+        outcome = dataclasses.replace(outcome, trace=Trace(outcome.trace.problem_id, nodes))
+    line = to_row(searched.problem, outcome)
+    line |= {"index": searched.index, "sample": searched.sample, "verdict": _without_none(to_json(verdict))}
+    line |= {"seconds": round(searched.seconds, 6), "at": round(searched.at, 6)}
+    chosen = next((n for n in outcome.trace.nodes if n.id == outcome.chosen), None)
+    if searched.judged.text and (chosen is None or chosen.completion.text != searched.judged.text):
+        line["text"] = searched.judged.text
+    return line
+
+
+def _priced(node: Node, prices: Prices) -> Node:
+    spend = node.completion.spend
+    if spend.dollars:
+        return node
+    spend = dataclasses.replace(spend, dollars=prices.dollars(spend))
+    return dataclasses.replace(node, completion=dataclasses.replace(node.completion, spend=spend))
+
+
+def _without_none(verdict: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in verdict.items() if v is not None or k == "reward"}
+
+
+def earlier(path: Path, problems: Sequence[Problem], samples: int) -> Earlier:
+    """What an evaluation of these problems has left in `rollouts.jsonl`; what failed for reasons of ours is to run
+    again, and so is what a budget refused.
+
+    Raises `UserError` if a line is of another evaluation or cannot be read.
+    """
+    found: dict[tuple[int, int], Judged] = {}
+    lost, seconds = Spend(), 0.0
+    for number, line in enumerate(lines(path), 1):
+        try:
+            place, judged = (int(line["index"]), int(line["sample"])), from_line(line)
+            same = line["problem"] == problems[place[0]].id and line["prompt"] == to_json(problems[place[0]].prompt)
+            seconds = max(seconds, float(line["at"]))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: line {number} is no search of an evaluation ({error!r})") from None
+        if not same or not 0 <= place[1] < samples:
+            raise UserError(f"{path}: line {number} is of another problem than the environment has now there")
+        if place in found:
+            lost += found.pop(place).spend
+        if judged.ours or judged.refused:
+            lost += judged.spend
+        else:
+            found[place] = judged
+    return Earlier(found, lost, seconds)
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a file, one at a time."""
+    return (line for line in each_line(path) if not isinstance(line, Torn))
+
+
+def from_line(line: dict[str, Any]) -> Judged:
+    """The small result of a line. Raises `ValueError`, `KeyError` or `TypeError` for what is none."""
+    verdict = msgspec.convert(line["verdict"], Verdict)
+    chosen = next((s for s in line["samples"] if s["id"] == line["chosen"]), None)
+    text = line.get("text", "" if chosen is None else chosen["text"])
+    return Judged(verdict, text, msgspec.convert(line["spend"], Spend), StopReason(line["stop"]))
