@@ -130,4 +130,6 @@ def mean_logprob(completion: Completion) -> float | None:
         if segment.logprobs is not None:
             total += math.fsum(segment.logprobs)
             count += len(segment.logprobs)
+    if not count and completion.logprobs:
+        return math.fsum(completion.logprobs) / len(completion.logprobs)
     return total / count if count else None
