@@ -109,7 +109,7 @@ class Live:
 
     def _with(self, k: int, longest: int) -> Any:
         values = {name: v for name, v in (("n", k), ("max_tokens", max(longest, 1))) if self._has(name)}
-        return dataclasses.replace(self.strategy, **values)
+        return dataclasses.replace(self.strategy, **values) if values else self.strategy
 
 
 def _prompt(problem: JudgedProblem) -> Any:
