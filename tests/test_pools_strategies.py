@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def check(folder, strategy, samples, decide):
     return reached
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(answers())
 def test_majority_is_the_vote_in_every_order(folder, samples):
     reached = check(folder, Majority(), samples, vote)
@@ -99,7 +100,7 @@ def test_majority_is_the_vote_in_every_order(folder, samples):
     assert list(reached.tokens_K) == pytest.approx([k * mean for k in range(1, len(samples) + 1)])
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(answers())
 def test_best_of_k_is_the_highest_in_every_order(folder, samples):
     for by, key in (("score", "score"), ("logprob", "mean_logprob")):
@@ -107,7 +108,7 @@ def test_best_of_k_is_the_highest_in_every_order(folder, samples):
             check(folder, BestOfK(by), samples, lambda drawn, key=key: best(drawn, key))
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(answers())
 def test_weighted_votes_are_those_in_every_order(folder, samples):
     if any("score" in s for s in samples):
@@ -139,7 +140,7 @@ def window(seen):
     return len(seen) % 2 == 0 and block[0] is not None and block[0] == block[1]
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(answers())
 def test_adaptive_is_the_vote_that_stops_in_every_order(folder, samples):
     pool, n = pool_of(folder, samples), len(samples)
@@ -193,11 +194,11 @@ def test_a_real_strategy_on_the_pool_is_its_formula(folder):
     ]
     pool = judged(folder / "p.jsonl", *rows)
     counts = (1, 2, 4)
-    live = Live(BestOfN(), "live:best_of_n", orders=60).reach(pool.problems, counts)
+    live = Live(BestOfN(), "live:best_of_n", orders=30).reach(pool.problems, counts)
     exact = BestOfK("score").reach(pool.problems, counts)
     for name in ("accuracy_K", "tokens_K", "samples_K"):
         mine, formula = (np.mean([getattr(r, name) for r in reached], axis=0) for reached in (live, exact))
-        assert mine == pytest.approx(formula, rel=0.1)
+        assert mine == pytest.approx(formula, rel=0.12)
     assert [r.decision for r in live] == [r.decision for r in exact]
     assert [r.accuracy_K[2] for r in live] == pytest.approx([r.accuracy_K[2] for r in exact], abs=0.35)
 
@@ -229,6 +230,22 @@ def test_a_search_that_asks_beyond_the_pool_fails_and_is_not_counted_as_wrong(fo
         Live(Greedy(), "live:greedy").reach(pool_of(folder, [1, 2]).problems, (1, 2))
 
 
+def test_a_strategy_that_draws_more_than_its_budget_is_refused(folder):
+    @dataclass(frozen=True)
+    class Three:
+        """Three samples, whatever the budget is."""
+
+        def start(self, problem, context):
+            return BestOfN(n=3).start(problem, context)
+
+    pool = pool_of(folder, [1, 1, 2])
+    live = Live(Three(), "live:three")
+    assert live.counts((1, 2, 3)) == (3,)
+    assert live.reach(pool.problems, (3,))[0].samples_K[0] == 3.0
+    with pytest.raises(UserError, match="live:three drew 3 samples of problem 'a' at a budget of 2"):
+        live.reach(pool.problems, (2,))
+
+
 # Comparing ------------------------------------------------------------------------------------------------------------
 
 
@@ -241,6 +258,7 @@ def test_names_say_what_is_computed_and_what_is_run(folder):
     assert build("live:best_of_n:3", scored) == Live(BestOfN(n=3), "live:best_of_n:3")
     assert build("budget_forcing:7", scored) == Live(BudgetForcing(thought_tokens=7), "budget_forcing:7")
     assert defaults(scored) == ("direct", "majority", "best_of_n:score", "weighted:score", "adaptive")
+    assert build("live:best_of_n:top_k=5+min_p=0.1", scored).strategy == BestOfN(top_k=5, min_p=0.1)
     plain = pool_of(folder, [1, 2])
     assert defaults(plain) == ("direct", "majority", "adaptive")
     for spec, said in (
@@ -253,6 +271,9 @@ def test_names_say_what_is_computed_and_what_is_run(folder):
         ("adaptive:beta:x", "not a number"),
         ("direct:3", "nothing after the colon"),
         ("live:", "unknown strategy"),
+        ("live:best_of_n:top_p=7", "top_p = 7"),
+        ("live:best_of_n:topk=7", "did you mean 'top_k'"),
+        ("live:best_of_n:top_k=7+x", "'x' is not KEY=VALUE"),
     ):
         with pytest.raises(UserError, match=said):
             build(spec, plain)
