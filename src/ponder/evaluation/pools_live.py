@@ -73,9 +73,9 @@ class Live:
             strategy = self._with(k, longest)
             for r, engine in enumerate(drawn):
                 found[:, i, r] = await self._search(strategy, problem, engine, derive(self.seed, "orders", r))
-            if found[1, i].max() > k:
+            if (most := found[1, i].max()) > k:
                 raise UserError(
-                    f"{self.name} drew {found[1, i].max():.0f} samples of problem {problem.row.id!r} at a budget of {k}: "
+                    f"{self.name} drew {most:.0f} samples of problem {problem.row.id!r} at a budget of {k}: "
                     "it does not go by samples; leave --budgets out, or the strategy"
                 )
             if k == max(counts):
