@@ -71,7 +71,7 @@ class ReplayConfig:
     show: int = 10
     """So many recorded judgements that differ from ours are shown; --json has all."""
     json: str | None = None
-    """Write the result to this file; - prints it instead of the table."""
+    """Write the result to this file, as JSON."""
 
 
 def main(args: list[str]) -> int:
