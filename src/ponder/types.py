@@ -270,6 +270,8 @@ class Completion:
     prompt_ids: tuple[int, ...] = ()
     weights_version: str = ""
     error: str | None = None
+    logprobs: tuple[float, ...] | None = None
+    """Of the sampled tokens, from an engine that knows no ids; with ids they are in `segments`."""
 
     @property
     def ids(self) -> tuple[int, ...]:
