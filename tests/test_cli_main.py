@@ -135,7 +135,7 @@ def test_list_knows_every_kind() -> None:
     assert {r["name"] for r in found["models"]} >= {"ponder-tiny", "smollm2-135m"}
     assert all(r["summary"] for rows in found.values() for r in rows)
     plain = run("list", "strategies").stdout
-    assert plain.splitlines()[0].startswith("best-of-n")
+    assert [line.split()[0] for line in plain.splitlines()] == [r["name"] for r in found["strategies"]]
 
 
 def test_list_refuses_an_unknown_kind() -> None:

@@ -29,6 +29,8 @@ def test_the_mean_is_over_the_sampled_tokens_of_all_calls():
     first, second = response([0.5, 0.5]), response([0.125, 0.875], [0.25, 0.75], forced=3)
     assert mean_logprob([first, second]) == pytest.approx(math.log(0.5 * 0.125 * 0.25) / 3)
     assert mean_logprob([Completion("", FinishReason.STOP, Spend())]) is None
+    without_ids = Completion("", FinishReason.STOP, Spend(), logprobs=(-1.0, -2.0))
+    assert mean_logprob([without_ids]) == pytest.approx(-1.5)
 
 
 def test_token_confidence_is_high_where_one_id_has_almost_everything():

@@ -142,39 +142,3 @@ def _tied(ways: Floats, factor: float, m: int) -> Floats:
     product = np.zeros_like(ways)
     product[1:, m:] = factor * ways[:-1, :-m]
     return product
-
-
-@functools.lru_cache(maxsize=65_536)
-def leader_beats_second(first: int, second: int) -> float:
-    """Chance that the leading answer is more frequent than the second one, given their votes so far.
-
-    P(p > 1/2) for p ~ Beta(first + 1, second + 1), a uniform prior (Aggarwal et al. 2023, arXiv:2305.11860, §3).
-    For whole numbers that is a binomial tail: P(Bin(first + second + 1, 1/2) ≤ first).
-    """
-    trials = first + second + 1
-    return sum(math.comb(trials, i) for i in range(first + 1)) / 2**trials
-
-
-@functools.lru_cache(maxsize=65_536)
-def leader_beats_all(votes: tuple[int, ...]) -> float:
-    """Chance that the leading answer is the most frequent one, given the votes of each answer, most first.
-
-    Dirichlet posterior with a uniform prior (Aggarwal et al. 2023, arXiv:2305.11860, §3): with independent
-    G_i ~ Gamma(v_i + 1), P(G_1 > all others) = ∫ f_1(x) Π F_i(x) dx, by the trapezoid rule. A single answer is held
-    against one that was never seen. Raises `ValueError` without votes.
-    """
-    if not votes or list(votes) != sorted(votes, reverse=True):
-        raise ValueError(f"votes {votes}: give at least one number, the largest first")
-    shape = votes[0] + 1
-    x = np.linspace(0.0, shape + 12.0 * math.sqrt(shape) + 30.0, 2001)[1:]
-    # terms[j] = e^-x x^j / j!, the density of Gamma(j + 1); the distribution is one minus their sum up to j.
-    terms = np.exp(np.arange(shape)[:, None] * np.log(x) - x - _log_factorials(shape)[:, None])
-    below = 1.0 - np.cumsum(terms, axis=0)
-    density = terms[votes[0]].copy()
-    for v in votes[1:] or (0,):
-        density *= below[v]
-    return float(min(1.0, density.sum() * (x[1] - x[0])))
-
-
-def _log_factorials(count: int) -> Floats:
-    return np.array([math.lgamma(j + 1) for j in range(count)])

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponder.errors import UserError
-from ponder.evaluation.estimators import Floats, leader_beats_all, leader_beats_second
+from ponder.evaluation.estimators import Floats
 from ponder.evaluation.pools_judging import JudgedProblem
 from ponder.evaluation.pools_strategies import ORDERS, Ints, Reached, nothing, orders_of, padded
+from ponder.search.stopping import beta, dirichlet
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,11 @@ class Adaptive:
         if self.rule == "beta":
             second = ranked[:, 1] if ranked.shape[1] > 1 else np.zeros(len(ranked), dtype=np.int64)
             return _table(int(standing.sum(axis=1).max(initial=0)), self.limit)[ranked[:, 0], second]
-        return np.array([leader_beats_all(tuple(v for v in r if v)) >= self.limit for r in ranked.tolist()], dtype=bool)
+        return np.array([dirichlet([v for v in r if v]) >= self.limit for r in ranked.tolist()], dtype=bool)
 
 
 @functools.lru_cache(maxsize=1024)
 def _table(most: int, limit: float) -> NDArray[np.bool_]:
     """Whether the Beta rule stops, by the votes of the first and of the second answer."""
     votes = range(most + 1)
-    return np.array([[b <= a and leader_beats_second(a, b) >= limit for b in votes] for a in votes], dtype=bool)
+    return np.array([[b <= a and beta(a, b) >= limit for b in votes] for a in votes], dtype=bool)

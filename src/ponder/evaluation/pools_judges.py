@@ -9,16 +9,10 @@ from ponder.engines._recorded import RecordedPool, RecordedRow
 from ponder.environments.base import guarded
 from ponder.errors import UserError
 from ponder.protocols import Answers, Checker, Environment
-from ponder.search.votes import TextAnswers
-from ponder.types import Problem, Response, Verdict, VerdictKind
-from ponder.verifiers._extract import final_piece
-from ponder.verifiers.math import Math
+from ponder.types import Problem, Response, Verdict
+from ponder.verifiers._answers import VerifierAnswers
 
 _NUMBER = re.compile(r"\s*[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*%?\s*")
-
-_TAIL = 2_000
-"""Characters from the end of an answer without a marker that are compared."""
-_BOX = "\\boxed{"
 
 
 class Judge(Protocol):
@@ -28,21 +22,13 @@ class Judge(Protocol):
     threads: bool
     """May be called from several threads at once."""
     answers: Answers | None
-    """How answers are read and compared for votes; None: by `read` and `same`."""
+    """How answers are read and compared for votes; None: as the verdicts read them."""
 
     def problem(self, row: RecordedRow, where: str) -> Problem:
         """What the row asks. Raises `UserError` if this judge has no judgement for it."""
         ...
 
     def verdict(self, row: RecordedRow, problem: Problem, response: Response) -> Verdict: ...
-
-    def read(self, response: Response, verdict: Verdict) -> str | None:
-        """The answer to vote with, of a response that was judged; None if there is none."""
-        ...
-
-    def same(self, a: str, b: str) -> bool:
-        """Whether two answers that were read say the same."""
-        ...
 
 
 class VerifierJudge:
@@ -51,7 +37,7 @@ class VerifierJudge:
     def __init__(self, verifier: Any, name: str) -> None:
         self.name = name
         self.threads = True
-        self.answers: Answers | None = None
+        self.answers: Answers | None = VerifierAnswers(verifier)
         self._verifier = verifier
 
     def problem(self, row: RecordedRow, where: str) -> Problem:
@@ -70,25 +56,6 @@ class VerifierJudge:
         # Without a gold only the answer is read; any gold serves for that.
         gold = "0" if row.gold is None else row.gold
         return guarded(lambda _, answer: self._verifier(gold, answer), problem, response)
-
-    def read(self, response: Response, verdict: Verdict) -> str | None:
-        said = _said(verdict)
-        if said is None or not isinstance(self._verifier, Math):
-            return said
-        # Without a marker a verdict names the beginning of the text; what is compared is its end.
-        text = (response.answer or "").strip()
-        piece = final_piece(text)
-        return text[-_TAIL:] if piece is None else f"{_BOX}{piece.text}}}"
-
-    def same(self, a: str, b: str) -> bool:
-        if a.casefold() == b.casefold():
-            return True
-        try:
-            # A gold has no marker, and an answer is read as strictly as it was marked.
-            gold = a.removeprefix(_BOX).removesuffix("}") if a.startswith(_BOX) else a
-            return bool(self._verifier(gold, b).correct)
-        except Exception:  # an answer that cannot serve as a gold equals only itself
-            return False
 
 
 class EnvironmentJudge:
@@ -121,17 +88,6 @@ class EnvironmentJudge:
 
     def verdict(self, row: RecordedRow, problem: Problem, response: Response) -> Verdict:
         return self._environment.judge(problem, response)
-
-    def read(self, response: Response, verdict: Verdict) -> str | None:
-        return _said(verdict)
-
-    def same(self, a: str, b: str) -> bool:
-        return TextAnswers().same(a, b)
-
-
-def _said(verdict: Verdict) -> str | None:
-    """What could not be judged in time, or is no answer, has no vote."""
-    return verdict.answer if verdict.kind in (VerdictKind.CORRECT, VerdictKind.WRONG) else None
 
 
 def default_verifier(pool: RecordedPool) -> str:

@@ -21,7 +21,7 @@ from ponder.engines._recorded import RecordedPool, RecordedRow, RecordedSample
 from ponder.errors import UserError
 from ponder.evaluation.estimators import Floats
 from ponder.evaluation.pools_judges import EnvironmentJudge, Judge
-from ponder.search.votes import parties
+from ponder.search.votes import TextAnswers, parties
 from ponder.types import FinishReason, Problem, Response, ThoughtFormat, Verdict, VerdictKind, split_response
 
 
@@ -181,7 +181,7 @@ def _judged(
                     row.id, i, sample.correct, right, verdict.kind.value, verdict.reason, verdict.answer, row.gold
                 )
             )
-    answers = judge.answers or _Read(cache, judge)
+    answers = judge.answers or _Read(cache)
     votes = parties(answers, problem, responses)
     numbers = {party: i for i, party in enumerate(dict.fromkeys(v.party for v in votes if v is not None))}
     samples = [row.samples[i] for i in kept]
@@ -212,16 +212,19 @@ def _column(samples: Sequence[RecordedSample], name: str) -> Floats:
     return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
 
 
+_READ = (VerdictKind.CORRECT, VerdictKind.WRONG)
+
+
 @dataclass(frozen=True)
 class _Read:
     """Answers as the verdicts read them: no text is judged a second time."""
 
     verdicts: Mapping[Response, Verdict]
-    judge: Judge
 
     def extract(self, problem: Problem, response: Response) -> str | None:
         verdict = self.verdicts.get(response)
-        return None if verdict is None else self.judge.read(response, verdict)
+        # What could not be judged in time, or is no answer, has no vote.
+        return verdict.answer if verdict is not None and verdict.kind in _READ else None
 
     def same(self, a: str, b: str) -> bool:
-        return self.judge.same(a, b)
+        return TextAnswers().same(a, b)

@@ -19,8 +19,7 @@ Measure = Callable[[Sequence[Completion]], float | None]
 
 def mean_logprob(calls: Sequence[Completion]) -> float | None:
     """Mean log-probability of the sampled tokens, in nats; None where the engine gave none."""
-    logprobs = [x for c in calls for s in c.segments if s.logprobs is not None for x in s.logprobs]
-    logprobs = logprobs or [x for c in calls for x in c.logprobs or ()]
+    logprobs = [x for c in calls for run in _logprobs(c) for x in run]
     return math.fsum(logprobs) / len(logprobs) if logprobs else None
 
 
@@ -74,6 +73,12 @@ def check_rank(check: Verdict | None) -> tuple[int, float]:
     if check is None or check.reward is None:
         return 1, 0.0
     return (2 if check.correct else 0), check.reward
+
+
+def _logprobs(completion: Completion) -> list[tuple[float, ...]]:
+    if completion.logprobs is not None and not completion.segments:
+        return [completion.logprobs]
+    return [s.logprobs for s in completion.segments if s.logprobs is not None]
 
 
 def _tops(calls: Sequence[Completion]) -> Iterator[list[float]]:

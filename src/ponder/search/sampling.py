@@ -230,7 +230,7 @@ class Sampling(Asking):
         self._generate(first, self._request(first, params, prefix, count), minimum, reserve)
 
     def _request(self, first: int, params: SamplingParams, prefix: str, count: int = 1) -> Request:
-        where = {"problem": self.problem.id, "sample": first}
+        where = {"problem": self.problem.id, "sample": first, "seed": self.context.seed}
         return Request(self.prompt_of(first), params, n=count, prefix=prefix, metadata=where)
 
     def _generate(self, ask_id: int, request: Request, minimum: int, reserve: int) -> None:

@@ -115,6 +115,11 @@ class _Fast(Voting):
         check = self.tree[self.leaves[party.members[0]].id].check
         return check is not None and check.correct
 
+    def outcome(self, spend: Spend, stop: StopReason) -> Outcome:
+        outcome = super().outcome(spend, stop)
+        check = None if outcome.chosen is None else self.tree[outcome.chosen].check
+        return dataclasses.replace(outcome, confidence=check.reward) if check and check.correct else outcome
+
     def sure(self) -> tuple[bool, str]:
         """Whether the fast answer stands, and why, as a clause."""
         ranked = self.standings()
