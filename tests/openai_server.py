@@ -110,7 +110,9 @@ def solver(share: float, thought: int = 10) -> Callable[[list[dict[str, str]], r
             return " ".join(digits), "".join(digits)
         number = int((re.findall(r"\d+", question) or ["0"])[-1])
         answer = 2 * number if rng.random() < share else 2 * number + rng.randint(1, 9)
-        return " ".join(rng.choice(("so", "hm", "add", "carry")) for _ in range(rng.randint(0, 2 * thought))), str(answer)
+        return " ".join(rng.choice(("so", "hm", "add", "carry")) for _ in range(rng.randint(0, 2 * thought))), str(
+            answer
+        )
 
     return say
 
@@ -171,7 +173,9 @@ class Scripted:
             rest, done = text[len(prefix) :], "</think>" in prefix or not words
             return [(not done and "</think>" not in t, t) for t in tokens(rest)] if done else _split(rest)
         if prefix:
-            return [(False, t) for t in tokens(answer)] if "</think>" in prefix else _split(text.partition("<think>")[2])
+            return (
+                [(False, t) for t in tokens(answer)] if "</think>" in prefix else _split(text.partition("<think>")[2])
+            )
         stop = body.get("stop") or []
         for at in range(len(whole)):
             if whole[at][1] in stop:
@@ -288,7 +292,11 @@ class Server:
             call.status = fault.status
             await _reply(writer, fault.status, _error(fault.message), fault.headers)
             return True
-        if self.behaviour.prefix == "flags" and body.get("continue_final_message") and body.get("add_generation_prompt"):
+        if (
+            self.behaviour.prefix == "flags"
+            and body.get("continue_final_message")
+            and body.get("add_generation_prompt")
+        ):
             call.status = 400
             await _reply(writer, 400, _error("Cannot set both `continue_final_message` and `add_generation_prompt`."))
             return True
@@ -365,6 +373,7 @@ class Server:
                 await _send(writer, json.dumps(chunk))
         elif fault.kind == "error":
             await _send(writer, json.dumps({"error": {"message": fault.message, "code": fault.status}}))
+            raise ConnectionAbortedError
 
     def _choice(self, piece: Piece, body: Mapping[str, Any]) -> dict[str, Any]:
         behaviour = self.behaviour
@@ -385,7 +394,9 @@ def _error(message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": "told", "code": None}}
 
 
-async def _reply(writer: asyncio.StreamWriter, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
+async def _reply(
+    writer: asyncio.StreamWriter, status: int, body: Any, headers: Mapping[str, str] | None = None
+) -> None:
     content = json.dumps(body).encode()
     lines = [f"HTTP/1.1 {status} Told", "Content-Type: application/json", f"Content-Length: {len(content)}"]
     lines += [f"{k}: {v}" for k, v in (headers or {}).items()]

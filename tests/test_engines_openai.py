@@ -2,6 +2,9 @@
 
 import asyncio
 import email.utils
+import functools
+import random
+import ssl
 import time
 
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from mocks import MockEnvironment
 from openai_server import Behaviour, Fault, Scripted, Server, solver, tokens
 
-from ponder import registry
+from ponder import registry, sync
 from ponder.engines.openai import OpenAI
 from ponder.engines.openai.faults import EndpointFailed, retry_after
 from ponder.engines.openai.gate import Gate
@@ -37,15 +40,22 @@ pytest.importorskip("openai")
 QUESTION = "2 * 21 ="
 
 
+@functools.cache
+def certificates():
+    return ssl.create_default_context()
+
+
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch):
     forget()
+    # Reading the system's certificates is most of what a client costs; nothing here is encrypted.
+    monkeypatch.setattr("httpcore2.default_ssl_context", lambda **_: certificates())
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
 
 
 def offline(server, *can, model="mock", **options):
     """An engine that does not probe; retries come at once."""
-    options = {"backoff": 0.0, "template_tokens": 8, "timeout": 20.0} | options
+    options = {"backoff": 0.0, "template_tokens": 8, "timeout": 20.0, "in_flight_seconds": 0.0} | options
     return OpenAI(server.url, probe=False, capabilities=can, **options).open(model)
 
 
@@ -244,7 +254,7 @@ ROOM = 8 + bytes_bound(QUESTION) + 400
         Fault("status", status=503, headers={"Retry-After": "Thu, 01 Jan 1970 00:00:00 GMT"}),
         Fault("drop", 4),
         Fault("garbage", 4),
-        Fault("repeat", 4, times=3),
+        Fault("repeat", 4, times=5),
         Fault("error", 4, message="out of memory"),
         Fault("hang", 4),
         Fault("hang"),
@@ -252,8 +262,8 @@ ROOM = 8 + bytes_bound(QUESTION) + 400
     ids=lambda f: f"{f.kind}{f.status if f.kind == 'status' else f.after}",
 )
 def test_a_fault_is_tried_again_and_both_attempts_are_booked_within_the_reservation(fault):
-    with Server(Behaviour(faults=faults(fault))) as server:
-        completions = sample(offline(server, "seed", timeout=0.3), ask(400))
+    with Server(Behaviour(faults=faults(fault), delay=0.002)) as server:
+        completions = sample(offline(server, "seed", timeout=0.5, in_flight_tokens=40), ask(400))
         assert completions[0].finish_reason is FinishReason.STOP
         assert len(server.calls) == 2
         assert server.tokens() <= spent(completions).tokens <= ROOM
@@ -262,7 +272,9 @@ def test_a_fault_is_tried_again_and_both_attempts_are_booked_within_the_reservat
 
 def test_a_repeated_chunk_is_dropped_where_it_can_be_told():
     with Server(Behaviour(usage="running", faults=faults(Fault("repeat", 4)))) as server:
-        engine = offline(server, "seed", body={"stream_options": {"continuous_usage_stats": True, "include_usage": True}})
+        engine = offline(
+            server, "seed", body={"stream_options": {"continuous_usage_stats": True, "include_usage": True}}
+        )
         again = sample(engine, ask())
         assert len(server.calls) == 1
         assert again[0].text == sample(offline(server, "seed"), ask())[0].text
@@ -351,14 +363,13 @@ def test_never_more_calls_in_flight_than_allowed_and_all_are_served_when_it_is_b
 
         async def go():
             done = await asyncio.gather(*(engine.generate(ask(seed=i)) for i in range(16)))
-            limit = engine.lane().gate.limit
             await engine.close()
-            return done, limit
+            return done
 
-        done, limit = asyncio.run(go())
+        done = asyncio.run(go())
         assert len(done) == 16
         assert server.peak <= 4
-        assert limit < 4
+        assert len(server.calls) == 19
         assert sum(spent(c).tokens for c in done) == server.tokens()
 
 
@@ -425,28 +436,35 @@ def test_closing_ends_what_runs_and_refuses_what_comes():
 KINDS = [None, None, Fault("drop", 3), Fault("status", status=500), Fault("garbage", 2), Fault("status", status=429)]
 
 
-@settings(max_examples=12)
-@given(
-    budget=st.integers(60, 900),
-    script=st.lists(st.sampled_from(KINDS), max_size=6),
-    usage=st.sampled_from(["final", "none"]),
-    many=st.booleans(),
-)
-def test_a_search_never_spends_more_than_its_budget_as_the_endpoint_counts(budget, script, usage, many):
-    behaviour = Behaviour(usage=usage, faults=faults(*script))
-    problem = MockEnvironment().problem("train", 7)
-    with Server(behaviour) as server:
-        engine = offline(server, "seed", "logprobs", *(["n"] if many else []))
+def test_a_search_never_spends_more_than_its_budget_as_the_endpoint_counts():
+    problems = iter(MockEnvironment(count=1000).problems("train", 1000))
+    servers = {usage: Server(Behaviour(usage=usage, delay=0.0005)) for usage in ("final", "none")}
+    with servers["final"], servers["none"]:
+        engines = {
+            (usage, many): offline(server, "seed", "logprobs", *(["n"] if many else []))
+            for usage, server in servers.items()
+            for many in (False, True)
+        }
 
-        async def go():
-            try:
-                return await solve(BestOfN(4, max_tokens=80), problem, engine, budget=Budget(tokens=budget))
-            finally:
-                await engine.close()
+        @settings(max_examples=15)
+        @given(
+            budget=st.integers(60, 900),
+            script=st.lists(st.sampled_from(KINDS), max_size=6),
+            usage=st.sampled_from(["final", "none"]),
+            many=st.booleans(),
+        )
+        def holds(budget, script, usage, many):
+            server, engine = servers[usage], engines[usage, many]
+            server.calls.clear()
+            server.behaviour.faults = faults(*script)
+            strategy = BestOfN(4, max_tokens=80)
+            outcome = sync.run(solve(strategy, next(problems), engine, budget=Budget(tokens=budget)))
+            server.wait_quiet()
+            assert server.tokens() <= outcome.spend.tokens <= budget
 
-        outcome = asyncio.run(go())
-        server.wait_quiet()
-        assert server.tokens() <= outcome.spend.tokens <= budget
+        holds()
+        for engine in engines.values():
+            sync.run(engine.close())
 
 
 def test_a_thought_is_bounded_by_a_second_call_within_the_budget():
@@ -479,18 +497,20 @@ def test_a_budget_too_small_for_the_prompt_sends_nothing():
 # Counting -----------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=50)
 @given(st.text(max_size=60))
 def test_bytes_bound_every_tokenizer_whose_tokens_spell_a_byte_each(text):
     assert bytes_bound(text) >= len(text.encode("utf-8", "surrogatepass"))
     assert bytes_bound(text) >= len(tokens(text))
 
 
+@settings(max_examples=50)
 @given(st.integers(0, 500), st.lists(st.integers(0, 50), min_size=1, max_size=8))
 def test_shares_add_up_and_follow_the_weights(total, weights):
     shares = apportion(total, weights)
     assert sum(shares) == total
-    whole = sum(weights)
-    assert all(abs(s - total * w / whole) < 1 for s, w in zip(shares, weights, strict=True)) or whole == 0
+    if whole := sum(weights):
+        assert all(abs(s - total * w / whole) < 1 for s, w in zip(shares, weights, strict=True))
 
 
 def test_a_prompt_that_was_counted_costs_that_and_a_bound_that_failed_is_raised():
@@ -538,10 +558,19 @@ def test_messages_and_settings_reach_the_endpoint_as_they_are():
         sample(engine, ask(prompt=prompt, temperature=0.25, top_p=0.5, stop=("x",)))
         body = server.calls[0].body
         assert body["messages"] == [{"role": m.role, "content": m.content} for m in prompt]
-        wanted = {"temperature": 0.25, "top_p": 0.5, "stop": ["x"], "seed": 3, "reasoning_effort": "low", "stream": True}
-        assert wanted | {"service_tier": "flex", "model": "mock"} == {k: body[k] for k in [*wanted, "service_tier", "model"]}
+        wanted = {
+            "temperature": 0.25,
+            "top_p": 0.5,
+            "stop": ["x"],
+            "seed": 3,
+            "reasoning_effort": "low",
+            "stream": True,
+        }
+        assert wanted | {"service_tier": "flex", "model": "mock"} == {
+            k: body[k] for k in [*wanted, "service_tier", "model"]
+        }
         assert server.calls[0].key == "sk-secret"
 
 
 def test_the_scripted_speaker_is_right_as_often_as_it_should():
-    assert solver(1.0)([{"role": "user", "content": "2 * 4 ="}], __import__("random").Random(0))[1] == "8"
+    assert solver(1.0)([{"role": "user", "content": "2 * 4 ="}], random.Random(0))[1] == "8"
