@@ -572,5 +572,17 @@ def test_messages_and_settings_reach_the_endpoint_as_they_are():
         assert server.calls[0].key == "sk-secret"
 
 
+def test_the_server_counts_the_true_tokens_of_a_call_that_does_not_stream_too():
+    import openai
+
+    with Server() as server:
+        client = openai.OpenAI(base_url=server.url, api_key="sk-other", max_retries=0)
+        done = client.chat.completions.create(model="mock", messages=[{"role": "user", "content": QUESTION}], n=2)
+        client.close()
+        assert [c.finish_reason for c in done.choices] == ["stop", "stop"]
+        assert done.usage.total_tokens == server.tokens("sk-other") == server.tokens()
+        assert server.tokens("sk-secret") == 0
+
+
 def test_the_scripted_speaker_is_right_as_often_as_it_should():
     assert solver(1.0)([{"role": "user", "content": "2 * 4 ="}], random.Random(0))[1] == "8"
