@@ -64,6 +64,7 @@ class Call:
     body: dict[str, Any]
     prompt_tokens: int = 0
     sampled_tokens: int = 0
+    thought_tokens: int = 0
     status: int = 200
     ended: bool = False
     """It was served to its end."""
@@ -88,6 +89,8 @@ class Behaviour:
     """`running`, `final`, `none`."""
     reasoning: str = "reasoning_content"
     """The delta's field for thoughts; empty: they stay in the text between markers."""
+    hidden: bool = False
+    """It thinks unseen, and counts it."""
     thinking: str = ""
     """Field that bounds a thought."""
     refuses: tuple[str, ...] = ()
@@ -336,6 +339,7 @@ class Server:
                 if watch.done():
                     raise ConnectionResetError
                 call.sampled_tokens += piece.tokens
+                call.thought_tokens += piece.thought
                 delta = self._choice(piece, call.body)["delta"]
                 texts[piece.index] += delta.get("content") or ""
                 thoughts[piece.index] += delta.get(self.behaviour.reasoning or "none") or ""
@@ -367,6 +371,7 @@ class Server:
                 if watch.done():
                     raise ConnectionResetError
                 call.sampled_tokens += piece.tokens
+                call.thought_tokens += piece.thought
                 counts[piece.index] += piece.tokens
                 chunk = {"id": "call", "object": "chat.completion.chunk", "choices": [self._choice(piece, body)]}
                 if running:
@@ -403,7 +408,8 @@ class Server:
     def _choice(self, piece: Piece, body: Mapping[str, Any]) -> dict[str, Any]:
         behaviour = self.behaviour
         delta: dict[str, Any] = {}
-        if behaviour.reasoning and piece.text in ("<think>", "</think>"):
+        marker = piece.text in ("<think>", "</think>")
+        if (behaviour.hidden and piece.thought) or (marker and (behaviour.reasoning or behaviour.hidden)):
             delta["content"] = ""
         elif piece.thought and behaviour.reasoning:
             delta[behaviour.reasoning] = piece.text
@@ -421,6 +427,7 @@ def _usage(call: Call) -> dict[str, Any]:
         "completion_tokens": call.sampled_tokens,
         "total_tokens": call.tokens,
         "prompt_tokens_details": {"cached_tokens": call.prompt_tokens // 2},
+        "completion_tokens_details": {"reasoning_tokens": call.thought_tokens},
     }
 
 

@@ -6,11 +6,12 @@ import functools
 import random
 import ssl
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mocks import MockEnvironment
+from mocks import MockEngine, MockEnvironment
 from openai_server import Behaviour, Fault, Scripted, Server, solver, tokens
 
 from ponder import registry, sync
@@ -413,6 +414,28 @@ def test_a_cancelled_call_closes_its_connection_and_is_booked():
         assert error.completions[0].text.startswith("<think>so")
 
 
+@pytest.mark.parametrize("hidden", [True, False])
+def test_what_nobody_can_see_of_a_cancelled_call_is_booked_at_its_worst(hidden):
+    with Server(Behaviour(delay=0.002, hidden=hidden)) as server:
+        # Seen thoughts, but an endpoint that may be far ahead of what has arrived.
+        engine, meter = offline(server, in_flight_seconds=0.0 if hidden else 1e4), Meter(Budget(tokens=2000))
+
+        async def go():
+            await meter.generate(engine, ask(300))
+            call = asyncio.create_task(meter.generate(engine, ask(300)))
+            while server.flying == 0:
+                await asyncio.sleep(0.001)
+            call.cancel()
+            await asyncio.gather(call, return_exceptions=True)
+            await engine.close()
+
+        asyncio.run(go())
+        server.wait_quiet()
+        first = server.calls[0]
+        assert meter.spend.tokens == first.tokens + first.prompt_tokens + 300
+        assert server.tokens() < meter.spend.tokens
+
+
 def test_closing_ends_what_runs_and_refuses_what_comes():
     with Server(Behaviour(delay=0.01)) as server:
         engine = offline(server, concurrency=1)
@@ -582,6 +605,17 @@ def test_the_server_counts_the_true_tokens_of_a_call_that_does_not_stream_too():
         assert [c.finish_reason for c in done.choices] == ["stop", "stop"]
         assert done.usage.total_tokens == server.tokens("sk-other") == server.tokens()
         assert server.tokens("sk-secret") == 0
+
+
+def test_the_endpoint_of_the_benchmarks_counts_what_its_engine_samples(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks" / "workers"))
+    import endpoint
+
+    with Server(Behaviour(reasoning=""), endpoint.Model(MockEngine("so</think>42"))) as server:
+        completions = sample(offline(server, "n"), ask(prompt="2 * 21 =", n=2))
+        assert [c.text for c in completions] == ["so</think>42"] * 2
+        # Characters, one token each marker, and the end of each response.
+        assert spent(completions).tokens == server.tokens() == len("2 * 21 =") + 2 * 6
 
 
 def test_the_scripted_speaker_is_right_as_often_as_it_should():
