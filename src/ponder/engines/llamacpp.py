@@ -82,6 +82,10 @@ class _Logits:
         most = min(len(known), len(ids) - 1)
         differ = np.flatnonzero(known[:most] != np.asarray(ids[:most], dtype=known.dtype))
         common = int(differ[0]) if len(differ) else most
+        if common < llama.n_tokens and not llama._ctx.kv_cache_seq_rm(-1, common, -1):
+            # A recurrent state cannot be taken back by a few tokens.
+            llama._ctx.kv_cache_clear()
+            common = 0
         llama.n_tokens = common
         for start in range(common, len(ids), self._batch):
             if stop():
