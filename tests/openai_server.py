@@ -64,6 +64,7 @@ class Call:
     body: dict[str, Any]
     prompt_tokens: int = 0
     sampled_tokens: int = 0
+    thought_tokens: int = 0
     status: int = 200
     ended: bool = False
     """It was served to its end."""
@@ -88,6 +89,8 @@ class Behaviour:
     """`running`, `final`, `none`."""
     reasoning: str = "reasoning_content"
     """The delta's field for thoughts; empty: they stay in the text between markers."""
+    hidden: bool = False
+    """It thinks unseen, and counts it."""
     thinking: str = ""
     """Field that bounds a thought."""
     refuses: tuple[str, ...] = ()
@@ -301,7 +304,8 @@ class Server:
             await _reply(writer, 400, _error("Cannot set both `continue_final_message` and `add_generation_prompt`."))
             return True
         call.prompt_tokens = self.speaker.prompt_tokens(body)
-        most = body.get("max_tokens") or body.get("max_completion_tokens") or self.behaviour.context
+        room = max(1, self.behaviour.context - call.prompt_tokens)
+        most = body.get("max_tokens") or body.get("max_completion_tokens") or room
         if call.prompt_tokens + most > self.behaviour.context:
             call.status, asked, call.prompt_tokens = 400, call.prompt_tokens, 0
             said = f"This model's maximum context length is {self.behaviour.context} tokens, not {asked} + {most}."
@@ -314,6 +318,8 @@ class Server:
             if fault is not None and fault.kind == "hang" and fault.after == 0:
                 await watch
                 raise ConnectionResetError
+            if not body.get("stream"):
+                return await self._whole(call, most, watch, writer)
             return await self._stream(call, fault, most, watch, writer)
         except ConnectionError:
             call.hung_up = not call.ended
@@ -322,6 +328,32 @@ class Server:
             self.flying -= 1
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
+
+    async def _whole(self, call: Call, most: int, watch: asyncio.Future[bytes], writer: asyncio.StreamWriter) -> bool:
+        """The answer of a call that does not stream."""
+        n = call.body.get("n", 1) if self.behaviour.n else 1
+        texts, thoughts, ends = [""] * n, [""] * n, ["length"] * n
+        pieces = self.speaker.speak(call.body, n, most)
+        async with contextlib.aclosing(pieces):  # type: ignore[type-var]
+            async for piece in pieces:
+                if watch.done():
+                    raise ConnectionResetError
+                call.sampled_tokens += piece.tokens
+                call.thought_tokens += piece.thought
+                delta = self._choice(piece, call.body)["delta"]
+                texts[piece.index] += delta.get("content") or ""
+                thoughts[piece.index] += delta.get(self.behaviour.reasoning or "none") or ""
+                ends[piece.index] = piece.finish or ends[piece.index]
+        choices = []
+        for i in range(n):
+            message = {"role": "assistant", "content": texts[i]}
+            if thoughts[i]:
+                message[self.behaviour.reasoning] = thoughts[i]
+            choices.append({"index": i, "message": message, "finish_reason": ends[i]})
+        call.ended = True
+        answer = {"id": "call", "object": "chat.completion", "created": 0, "model": call.body.get("model", "")}
+        await _reply(writer, 200, answer | {"choices": choices, "usage": _usage(call)})
+        return True
 
     async def _stream(
         self, call: Call, fault: Fault | None, most: int, watch: asyncio.Future[bytes], writer: asyncio.StreamWriter
@@ -339,6 +371,7 @@ class Server:
                 if watch.done():
                     raise ConnectionResetError
                 call.sampled_tokens += piece.tokens
+                call.thought_tokens += piece.thought
                 counts[piece.index] += piece.tokens
                 chunk = {"id": "call", "object": "chat.completion.chunk", "choices": [self._choice(piece, body)]}
                 if running:
@@ -348,10 +381,7 @@ class Server:
                 if fault is not None and number == fault.after:
                     await self._misbehave(fault, chunk, watch, writer)
         if behaviour.usage != "none" and options.get("include_usage"):
-            usage = {"prompt_tokens": call.prompt_tokens, "completion_tokens": call.sampled_tokens}
-            usage["total_tokens"] = call.tokens
-            usage["prompt_tokens_details"] = {"cached_tokens": call.prompt_tokens // 2}  # type: ignore[assignment]
-            await _send(writer, json.dumps({"id": "call", "choices": [], "usage": usage}))
+            await _send(writer, json.dumps({"id": "call", "choices": [], "usage": _usage(call)}))
         call.ended = True
         await _send(writer, "[DONE]")
         writer.write(b"0\r\n\r\n")
@@ -373,11 +403,13 @@ class Server:
                 await _send(writer, json.dumps(chunk))
         elif fault.kind == "error":
             await _send(writer, json.dumps({"error": {"message": fault.message, "code": fault.status}}))
+            raise ConnectionAbortedError
 
     def _choice(self, piece: Piece, body: Mapping[str, Any]) -> dict[str, Any]:
         behaviour = self.behaviour
         delta: dict[str, Any] = {}
-        if behaviour.reasoning and piece.text in ("<think>", "</think>"):
+        marker = piece.text in ("<think>", "</think>")
+        if (behaviour.hidden and piece.thought) or (marker and (behaviour.reasoning or behaviour.hidden)):
             delta["content"] = ""
         elif piece.thought and behaviour.reasoning:
             delta[behaviour.reasoning] = piece.text
@@ -387,6 +419,16 @@ class Server:
         if body.get("logprobs") and behaviour.logprobs and piece.text:
             choice["logprobs"] = {"content": [{"token": piece.text, "logprob": piece.logprob}]}
         return choice
+
+
+def _usage(call: Call) -> dict[str, Any]:
+    return {
+        "prompt_tokens": call.prompt_tokens,
+        "completion_tokens": call.sampled_tokens,
+        "total_tokens": call.tokens,
+        "prompt_tokens_details": {"cached_tokens": call.prompt_tokens // 2},
+        "completion_tokens_details": {"reasoning_tokens": call.thought_tokens},
+    }
 
 
 def _error(message: str) -> dict[str, Any]:

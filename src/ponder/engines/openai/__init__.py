@@ -59,6 +59,8 @@ class OpenAI:
     """Most tokens that the chat template adds to each further message."""
     in_flight_tokens: int = 8
     """Tokens per sample that may have been sampled but not arrived when a stream is cut: booked on top."""
+    in_flight_seconds: float = 0.2
+    """The same in seconds, at the fastest pace that the endpoint has shown."""
     thought_open: str = "<think>"
     """How thoughts are marked in the response's text; empty: the model does not think aloud."""
     thought_close: str = "</think>"
@@ -86,6 +88,7 @@ class OpenAI:
             ("template_tokens", self.template_tokens >= 0, "0 (not known) or more"),
             ("message_tokens", self.message_tokens >= 0, "0 or more"),
             ("in_flight_tokens", self.in_flight_tokens >= 0, "0 or more"),
+            ("in_flight_seconds", 0 <= self.in_flight_seconds < math.inf, "0 or more"),
         ):
             if not fine:
                 raise UserError(f"{name} = {getattr(self, name)!r}: give {mend}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import AsyncGenerator
@@ -49,7 +50,7 @@ class Call:
         """What failed attempts have cost."""
         self.shown = [""] * request.n
         self.entered: float | None = None
-        self.began = time.perf_counter()
+        self.began = self.sent = time.perf_counter()
 
     async def run(self) -> AsyncGenerator[Delta, None]:
         """Deltas of the samples. Raises `UserError` if the endpoint refuses, `EndpointFailed` if retries end."""
@@ -137,7 +138,7 @@ class Call:
         try:
             if engine.closed:
                 raise EngineClosed(*engine.failing(RuntimeError()).args)
-            self.entered = entered
+            self.entered, self.sent = entered, time.perf_counter()
             # Chunks as they are: the client's typed ones leave out what is not OpenAI's.
             stream: Any = await lane.client.post(
                 "/chat/completions", cast_to=object, body=fields, stream=True, stream_cls=AsyncStream[object]
@@ -152,6 +153,7 @@ class Call:
                 await stream.close()
             received.check()
             well = True
+            engine.fastest = max(engine.fastest, self._pace(received))
         finally:
             lane.gate.leave(well=well)
 
@@ -215,7 +217,7 @@ class Call:
         """The samples of a stream that was cut, at what they may have cost at worst; () if nothing was sent."""
         if self.entered is None:
             return ()
-        options, completions = self.engine.options, []
+        completions = []
         prompt = received.prompt_tokens if received.prompt_tokens is not None else self.prompt_bound
         total = received.completion_tokens if received.usage is not None else None
         for i, sample in enumerate(received.samples):
@@ -225,7 +227,7 @@ class Call:
                 count = sample.running
             else:
                 seen = sample.running if sample.running is not None else self._seen(sample)
-                count = min(limit, seen + (0 if sample.finish else options.in_flight_tokens))
+                count = min(limit, seen + (0 if sample.finish else self._under_way(received)))
             if total is not None and self.request.n == 1 and sample.finish:
                 count = total
             spend = Spend(sampled_tokens=count, seconds=time.perf_counter() - self.began if i == 0 else 0.0)
@@ -235,6 +237,15 @@ class Call:
             completions.append(self._completion(sample, FinishReason.CANCELLED, spend, error))
         return tuple(completions)
 
+    def _pace(self, received: Received) -> float:
+        """Chunks of the quickest sample per second since the call was sent."""
+        return max(s.pieces for s in received.samples) / max(1e-6, time.perf_counter() - self.sent)
+
+    def _under_way(self, received: Received) -> int:
+        """Tokens of one sample that may have been sampled and not arrived when a stream is cut."""
+        options, pace = self.engine.options, max(self.engine.fastest, self._pace(received))
+        return options.in_flight_tokens + math.ceil(pace * options.in_flight_seconds)
+
     def _mark(self, error: BaseException, received: Received, limit: int) -> None:
         """Tell with an exception what the call has cost and brought."""
         completions = self._cut(received, limit, None)
@@ -243,10 +254,14 @@ class Call:
 
     def _seen(self, sample: Sample) -> int:
         """Bound for the tokens of what came: those with a log-probability, else of its text; and the end token."""
-        if len(sample.logprobs) >= sample.pieces > 0:
-            tokens = len(sample.logprobs)
+        if not len(sample.logprobs) >= sample.pieces > 0:
+            tokens = max(sample.pieces, self.counter.text(sample.text))
         else:
-            tokens = max(sample.pieces, self.counter.text(sample.raw))
+            tokens = len(sample.logprobs)
+            form = self.engine.thought
+            if sample.apart and form is not None:
+                # The markers between which the endpoint found the thought have none.
+                tokens += self.counter.text(form.open) + self.counter.text(form.close)
         return tokens + bool(sample.finish)
 
     def _marked(self, sample: Sample) -> bool:

@@ -225,6 +225,7 @@ class _Probe:
 
         engine, options = self.engine, self.engine.options
         lane = engine.lane()
+        assert isinstance(request.prefix, str)
         fields = body(
             request,
             engine.model,
@@ -271,7 +272,7 @@ class _Probe:
         counter, total = self.engine.counter, received.completion_tokens
         prompt = received.prompt_tokens
         if prompt is None:
-            prompt = counter.prompt(request.prompt) + counter.text(str(request.prefix))
+            prompt = self.engine.count_tokens(request.prompt) + counter.text(str(request.prefix))
         if total is None:
             total = sum(counter.text(s.raw) + bool(s.finish) for s in received.samples)
         cached = received.cached_tokens

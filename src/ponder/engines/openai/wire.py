@@ -116,7 +116,6 @@ class Received:
         self.usage: Mapping[str, Any] | None = None
         """Of the whole call."""
         self.prompt_tokens: int | None = None
-        self.began = False
         self._thought = thought
         if thought is not None:
             for sample in self.samples:
@@ -127,7 +126,6 @@ class Received:
 
     def feed(self, chunk: Any) -> list[int]:
         """Take a chunk; the samples that it brings text of. Raises `Malformed`."""
-        self.began = True
         if not isinstance(chunk, Mapping):
             raise Malformed(f"a chunk is {type(chunk).__name__}, not an object")
         choices = chunk.get("choices") or []
