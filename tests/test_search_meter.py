@@ -22,7 +22,7 @@ def babble(request: Request, rng: random.Random) -> str:
 
 
 def idle(meter: Meter) -> bool:
-    return (meter._tokens, meter._dollars, meter._outstanding, len(meter._waiters)) == (0, 0.0, 0, 0)
+    return meter.idle
 
 
 calls = st.lists(

@@ -36,7 +36,14 @@ class MissingExtra(UserError):
 
 
 class BudgetExceeded(PonderError):
-    """A reservation did not fit into what is left of a budget."""
+    """A reservation did not fit into what is left of a budget, or a call ran out of time.
+
+    `completions` are what had been sampled of such a call, where that is known.
+    """
+
+    def __init__(self, message: str, completions: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.completions = completions
 
 
 class CallCancelled(PonderError):

@@ -114,6 +114,8 @@ class Spend:
     seconds: float = 0.0
     flops: float = 0.0
     dollars: float = 0.0
+    device_seconds: float = 0.0
+    """Seconds of the machine; those of requests that ran beside each other add up to the time that passed."""
 
     def __add__(self, other: Spend) -> Spend:
         if not isinstance(other, Spend):
@@ -128,6 +130,7 @@ class Spend:
             self.seconds + other.seconds,
             self.flops + other.flops,
             self.dollars + other.dollars,
+            self.device_seconds + other.device_seconds,
         )
 
     @property

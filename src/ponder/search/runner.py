@@ -26,6 +26,7 @@ from ponder.protocols import (
 )
 from ponder.search.journal import Journal
 from ponder.search.meter import Meter, Prices
+from ponder.search.prices import PriceList
 from ponder.search.votes import TextAnswers, group
 from ponder.types import Budget, Completion, Delta, Outcome, Problem, Request, StopReason
 
@@ -45,7 +46,7 @@ async def solve(
     answers: Answers | None = None,
     others: Mapping[str, Engine] | None = None,
     parent: Meter | None = None,
-    prices: Prices | None = None,
+    prices: Prices | PriceList | None = None,
     journal: Journal | None = None,
     on_delta: Callable[[Delta], None] | None = None,
 ) -> Outcome:
@@ -57,7 +58,8 @@ async def solve(
     start, one at a time. `journal` is written as answers come and, if it holds some already, continued from there.
 
     What fails is told to the search, which goes on with what it has: the outcome then stops with `BUDGET` or
-    `FAILED`, with the best so far and the reason. Raises `UserError` if the very first call was refused as bad input
+    `FAILED`, with the best so far and the reason. `prices` are those of all engines, or a list by the models' names
+    (default: `search.prices.load()`). Raises `UserError` if the very first call was refused as bad input
     (a prompt longer than the context), `Unsupported` if the strategy does not go with this engine.
     Cancelling the task that awaits this cancels everything that it started.
     """
@@ -72,6 +74,7 @@ async def solve(
     )
     search = strategy.start(problem, context)
     meter = Meter(budget, prices=prices, parent=parent)
+    meter.expect(*engines.values())
     calls = _Calls(problem, engines, meter, checker, scorer, answers or TextAnswers(), on_delta)
     tasks: dict[int, asyncio.Task[None]] = {}
     told: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
@@ -125,6 +128,7 @@ async def solve(
     finally:
         cut = await _cancel(tasks)
         await calls.release()
+        meter.keep(0, 0)
         if journal is not None:
             journal.spend = meter.spend
     while not told.empty():
@@ -141,12 +145,15 @@ async def _cancel(tasks: Mapping[int, asyncio.Task[None]]) -> list[tuple[int, Ca
     """Cancel what runs and wait for it; what had been sampled by then, by ask."""
     for task in tasks.values():
         task.cancel()
-    ended = await asyncio.gather(*tasks.values(), return_exceptions=True)
-    return [
-        (ask_id, CallCancelled(getattr(error, "completions", ())))
-        for ask_id, error in zip(tasks, ended, strict=True)
-        if isinstance(error, BaseException)
-    ]
+    cut = []
+    if tasks:
+        await asyncio.wait(tasks.values())
+    for ask_id, task in tasks.items():
+        try:
+            task.result()
+        except BaseException as error:
+            cut.append((ask_id, CallCancelled(getattr(error, "completions", ()))))
+    return cut
 
 
 class _Calls:
@@ -189,7 +196,8 @@ class _Calls:
                         raise Unsupported("the search asks for a scorer and there is none")
                     return await self._meter.score(self._scorer, self._problem, responses)
                 case Group(responses):
-                    return await group(self._answers, self._problem, responses)
+                    async with self._meter.clocked():
+                        return await group(self._answers, self._problem, responses)
                 case Hold(ids):
                     return await self._hold(ask.id, ids)
                 case Release(held):
@@ -233,7 +241,8 @@ class _Calls:
         if not engine.capabilities.leases:
             raise Unsupported(f"the engine of {engine.info.name} keeps no prefixes")
         stack = contextlib.AsyncExitStack()
-        await stack.enter_async_context(cast("PrefixHolder", engine).hold(ids))
+        async with self._meter.clocked():
+            await stack.enter_async_context(cast("PrefixHolder", engine).hold(ids))
         self._leases[ask_id] = stack
 
     async def release(self) -> None:

@@ -116,6 +116,7 @@ class Sampling(Asking):
             if 0 < len(completions) < count:
                 self._first_call(first + len(completions), count - len(completions))
             elif not completions:
+                self._cut(ask_id, answer, f"cut short: {answer}")
                 for i in range(first, first + count):
                     self._ended(i, self._last.get(i))
 
@@ -124,19 +125,23 @@ class Sampling(Asking):
         leaves = samples(trace)
         if not leaves:
             return Outcome(Response(None), None, trace, spend, stop)
-        first = leaves[0]
+        # What was cut short is shown, but does not stand in the way of a response that ended.
+        first = next((n for n in leaves if n.completion.finish_reason is not FinishReason.CANCELLED), leaves[0])
         chosen = first.id if first.response.answer is not None else None
         return Outcome(first.response, None, trace, spend, stop, chosen)
 
     def cut(self, ask_id: int, answer: Any) -> None:
-        if ask_id < 0:
-            return
+        if ask_id >= 0:
+            self._cut(ask_id, answer, "cancelled: no longer needed")
+
+    def _cut(self, ask_id: int, answer: Any, note: str) -> None:
+        """Show what there is of a call that did not end."""
         stage, first = divmod(ask_id, self.n)
         completions = answer if isinstance(answer, tuple) else getattr(answer, "completions", ())
         for i, completion in enumerate(completions, first):
             parent = self._last.get(i)
             self.tree.add(stage * self.n + i, completion, None if parent is None else parent.id)
-            self.tree.note(stage * self.n + i, "cancelled: no longer needed")
+            self.tree.note(stage * self.n + i, note)
 
     def sampled(self, index: int, node: Node) -> None:
         """A sample has ended; `node` is its leaf."""

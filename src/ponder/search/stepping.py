@@ -229,6 +229,9 @@ class Stepping(Asking):
             call = self._calls[ask_id]
             call.completions = () if failed else tuple(answer)
             self.spent = self.spent or isinstance(answer, BudgetExceeded)
+            for i, completion in enumerate(getattr(answer, "completions", ())):
+                self.tree.add(ask_id + i, completion, None if call.parent is None else call.parent.id)
+                self.tree.note(ask_id + i, f"cut short: {answer}")
             self._final = self._final and not call.final
         elif kind == _CHECK and not failed:
             self.steps[number].verdict = answer

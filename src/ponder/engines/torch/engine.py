@@ -26,6 +26,12 @@ from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.types import Capabilities, Completion, Delta, Prompt, Request
 
 _EXIT_SECONDS = 5.0
+GRACE = 1.0
+"""Seconds that a cancelled call waits at most for the thread to end the step or the chunk of prompts that it is in.
+
+Then it knows what was sampled and says so (`CancelledError.spend`, `.completions`). A step that takes longer is not
+waited for: the call ends without saying, and whoever counts books its worst case.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,9 @@ class TorchEngine:
     Requests that begin alike share the keys and values of what they have in common, without being asked; what nobody
     needs any more stays until the memory is needed or the weights change. `hold` keeps a prefix.
 
+    A call that is cancelled, streamed or not, ends within `grace` seconds, and its `CancelledError` carries what was
+    sampled (`completions`) and used (`spend`).
+
     Log-probabilities are of the distribution that was sampled from (after temperature, top-k, top-p and min-p; 0 for
     greedy samples), or of the model's own with `SamplingParams.logprobs_of="raw"`.
 
@@ -61,6 +70,8 @@ class TorchEngine:
     `load_weights(model.module, version)`. `path` is `"native"` (own cache) or `"transformers"` (a module that does not
     support the cache; whole rows are computed again at every step: right, but slow).
     """
+
+    grace = GRACE
 
     def __init__(
         self,
@@ -158,9 +169,17 @@ class TorchEngine:
         self._submit_soon(loop, job)
         try:
             return await future
-        except asyncio.CancelledError:
-            self._worker.cancel([job])
+        except asyncio.CancelledError as error:
+            await self._cut_short(job, error)
             raise
+
+    async def _cut_short(self, job: Job, error: BaseException) -> None:
+        dropped = asyncio.wrap_future(self._worker.cancel([job]))
+        # Cancelled once more, it does not wait.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([dropped], timeout=GRACE)
+        if dropped.done():
+            job.tell(error)
 
     def stream(self, request: Request) -> AsyncIterator[Delta]:
         sink = _StreamSink()
@@ -194,6 +213,10 @@ class TorchEngine:
                     new = tuple(text.ids[shown[sample] :])
                     shown[sample] = len(text.ids)
                     yield Delta(sample, piece, new)
+        except asyncio.CancelledError as error:
+            left = 0
+            await self._cut_short(job, error)
+            raise
         finally:
             if left:
                 self._worker.cancel([job])

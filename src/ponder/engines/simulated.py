@@ -1,0 +1,329 @@
+"""A stochastic reasoner in place of a model: for tests of search itself, and for planning at any scale.
+
+It reads nothing but the request and needs no weights. Time is simulated with `asyncio.sleep`, so that an event loop
+with a clock of its own runs it as fast as the machine can. What it leaves out: a machine that slows down under load
+(every sample has its speed whatever runs beside it) and greedy answers that are better than sampled ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from ponder.engines._reasoner import CLOSE_TEXT, OPEN_TEXT, Mind, prompt_text
+from ponder.engines._simulated_sample import VERSION, Sample
+from ponder.engines.machine import MachineTime
+from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
+from ponder.types import (
+    Capabilities,
+    Completion,
+    Delta,
+    ModelInfo,
+    Prompt,
+    Request,
+    Spend,
+    ThoughtFormat,
+)
+
+_STREAM_PIECE = 32
+"""Tokens of a piece of a streamed response."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A stochastic reasoner that needs no model: given step success, correlated errors, lengths, speed and failures.
+
+    A response is a chain of steps, each right with `step_success` as long as the chain is right, and an answer. One
+    character is one token. The problem is what stands in `[problem …]` in the prompt, or the whole prompt; its answer
+    is known to `environments.simulated`. The same request gives the same completions.
+    """
+
+    steps: int = 8
+    """Steps of a whole solution."""
+    step_success: float = 0.9
+    """Probability that a step keeps a right chain right; at least `recover`."""
+    correlation: float = 0.0
+    """Intraclass correlation of errors: 0 is chance within each response, 1 is the problem's difficulty alone."""
+    recover: float = 0.0
+    """Probability that a step puts a wrong chain right again."""
+    favourite: float = 0.5
+    """Probability that a wrong answer is the problem's favourite wrong answer."""
+    guess: float = 0.8
+    """How sure a step is that was not written because the thought was closed early, as a share of a written one."""
+    step_tokens: int = 40
+    """Mean tokens of a step (a step has 18 at least)."""
+    step_spread: float = 10.0
+    """Standard deviation of the tokens of a step."""
+    thought: bool = True
+    """Steps are inside a thought, between <think> and </think>."""
+    opened: bool = True
+    """The prompt ends inside the thought (as with templates that write <think>)."""
+    certainty: float = 0.3
+    """Correlation of a response's mean log-probability with being right."""
+    tokens_per_second: float = 0.0
+    """Speed of each sample; 0 takes no time, but lets others run."""
+    latency: float = 0.0
+    """Seconds before the first token."""
+    failure_rate: float = 0.0
+    """Probability that a call fails part of the way."""
+    grace: float = 0.0
+    """Seconds that a cancelled call goes on for before it stops."""
+    context: int = 1_000_000
+    """Most tokens of prompt and response together."""
+    n: bool = True
+    """Several samples in one call."""
+    prefix: bool = True
+    """Can continue a response."""
+    thinking: bool = True
+    """Bounds a thought by force within the call; only with `thought`."""
+    ids: bool = True
+    """Takes and returns ids, with log-probabilities."""
+    leases: bool = True
+    """Keeps prefixes (and counts them)."""
+
+    def __post_init__(self) -> None:
+        for name in ("step_success", "correlation", "recover", "favourite", "guess", "failure_rate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"{name} = {getattr(self, name)!r}: give a probability, 0 to 1")
+        for name in ("step_spread", "tokens_per_second", "latency", "grace"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} = {getattr(self, name)!r}: give 0 or more")
+        for name in ("steps", "step_tokens", "context"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)!r}: give at least 1")
+        if self.recover > self.step_success:
+            raise UserError(f"recover = {self.recover}: give at most step_success ({self.step_success})")
+        if not -1.0 <= self.certainty <= 1.0:
+            raise UserError(f"certainty = {self.certainty!r}: give a correlation, -1 to 1")
+
+    def open(self, model: str = "simulated") -> SimulatedEngine:
+        """An engine of this kind; `model` is the name that reports and prices know it by."""
+        return SimulatedEngine(self, model)
+
+    @property
+    def mind(self) -> Mind:
+        """What decides how it reasons."""
+        return Mind(
+            self.steps,
+            self.step_success,
+            self.correlation,
+            self.recover,
+            self.favourite,
+            self.guess,
+            self.step_tokens,
+            self.step_spread,
+            self.certainty,
+            self.thought,
+            self.opened,
+        )
+
+
+class SimulatedEngine:
+    """An open `Simulated`; see `protocols.Engine`. It counts what was truly used, whatever became of the call."""
+
+    weights_version = VERSION
+
+    def __init__(self, options: Simulated, model: str = "simulated") -> None:
+        self.options = options
+        self._mind = options.mind
+        self.grace = options.grace
+        thought = ThoughtFormat(OPEN_TEXT, CLOSE_TEXT, options.opened) if options.thought else None
+        self.info = ModelInfo(model, options.context, thought=thought)
+        self.capabilities = Capabilities(
+            ids=options.ids,
+            logprobs=options.ids,
+            seed=True,
+            n=options.n,
+            prefix=options.prefix,
+            thinking=options.thinking and options.thought,
+            leases=options.leases and options.ids,
+            exact=True,
+        )
+        self.used = Spend()
+        """Everything that was computed, failed and cancelled calls included."""
+        self.calls = 0
+        self.in_flight = 0
+        self.peak = 0
+        """Most samples in flight at once."""
+        self.held: dict[tuple[int, ...], int] = {}
+        """Leases by prefix."""
+        self._machine = MachineTime()
+        self._closed = False
+        self._running: set[asyncio.Future[None]] = set()
+
+    def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
+        return len(prompt_text(prompt))
+
+    async def generate(self, request: Request) -> tuple[Completion, ...]:
+        return await self._run(request, None)
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
+        task = asyncio.ensure_future(self._run(request, deltas.put_nowait))
+        task.add_done_callback(lambda _: deltas.put_nowait(None))
+        try:
+            while (delta := await deltas.get()) is not None:
+                yield delta
+            await task
+        except asyncio.CancelledError as error:
+            task.cancel()
+            await asyncio.wait([task])
+            _tell_spend(error, task)
+            raise
+        finally:
+            if task.cancel():
+                await asyncio.wait([task])
+
+    async def load_weights(self, source: Any, version: str) -> None:
+        raise Unsupported("the simulated engine has no weights: open another one with other options")
+
+    async def close(self) -> None:
+        self._closed = True
+        for future in self._running:
+            if not future.done():
+                future.set_exception(EngineClosed("the engine was closed while the request ran"))
+
+    @contextlib.asynccontextmanager
+    async def hold(self, ids: Sequence[int]) -> AsyncIterator[None]:
+        """Count a lease on a prefix while the context is open. Raises `Unsupported`, `EngineClosed`."""
+        if not self.capabilities.leases:
+            raise Unsupported("this simulated engine keeps no prefixes (leases = false)")
+        self._refuse_closed()
+        key = tuple(ids)
+        self.held[key] = self.held.get(key, 0) + 1
+        try:
+            yield
+        finally:
+            self.held[key] -= 1
+            if not self.held[key]:
+                del self.held[key]
+
+    # A call -------------------------------------------------------------------------------------------------------
+
+    async def _run(self, request: Request, send: Callable[[Delta], None] | None) -> tuple[Completion, ...]:
+        self._refuse_closed()
+        prompt, prefix = prompt_text(request.prompt), prompt_text(request.prefix)
+        self._check(request, len(prompt), len(prefix))
+        samples = [Sample(self._mind, request, prompt, prefix, i, self.options.ids) for i in range(request.n)]
+        fails = self._fails_after(request, prompt, max(s.new for s in samples))
+        self.calls += 1
+        self.in_flight += request.n
+        self.peak = max(self.peak, self.in_flight)
+        loop = asyncio.get_running_loop()
+        begun, sampled = loop.time(), 0
+        share = self._machine.begin(request.n, begun)
+        try:
+            for upto in _stops(samples, fails, send is not None):
+                await self._until(begun + self.options.latency + self._seconds(upto))
+                if send is not None:
+                    for sample in samples:
+                        sample.send(send, sampled, upto)
+                sampled = upto
+            if fails is not None:
+                raise PonderError(f"the simulated engine failed after {sampled} tokens (failure_rate)")
+        except BaseException as error:
+            if self.grace and isinstance(error, asyncio.CancelledError):
+                # Cancelled once more, it stops at once.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(self.grace)
+            sampled = max(sampled, self._tokens_in(loop.time() - begun))
+            sampled = sampled if fails is None else min(sampled, fails)
+            seconds = loop.time() - begun, self._machine.end(request.n, share, loop.time())
+            completions = tuple(s.completion(*seconds, sampled) for s in samples)
+            error.spend = self._book(completions)  # type: ignore[attr-defined]
+            error.completions = completions  # type: ignore[attr-defined]
+            raise
+        finally:
+            self.in_flight -= request.n
+        seconds = loop.time() - begun, self._machine.end(request.n, share, loop.time())
+        completions = tuple(s.completion(*seconds) for s in samples)
+        self._book(completions)
+        if send is not None:
+            for i, completion in enumerate(completions):
+                send(Delta(i, "", (), completion))
+        return completions
+
+    def _book(self, completions: Sequence[Completion]) -> Spend:
+        spend = sum((c.spend for c in completions), Spend())
+        self.used = self.used + spend
+        return spend
+
+    def _seconds(self, tokens: int) -> float:
+        return tokens / self.options.tokens_per_second if self.options.tokens_per_second else 0.0
+
+    def _tokens_in(self, seconds: float) -> int:
+        return max(0, int((seconds - self.options.latency) * self.options.tokens_per_second + 1e-6))
+
+    async def _until(self, when: float) -> None:
+        loop = asyncio.get_running_loop()
+        if when <= loop.time():
+            await asyncio.sleep(0)
+            self._refuse_closed()
+            return
+        done = loop.create_future()
+        timer = loop.call_at(when, lambda: None if done.done() else done.set_result(None))
+        self._running.add(done)
+        try:
+            await done
+        finally:
+            timer.cancel()
+            self._running.discard(done)
+
+    def _fails_after(self, request: Request, prompt: str, longest: int) -> int | None:
+        """Tokens after which the call fails; None if it does not. The same for the same request."""
+        if not self.options.failure_rate:
+            return None
+        rng = Random(f"failure {request.params.seed} {request.prefix!r} {prompt}")
+        return rng.randint(0, longest) if rng.random() < self.options.failure_rate else None
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise EngineClosed("the simulated engine is closed: open a new one")
+
+    def _check(self, request: Request, prompt: int, prefix: int) -> None:
+        can, params = self.capabilities, request.params
+        for wrong, what in (
+            (request.n > 1 and not can.n, "takes one sample a call (n = false)"),
+            (bool(prefix) and not can.prefix, "continues no responses (prefix = false)"),
+            (params.thinking is not None and not can.thinking, "bounds no thoughts (thinking or thought = false)"),
+            (not can.ids and (_is_ids(request.prompt) or _is_ids(request.prefix)), "takes no ids (ids = false)"),
+        ):
+            if wrong:
+                raise Unsupported(f"this simulated engine {what}")
+        if request.n < 1 or params.max_tokens < 1:
+            raise UserError(f"n is {request.n} and max_tokens {params.max_tokens}: ask for at least one of each")
+        if prompt + params.max_tokens > self.options.context:
+            raise UserError(
+                f"the prompt has {prompt} tokens and max_tokens is {params.max_tokens}: together more than the "
+                f"context of {self.options.context}; shorten the prompt or lower max_tokens"
+            )
+        if prefix >= params.max_tokens:
+            raise UserError(
+                f"the prefix has {prefix} tokens and max_tokens is {params.max_tokens}: nothing is left to sample"
+            )
+
+
+def _stops(samples: Sequence[Sample], fails: int | None, stream: bool) -> list[int]:
+    """Numbers of tokens at which a call has something to do, ascending; the last is its end."""
+    end = max(s.new for s in samples) if fails is None else fails
+    if not stream:
+        return [end]
+    return sorted({*range(_STREAM_PIECE, end, _STREAM_PIECE), end})
+
+
+def _tell_spend(error: BaseException, ended: asyncio.Future[Any]) -> None:
+    """Let an exception say what a call that has ended used."""
+    try:
+        completions = ended.result()
+        spend = sum((c.spend for c in completions), Spend())
+    except BaseException as inner:
+        completions, spend = getattr(inner, "completions", ()), getattr(inner, "spend", Spend())
+    error.completions, error.spend = completions, spend  # type: ignore[attr-defined]
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], int)
