@@ -386,7 +386,9 @@ def test_puct_goes_down_as_computed_by_hand():
         return tuple(spoken.complete(work.request, i) for i in range(min(len(below), work.request.n)))
 
     engine = MockEngine("")
-    strategy = Mcts(4, 2, 1, exploration=1.0, prior="uniform", widening=0.0, step_tokens=2, delimiters=(",",), depth=9)
+    strategy = Mcts(
+        4, 2, 0, 1, exploration=1.0, prior="uniform", widening=0.0, step_tokens=2, delimiters=(",",), depth=9
+    )
     search = strategy.start(DIGITS, context(engine, scorer=True))
     outcome, _, _ = play(search, answer)
     assert order == ["", "a", "b", "be", "bei"]
@@ -403,6 +405,19 @@ def test_puct_goes_down_as_computed_by_hand():
     assert visits["b"].total == pytest.approx(0.5 + 0.9 + 1.0)
     assert (search.visits[None].count, search.visits[None].total) == (4, pytest.approx(0.6 + 0.2 + 0.9 + 1.0))
     assert "3 visits, mean value 0.8, expanded 1 times" in {n.note for n in outcome.trace.nodes}
+
+
+def test_the_search_moves_to_the_step_of_most_visits_and_goes_down_from_there():
+    """With moves the tree is deep, without it is wide: the score does not rise with depth."""
+
+    def deepest(per_move):
+        strategy = Mcts(6, 2, per_move, 1, step_tokens=2, delimiters=(",",), depth=9, answer_tokens=4, prior="uniform")
+        outcome = run(strategy, MockEngine(digits), scorer=Scorer(lambda text: 0.5))
+        return max(len(path(outcome.trace, n)) for n in outcome.trace.nodes)
+
+    assert deepest(1) == 7  # six moves, and the end
+    assert deepest(0) < 5
+    assert deepest(3) in range(3, 7)
 
 
 def test_virtual_loss_sends_simulations_of_one_wave_to_different_steps():
@@ -422,7 +437,7 @@ def test_virtual_loss_sends_simulations_of_one_wave_to_different_steps():
 
 def test_a_tree_that_is_used_up_ends_the_search_without_widening():
     engine = MockEngine("1,2,3,</think>6")
-    narrow = dataclasses.replace(MCTS, simulations=50, widening=0.0)
+    narrow = dataclasses.replace(MCTS, simulations=50, per_move=0, widening=0.0)
     run(narrow, engine, scorer=Scorer())
     # Three steps and the end, once each; nothing is asked twice.
     assert engine.calls == 4

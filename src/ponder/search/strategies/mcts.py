@@ -30,6 +30,10 @@ class Mcts:
     far). The simulation's value is that of the best of them, and counts as one visit of every step above. `parallel`
     simulations run at a time; until its answer is there each is counted as a visit of the lowest value (virtual loss).
 
+    After `per_move` simulations the search moves to the child of most visits, as a player does, and goes down from
+    there; it moves back up where nothing is left to expand. Without moves, scores that do not rise with depth keep it
+    near the root. It ends where a whole response is worth no less than the step that it would move to.
+
     The first response that a checker accepts ends the search; rejected ones have the lowest value. At the end the whole
     responses vote, each with its value as weight. If there is none, or a checker rejected all, the path of most visits
     is closed and answered, from the answer reserve.
@@ -39,6 +43,8 @@ class Mcts:
     """Steps that are expanded."""
     expand: int = 4
     """Children that a simulation samples."""
+    per_move: int = 4
+    """Simulations after which the search commits to the step of most visits and goes on from there; 0 is never."""
     parallel: int = 4
     """Simulations that run at a time."""
     exploration: float = 1.25
@@ -65,6 +71,8 @@ class Mcts:
 
     def __post_init__(self) -> None:
         check_positive(self, "simulations", "expand", "parallel")
+        if self.per_move < 0:
+            raise UserError(f"per_move = {self.per_move}: give 0 (never) or more")
         if not 0.0 <= self.exploration < math.inf:
             raise UserError(f"exploration = {self.exploration!r}: give 0 or more")
         if not 0.0 <= self.widening <= 1.0:
@@ -107,7 +115,9 @@ class TreeSearch(Stepping):
         super().__init__(problem, context, Growth.of(options))
         self.visits: dict[int | None, Visits] = defaultdict(Visits)
         self._options = options
-        self._simulated = 0
+        self._simulated = self._since = 0
+        self._at: Step | None = None
+        """Where the search has moved to."""
         self._leaves: list[Step | None] = []
         """What the running wave expands."""
         self._low, self._high = math.inf, -math.inf
@@ -119,13 +129,14 @@ class TreeSearch(Stepping):
     def simulate(self) -> None:
         """Choose the steps of the next wave and expand them."""
         leaves: list[Step | None] = []
-        most = min(self._options.parallel, self._options.simulations - self._simulated)
-        while len(leaves) < most and not self._shut(None):
+        most = 0 if self._move() else min(self._options.parallel, self._options.simulations - self._simulated)
+        while len(leaves) < most and not self._shut(self._at):
             leaf = self._descend()
             if leaf in leaves:
                 break
             leaves.append(leaf)
             self._simulated += 1
+            self._since += 1
             self.visits[_id(leaf)].expanded += 1
             for step in _up(leaf):
                 self.visits[_id(step)].running += 1
@@ -138,13 +149,30 @@ class TreeSearch(Stepping):
 
     def _descend(self) -> Step | None:
         """The step to expand, from the root by PUCT; where all that is left is being expanded, one that is."""
-        at: Step | None = None
+        at = self._at
         while not self._wants_children(at):
             below = [c for c in self._children(at) if not self._shut(c)]
             if not below:
                 break
             at = max(below, key=lambda c: (self.puct(c), -c.id))
         return at
+
+    def _move(self) -> bool:
+        """Go to the child of most visits when it is time to, and up where nothing is left; True if this is the end."""
+        while self._at is not None and self._shut(self._at):
+            self._at, self._since = self._at.parent, 0
+        if not self._options.per_move or self._since < self._options.per_move:
+            return False
+        children = [c for c in self._children(self._at) if not self._shut(c)]
+        if not children:
+            return False
+        best = max(children, key=lambda c: (self.visits[c.id].count, self.visits[c.id].mean, -c.id))
+        below = self._children(self._at)
+        whole = [e for c in below for e in (c.children if c.closed else [c]) if self.answered(e) and not e.rejected]
+        if any(self.visits[e.id].mean >= self.visits[best.id].mean for e in whole):
+            return True
+        self._at, self._since = best, 0
+        return False
 
     def puct(self, step: Step) -> float:
         """Q + exploration × prior × sqrt(visits of siblings and itself) / (1 + visits); Q in [0, 1]."""
