@@ -123,12 +123,8 @@ class Sides:
         return [self.environment.problem("test", first + i) for i in range(self.case.problems)]
 
     def _quiet(self) -> None:
-        sync.run(_drop(self.engine))
+        self.engine.drop_caches_now()
         settle()
-
-
-async def _drop(engine: TorchEngine) -> None:
-    engine.drop_caches()
 
 
 async def _generate(engine: TorchEngine, requests: Sequence[Request], in_flight: int) -> int:
@@ -149,7 +145,7 @@ def measured(sides: Sides, rounds: int, model: str, strategy: str) -> Row:
         tokens.clear()
     found = alternate({"ours": sides.ours, "bare": sides.bare}, rounds)
     return compare(
-        f"evaluate, {strategy}, {sides.case.name}, over the bare engine",
+        f"{strategy}, {sides.case.name}, over the bare engine",
         "tokens/s",
         found["ours"],
         found["bare"],
