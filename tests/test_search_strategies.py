@@ -1,5 +1,7 @@
 import asyncio
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from mocks import MockEngine, MockEnvironment, doubler
@@ -238,3 +240,18 @@ def test_verdicts_of_the_judge_are_attached_to_samples_and_written_with_reasons(
     (segment,) = row["samples"][0]["segments"]
     assert len(segment["logprobs"]) == len(segment["ids"]) == row["samples"][0]["spend"]["sampled_tokens"]
     assert "segments" not in to_row(PROBLEM, outcome)["samples"][0]
+
+
+# The page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_strategies_names_each_option_in_its_section():
+    page = (Path(__file__).parents[1] / "docs" / "strategies.md").read_text(encoding="utf-8")
+    general, *sections = re.split(r"^## (?=[a-z-]+$)", page, flags=re.MULTILINE)
+    described = {section.split("\n", 1)[0]: section for section in sections}
+    named = {name.replace("_", "-") for name in registry.names("search.strategies")}
+    assert {"majority", "weighted", "adaptive", "cascade", "refine", "cot"} <= set(described) <= named
+    for name, section in described.items():
+        cls, _ = registry.find("search.strategies", name)
+        for option in dataclasses.fields(cls):
+            assert f"`{option.name}`" in section or f"`{option.name}`" in general, f"{name}: {option.name}"

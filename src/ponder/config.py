@@ -65,8 +65,9 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 
     `where` names the file or flag in errors. Raises `UserError` for unknown keys and wrong values.
     """
+    complete = _complete(cls, values, where, "")
     try:
-        return msgspec.convert(_complete(cls, values, where, ""), cls, strict=False)
+        return msgspec.convert(complete, cls, strict=False)
     except msgspec.ValidationError as error:
         raise UserError(f"{where}: {_sentence(str(error))}") from None
     except (TypeError, ValueError) as error:

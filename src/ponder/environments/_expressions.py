@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeVar
 
 Tree = int | tuple[str, "Tree", "Tree"]
 """A number, or (operation, left, right)."""
@@ -58,15 +61,38 @@ def evaluate(text: str) -> tuple[Value, list[int], str]:
     Whole numbers, + - * /, a sign, parentheses; nothing else. Cheap for any text: at most 200 characters and nine
     digits a number, no powers. Raises `ValueError` with the reason.
     """
+    numbers: list[int] = []
+    used: list[str] = []
+
+    def leaf(number: int) -> Value:
+        numbers.append(number)
+        return number
+
+    return _read(text, leaf, _applied, lambda value: -value, used), numbers, "".join(used)
+
+
+T = TypeVar("T")
+
+
+def _read(
+    text: str, leaf: Callable[[int], T], join: Callable[[str, T, T], T], negate: Callable[[T], T], used: list[str]
+) -> T:
+    """Read an expression into whatever `leaf`, `join` and `negate` make of it; `used` gets its operations."""
     if len(text) > MAX_LENGTH:
         raise ValueError(f"the expression is longer than {MAX_LENGTH} characters")
     if not _ALLOWED.fullmatch(text):
         raise ValueError("not an arithmetic expression")
-    values: list[Value] = []
+    values: list[T] = []
     pending: list[str] = []
-    numbers: list[int] = []
-    used = ""
     operand = True  # an operand is due
+
+    def reduce(op: str) -> None:
+        if op == "~":
+            values[-1] = negate(values[-1])
+        else:
+            right = values.pop()
+            values[-1] = join(op, values[-1], right)
+
     for token in _TOKEN.findall(text):
         if token == "(":
             if not operand:
@@ -76,7 +102,7 @@ def evaluate(text: str) -> tuple[Value, list[int], str]:
             if operand:
                 raise ValueError("a number is missing before a closing parenthesis")
             while pending and pending[-1] != "(":
-                _reduce(values, pending.pop())
+                reduce(pending.pop())
             if not pending:
                 raise ValueError("a closing parenthesis has no opening one")
             pending.pop()
@@ -85,22 +111,20 @@ def evaluate(text: str) -> tuple[Value, list[int], str]:
                 if token != "-":
                     raise ValueError("a number is missing before an operation")
                 pending.append("~")
-                used += "-"
+                used.append("-")
                 continue
             level = PRECEDENCE[token]
             while pending and pending[-1] != "(" and PRECEDENCE[pending[-1]] >= level:
-                _reduce(values, pending.pop())
+                reduce(pending.pop())
             pending.append(token)
-            used += token
+            used.append(token)
             operand = True
         else:
             if not operand:
                 raise ValueError("an operation is missing between two numbers")
             if len(token) > _MAX_DIGITS:
                 raise ValueError("a number has too many digits")
-            number = int(token)
-            numbers.append(number)
-            values.append(number)
+            values.append(leaf(int(token)))
             operand = False
     if operand:
         raise ValueError("the expression ends without a number")
@@ -108,16 +132,62 @@ def evaluate(text: str) -> tuple[Value, list[int], str]:
         op = pending.pop()
         if op == "(":
             raise ValueError("an opening parenthesis is never closed")
-        _reduce(values, op)
-    return values[0], numbers, used
+        reduce(op)
+    return values[0]
 
 
-def _reduce(values: list[Value], op: str) -> None:
-    if op == "~":
-        values[-1] = -values[-1]
-        return
-    right = values.pop()
+def _applied(op: str, a: Value, b: Value) -> Value:
     try:
-        values[-1] = apply(op, values[-1], right)
+        return apply(op, a, b)
     except ZeroDivisionError:
         raise ValueError("division by zero") from None
+
+
+_Term = tuple[int, tuple[tuple[int, str], ...]]
+"""A sign, and factors with their exponents, 1 or -1."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """A sum of products in the order of `_sum`."""
+
+    terms: tuple[_Term, ...]
+
+    def __str__(self) -> str:
+        text = "".join(("+" if sign > 0 else "-") + _product(factors) for sign, factors in self.terms)
+        return text.removeprefix("+")
+
+    def negated(self) -> _Sum:
+        return _sum((-sign, factors) for sign, factors in self.terms)
+
+    def factors(self) -> _Term:
+        """The sum as one product: its own, if it is one; itself in parentheses, if it is not."""
+        return self.terms[0] if len(self.terms) == 1 else (1, ((1, f"({self})"),))
+
+
+def _sum(terms: Iterable[_Term]) -> _Sum:
+    """Terms that are added come first, each kind by its factors."""
+    return _Sum(tuple(sorted(terms, key=lambda t: (-t[0], t[1]))))
+
+
+def _product(factors: tuple[tuple[int, str], ...]) -> str:
+    above = "*".join(text for exponent, text in factors if exponent > 0)
+    return (above or "1") + "".join(f"/{text}" for exponent, text in factors if exponent < 0)
+
+
+def _joined(op: str, a: _Sum, b: _Sum) -> _Sum:
+    if op in "+-":
+        return _sum(a.terms + (b if op == "+" else b.negated()).terms)
+    (sign_a, left), (sign_b, right) = a.factors(), b.factors()
+    if op == "/":
+        right = tuple((-exponent, text) for exponent, text in right)
+    return _Sum(((sign_a * sign_b, tuple(sorted(left + right, key=lambda f: (-f[0], f[1])))),))
+
+
+def canonical(text: str) -> str:
+    """One spelling for expressions that do the same with the same numbers: `8*(5-2)` and `(-2+5)*8`.
+
+    The order of terms and of factors, and parentheses that change nothing, do not count; nothing is multiplied out.
+    Raises `ValueError` for what is no expression.
+    """
+    return str(_read(text, lambda n: _Sum(((1, ((1, str(n)),)),)), _joined, _Sum.negated, []))

@@ -12,6 +12,7 @@ from ponder.environments._fewshot import Style, few_shot_prompt
 from ponder.environments.base import Item, Procedural, split_of, stable_int
 from ponder.errors import UserError
 from ponder.types import Gold, Problem, Split, Verdict
+from ponder.verifiers._answers import VerifierAnswers
 from ponder.verifiers.numeric import Numeric
 
 _ENUMERATED = 100_000
@@ -58,6 +59,7 @@ class Arithmetic(Procedural):
     """Examples as chat turns (`chat`) or as plain text to be continued (`text`)."""
 
     name = "arithmetic"
+    answers = VerifierAnswers(Numeric())
 
     def __post_init__(self) -> None:
         lowest = self.digits if self.min_digits is None else self.min_digits

@@ -18,14 +18,12 @@ from random import Random
 from typing import Any
 
 from ponder.errors import UserError
-from ponder.protocols import Checker, Turn
+from ponder.protocols import Answers, Checker, Turn
 from ponder.types import Gold, Problem, Prompt, Response, Split, Verdict, VerdictKind
-from ponder.verifiers.base import too_long, verdict
+from ponder.verifiers.base import answer_text, too_long, verdict
 
 TEST_ONE_IN = 10
 """One key in so many belongs to the test split."""
-_ECHOES = 4
-"""So many times over, a prompt at the beginning of an answer is taken off."""
 _PATIENCE = 4_000
 """Draws without a new test problem after which the test split counts as exhausted."""
 
@@ -44,8 +42,7 @@ def split_of(key: str, test_one_in: int = TEST_ONE_IN) -> Split:
 def guarded(hook: Callable[[Problem, str], Verdict], problem: Problem, response: Response) -> Verdict:
     """Call a hook with the answer's text. Never raises; what is no answer does not reach the hook.
 
-    A prompt that is echoed is no answer; one that is repeated before the answer is taken off. Where the prompt holds
-    more than the question (worked examples), the problem's public data may hold the `question` by itself.
+    A prompt that is echoed is no answer; one that is repeated before the answer is taken off.
     """
     answer = response.answer
     if answer is None:
@@ -53,12 +50,7 @@ def guarded(hook: Callable[[Problem, str], Verdict], problem: Problem, response:
     long = too_long(answer)
     if long is not None:
         return long
-    answer = answer.strip()
-    prompt = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1].content
-    for echo in (prompt, problem.public.get("question")):
-        for _ in range(_ECHOES):
-            if isinstance(echo, str) and echo.strip() and answer.startswith(echo.strip()):
-                answer = answer[len(echo.strip()) :].strip()
+    answer = answer_text(problem, answer)
     if not answer:
         return verdict(VerdictKind.NO_ANSWER, "the answer is empty")
     try:
@@ -98,6 +90,11 @@ class SingleTurn:
     @property
     def checker(self) -> Checker | None:
         """None: most problems cannot be checked without their gold."""
+        return None
+
+    @property
+    def answers(self) -> Answers | None:
+        """Reads and compares answers without gold, for votes; None: as they are written."""
         return None
 
     def gold_response(self, problem: Problem) -> str:

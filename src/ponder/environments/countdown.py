@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from random import Random
 
-from ponder.environments._expressions import Tree, Value, evaluate, write
+from ponder.environments._expressions import Tree, Value, canonical, evaluate, write
 from ponder.environments.base import Item, Procedural, guarded
 from ponder.errors import UserError
 from ponder.protocols import Checker
 from ponder.types import Gold, Problem, Response, Split, Verdict, VerdictKind
-from ponder.verifiers.base import verdict
+from ponder.verifiers.base import MAX_ANSWER, answer_text, verdict
 
 _PLAIN = re.compile(r"[-+*/() \t=0-9]{1,200}")
 _CANDIDATE = re.compile(r"[-(0-9][-+*/() \t=0-9^]*")
@@ -31,6 +31,24 @@ _SPELLINGS = {
     "\\right": "",
 }
 _SPELLING = re.compile("|".join(re.escape(s) for s in sorted(_SPELLINGS, key=len, reverse=True)))
+
+
+class Expressions:
+    """Countdown answers for votes: expressions that do the same with the same numbers are one answer."""
+
+    def extract(self, problem: Problem, response: Response) -> str | None:
+        answer = answer_text(problem, response.answer or "")
+        candidate = _candidate(answer, problem.public["target"]) if len(answer) <= MAX_ANSWER else None
+        if candidate is None:
+            return None
+        text = max(candidate.split("="), key=len)
+        try:
+            return canonical(text)
+        except ValueError:
+            return "".join(text[:200].split()) or None
+
+    def same(self, a: str, b: str) -> bool:
+        return a == b
 
 
 @dataclass(frozen=True)
@@ -67,6 +85,7 @@ class Countdown(Procedural):
     """Added after the question, on a line of its own."""
 
     name = "countdown"
+    answers = Expressions()
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_numbers <= self.max_numbers <= 8:
@@ -155,11 +174,7 @@ def check_response(problem: Problem, response: Response) -> Verdict:
 def check(problem: Problem, answer: str) -> Verdict:
     """Check an answer such as `(5-2)*8`, `(5-2)*8 = 24` or `The answer is (5-2)*8.` by arithmetic alone."""
     target = problem.public["target"]
-    candidate: str | None = answer
-    if answer.startswith("- "):  # a bullet
-        answer = candidate = answer[2:]
-    if not _PLAIN.fullmatch(answer) or _number(answer) is not None:
-        candidate = final_expression(answer, target)
+    candidate = _candidate(answer, target)
     if candidate is None:
         return verdict(VerdictKind.NO_ANSWER, "the answer holds no expression")
     sides = candidate.split("=")
@@ -179,6 +194,15 @@ def check(problem: Problem, answer: str) -> Verdict:
             text = side.replace(" ", "").replace("\t", "")
             return verdict(VerdictKind.CORRECT, f"{text} is {target}", text)
     return verdict(VerdictKind.WRONG, f"{text} {_misuse(read[0][1], read[0][2], problem)}", text)
+
+
+def _candidate(answer: str, target: int) -> str | None:
+    """The expression that counts, an equation perhaps; None if there is none."""
+    if answer.startswith("- "):  # a bullet
+        answer = answer[2:]
+    if not _PLAIN.fullmatch(answer) or _number(answer) is not None:
+        return final_expression(answer, target)
+    return answer
 
 
 def _misuse(numbers: list[int], used: str, problem: Problem) -> str:

@@ -12,6 +12,7 @@ from ponder.config import Options
 from ponder.environments._rows import Row, Rows, read_jsonl, read_prompt, split_by_hash, take
 from ponder.errors import UserError
 from ponder.types import Gold, Message, Problem, Prompt, Split, Verdict
+from ponder.verifiers._answers import VerifierAnswers
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class Jsonl(Rows):
         if not 0.0 <= self.test_share <= 1.0:
             raise UserError(f"test_share must be between 0 and 1, not {self.test_share}")
         verifier = registry.build("verifiers", self.verifier, self.verifier_options)
-        self.__dict__["_verify"] = verifier
+        self.__dict__.update(_verify=verifier, _answers=VerifierAnswers(verifier))
         check = getattr(verifier, "check_gold", lambda gold: None)
         rows = list(self._read(self.data, check))
         if self.test_data:
@@ -85,3 +86,8 @@ class Jsonl(Rows):
 
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         return self.__dict__["_verify"](self.gold(problem).answer, answer)
+
+    @property
+    def answers(self) -> VerifierAnswers:
+        """Answers as the verifier reads and compares them."""
+        return self.__dict__["_answers"]

@@ -13,6 +13,7 @@ from ponder.config import Options
 from ponder.environments.base import Item, Procedural
 from ponder.errors import MissingExtra, PonderError, UserError, nearest
 from ponder.types import Gold, Problem, Split, Verdict, VerdictKind
+from ponder.verifiers._answers import MarkedText
 from ponder.verifiers._extract import final_piece
 from ponder.verifiers._pool import Result, shared
 from ponder.verifiers.base import verdict
@@ -65,6 +66,7 @@ class ReasoningGym(Procedural):
     """Seed of the problems' order; the splits are the same for every seed."""
 
     name = "reasoning-gym"
+    answers = MarkedText()
     test_one_in = 4
 
     def __post_init__(self) -> None:

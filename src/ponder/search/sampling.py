@@ -17,6 +17,7 @@ from ponder.types import (
     Node,
     Outcome,
     Problem,
+    Prompt,
     Request,
     Response,
     SamplingParams,
@@ -73,6 +74,8 @@ def check_sampling(n: int, temperature: float, top_p: float = 1.0, top_k: int = 
 class Sampling(Asking):
     """A search that draws `n` samples and takes the first; subclasses say what happens to them and which one wins.
 
+    A subclass may draw them bit by bit (`begin`, `draw`). What it needs for that it sets before calling `__init__`.
+
     Where the engine cannot bound a thought itself but can continue a response, a thought is bounded by a second
     call: the first stops at the end-of-thought marker or at the limit, the second continues from the closed thought.
 
@@ -87,20 +90,29 @@ class Sampling(Asking):
         params: SamplingParams,
         n: int,
         budget: ThoughtBudget | None = None,
+        prompt: Prompt | None = None,
     ) -> None:
-        """`params.max_tokens` and `params.thinking` follow from `budget` where there is one. Raises `Unsupported`."""
+        """`params.max_tokens` and `params.thinking` follow from `budget` where there is one; `prompt` is the problem's
+
+        if it is not given. Raises `Unsupported`.
+        """
         super().__init__(problem, context)
         self.n = n
         self.leaves: dict[int, Node] = {}
-        """Samples that have ended, by index."""
+        """Samples that have ended with a response, by index."""
+        self.drawn = 0
+        """Samples that were asked for."""
+        self.run = 0
+        """So many samples from the first on have ended or failed, without a gap."""
         self._budget = budget
         self._params = params
+        self._prompt = problem.prompt if prompt is None else prompt
         self._answers: set[int] = set()
         self._counts: dict[int, int] = {}
-        self._failed = 0
+        self._over: set[int] = set()
         self._last: dict[int, Node] = {}
         self._by_calls = self._bounds_by_calls()
-        self._begin()
+        self.begin()
 
     # What the strategies share ------------------------------------------------------------------------------------
 
@@ -143,11 +155,39 @@ class Sampling(Asking):
             self.tree.add(stage * self.n + i, completion, None if parent is None else parent.id)
             self.tree.note(stage * self.n + i, note)
 
+    def begin(self) -> None:
+        """Ask for the first samples."""
+        self.draw(0, self.n)
+
+    def draw(self, first: int, count: int) -> None:
+        """Ask for samples `first` to `first + count - 1`, in one call if the engine takes several."""
+        self.drawn += count
+        if self.context.capabilities.n:
+            self._first_call(first, count)
+        else:
+            for i in range(first, first + count):
+                self._first_call(i, 1)
+
+    def prompt_of(self, index: int) -> Prompt:
+        """What sample `index` is asked."""
+        return self._prompt
+
     def sampled(self, index: int, node: Node) -> None:
         """A sample has ended; `node` is its leaf."""
 
+    def run_grew(self) -> None:
+        """`run` has grown."""
+
     def all_sampled(self) -> None:
-        """Every sample has ended or failed."""
+        """Every sample that was drawn has ended or failed."""
+
+    def calls_of(self, node: Node) -> tuple[Completion, ...]:
+        """The completions of the calls that a response took, the first first."""
+        calls = [node.completion]
+        while node.parent is not None:
+            node = self.tree[node.parent]
+            calls.append(node.completion)
+        return tuple(reversed(calls))
 
     def told_more(self, ask_id: int, answer: Any) -> None:
         """The answer of an ask of the subclass (ids below 0), or the exception that it failed with."""
@@ -171,13 +211,6 @@ class Sampling(Asking):
             )
         return True
 
-    def _begin(self) -> None:
-        if self.context.capabilities.n:
-            self._first_call(0, self.n)
-        else:
-            for i in range(self.n):
-                self._first_call(i, 1)
-
     def _first_call(self, first: int, count: int) -> None:
         """Ask for samples `first` to `first + count - 1`."""
         params, budget = self._params, self._budget
@@ -194,12 +227,15 @@ class Sampling(Asking):
             minimum = budget.answer_tokens
             self._answers.update(range(first, first + count))
         params = dataclasses.replace(params, seed=derive(self.context.seed, self.problem.id, first))
-        request = Request(self.problem.prompt, params, n=count, prefix=prefix)
-        self._generate(first, Generate(request, minimum=minimum, answer_reserve=reserve))
+        self._generate(first, self._request(first, params, prefix, count), minimum, reserve)
 
-    def _generate(self, ask_id: int, work: Generate) -> None:
-        self._counts[ask_id] = work.request.n
-        self.push(Ask(ask_id, work))
+    def _request(self, first: int, params: SamplingParams, prefix: str, count: int = 1) -> Request:
+        where = {"problem": self.problem.id, "sample": first}
+        return Request(self.prompt_of(first), params, n=count, prefix=prefix, metadata=where)
+
+    def _generate(self, ask_id: int, request: Request, minimum: int, reserve: int) -> None:
+        self._counts[ask_id] = request.n
+        self.push(Ask(ask_id, Generate(request, minimum=minimum, answer_reserve=reserve)))
 
     @property
     def _format(self) -> Any:
@@ -241,15 +277,18 @@ class Sampling(Asking):
             minimum, stop = most, self._params.stop
             self._answers.add(next_id)
         params = dataclasses.replace(self._params, max_tokens=most, stop=stop, seed=seed)
-        request = Request(self.problem.prompt, params, prefix=prefix)
-        self._generate(next_id, Generate(request, minimum=minimum, answer_reserve=reserve))
+        self._generate(next_id, self._request(index, params, prefix), minimum, reserve)
         return True
 
     def _ended(self, index: int, node: Node | None) -> None:
-        if node is None:
-            self._failed += 1
-        else:
+        self._over.add(index)
+        if node is not None:
             self.leaves[index] = node
             self.sampled(index, node)
-        if len(self.leaves) + self._failed == self.n:
+        before = self.run
+        while self.run in self._over:
+            self.run += 1
+        if self.run > before:
+            self.run_grew()
+        if len(self._over) == self.drawn:
             self.all_sampled()

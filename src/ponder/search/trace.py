@@ -53,6 +53,12 @@ class Tree:
         """Attach what became of it."""
         self._nodes[node_id] = dataclasses.replace(self._nodes[node_id], note=note)
 
+    def aside(self, node_id: int, note: str) -> None:
+        """Say that it is no response to the problem (a critique of one): it has no answer."""
+        node = self._nodes[node_id]
+        response = dataclasses.replace(node.response, answer=None)
+        self._nodes[node_id] = dataclasses.replace(node, response=response, note=note)
+
     def __contains__(self, node_id: int) -> bool:
         return node_id in self._nodes
 

@@ -8,7 +8,8 @@ test is not transitive (0.33 = 1/3 within a tolerance, say).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -56,3 +57,52 @@ async def group(answers: Answers, problem: Problem, responses: Sequence[Response
     if getattr(answers, "slow", False):
         return await asyncio.to_thread(parties, answers, problem, responses)
     return parties(answers, problem, responses)
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """All that vote for one answer."""
+
+    answer: str
+    """As the first of them gave it."""
+    members: tuple[int, ...]
+    """Indices of the samples, ascending."""
+    weight: float
+    """Sum of their weights: their number, where every vote counts the same."""
+
+
+def standings(votes: Mapping[int, Vote | None], weights: Mapping[int, float] | None = None) -> tuple[Party, ...]:
+    """The parties, the heaviest first; of equals the one whose first sample has the lowest index.
+
+    `votes` are by sample index, their `party` a sample index too. `weights` are 1 if not given; one that is missing
+    is 0.
+    """
+    members: dict[int, list[int]] = {}
+    for index in sorted(votes):
+        vote = votes[index]
+        if vote is not None:
+            members.setdefault(vote.party, []).append(index)
+    parties = []
+    for of in members.values():
+        first = votes[of[0]]
+        assert first is not None
+        weight = float(len(of)) if weights is None else math.fsum(weights.get(i, 0.0) for i in of)
+        parties.append(Party(first.answer, tuple(of), weight))
+    return tuple(sorted(parties, key=lambda p: (-p.weight, p.members[0])))
+
+
+def by_index(votes: Sequence[Vote | None], indices: Sequence[int]) -> dict[int, Vote | None]:
+    """The answer of a `Group`, by the indices of the samples that it was asked about."""
+    return {i: None if v is None else Vote(indices[v.party], v.answer) for i, v in zip(indices, votes, strict=True)}
+
+
+def result(parties: Sequence[Party]) -> str:
+    """What the votes came to, as a clause: `5 of 8 votes for 42`."""
+    leader, cast = parties[0], sum(len(p.members) for p in parties)
+    return f"{len(leader.members)} of {cast} vote{'s' * (cast > 1)} for {shown(leader.answer)}"
+
+
+def shown(answer: str) -> str:
+    """An answer short enough for a sentence."""
+    answer = " ".join(answer.split())
+    return answer if len(answer) <= 40 else answer[:39] + "…"

@@ -3,17 +3,22 @@
     Numeric(absolute=0.01)(18, "The answer is $18.")  ->  Verdict(correct, 1.0, …)
 
 The text is what follows the thought; truncated and unclosed responses never get here (`environments.base.guarded`).
-A gold that cannot be read raises `UserError`, which the environment turns into a `judge_error`.
+A gold that cannot be read raises `UserError`, which the environment turns into a `judge_error`. For votes a verifier
+may also read an answer without a gold (`read`) and say whether two that it read are `same`: see `verifiers._answers`.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ponder.types import Verdict, VerdictKind
+from ponder.types import Problem, Verdict, VerdictKind
 
 MAX_ANSWER = 100_000
 """Characters; a longer answer is an `output_limit` verdict and is not looked at."""
+
+
+_ECHOES = 4
+"""So many times over, a prompt at the beginning of an answer is taken off."""
 
 
 class Verifier(Protocol):
@@ -46,3 +51,18 @@ def too_long(answer: str) -> Verdict | None:
     if len(answer) <= MAX_ANSWER:
         return None
     return verdict(VerdictKind.OUTPUT_LIMIT, f"the answer is longer than {MAX_ANSWER} characters")
+
+
+def answer_text(problem: Problem, answer: str) -> str:
+    """An answer stripped, and without the prompt that it may begin with: one that is echoed is no answer.
+
+    Where the prompt holds more than the question (worked examples), the problem's public data may hold the `question`
+    by itself.
+    """
+    answer = answer.strip()
+    prompt = problem.prompt if isinstance(problem.prompt, str) else problem.prompt[-1].content
+    for echo in (prompt, problem.public.get("question")):
+        for _ in range(_ECHOES):
+            if isinstance(echo, str) and echo.strip() and answer.startswith(echo.strip()):
+                answer = answer[len(echo.strip()) :].strip()
+    return answer

@@ -11,9 +11,9 @@ from typing import Any
 
 from ponder.errors import MissingExtra, PonderError, UserError
 from ponder.types import Verdict, VerdictKind
-from ponder.verifiers._extract import LISTING, UNFINISHED, Number, clean, final_number, final_piece
+from ponder.verifiers._extract import LISTING, UNFINISHED, Number, clean, final_number, final_piece, last_line
 from ponder.verifiers._pool import Result, shared
-from ponder.verifiers.base import too_long, verdict
+from ponder.verifiers.base import clip, too_long, verdict
 
 _EQUAL = "ponder.verifiers._math_worker:equal"
 _TAIL = 2_000
@@ -72,6 +72,31 @@ class Math:
         """Raises `UserError` if the gold is empty; whether math-verify can read it shows when it is judged."""
         if not str(gold).strip():
             raise UserError("the gold is empty")
+
+    slow = True
+    """Comparing waits for a worker process."""
+
+    def read(self, answer: str) -> str | None:
+        """What the answer's marker names, or its last line; None if that holds nothing mathematical.
+
+        A number in one spelling for equal numbers.
+        """
+        if too_long(answer) is not None:
+            return None
+        answer = answer.encode("utf-8", "replace").decode("utf-8").replace("\x00", " ").strip()
+        piece = final_piece(answer)
+        given = last_line(answer) if piece is None else piece.text
+        if not any(c.isalnum() for c in given) or _is_list(given):
+            return None
+        if piece is None and final_number(given) == UNFINISHED:
+            return None
+        number = _number(given)
+        return clip(given, 300) if number is None else str(number)
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two answers that `read` gave are mathematically equal; not if that cannot be found out in time."""
+        quick = _compare(a, b)
+        return self._in_worker(a, b, False).correct if quick is None else quick
 
     def _in_worker(self, gold: str, given: str, marked: bool) -> Verdict:
         try:

@@ -54,6 +54,15 @@ class Numeric:
         """Raises `UserError` if the gold is not a number."""
         read_gold(gold)
 
+    def read(self, answer: str) -> str | None:
+        """The number that an answer gives, in one spelling for equal numbers; None if it gives none."""
+        found = final_number(answer) if too_long(answer) is None else ""
+        return None if isinstance(found, str) else _canonical(found)
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two numbers that `read` gave are equal, by the verifier's tolerance."""
+        return a == b or self(a, b).correct
+
     def _equal(self, gold: Fraction, value: Fraction) -> bool:
         if gold == value:
             return True

@@ -1,0 +1,175 @@
+"""What every strategy keeps, whatever it is: found by the registry, so that a new one is held to it too."""
+
+import asyncio
+import dataclasses
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mocks import ALL, MockEngine, MockEnvironment, doubler
+from search_play import answer_to, context, play
+
+from ponder import registry
+from ponder.errors import Unsupported
+from ponder.search import solve
+from ponder.search.journal import Journal
+from ponder.types import Budget, Capabilities, StopReason
+
+ENV = MockEnvironment()
+PROBLEM = ENV.problem("test", 3)
+ROOM = "search.strategies"
+NEEDED = {"budget_forcing": {"thought_tokens": 12}}
+"""Options of strategies that cannot do without."""
+VARIANTS = [
+    ("weighted", {"by": "score"}),
+    ("weighted", {"by": "lowest", "keep": 0.5}),
+    ("best_of_n", {"by": "certainty"}),
+    ("best_of_n", {"by": "scorer", "thought_tokens": 8}),
+    ("adaptive", {"n": 12, "rule": "dirichlet", "wave": 3}),
+    ("adaptive", {"n": 12, "rule": "esc", "thought_tokens": 8}),
+    ("refine", {"feedback": "self"}),
+    ("cascade", {"unsure": "agreement", "slow": "adaptive", "slow_options": {"n": 6}}),
+    ("cascade", {"unsure": "logprob", "n": 1, "slow": "refine"}),
+    ("cascade", {"slow": "best_of_n", "slow_options": {"n": 3, "thought_tokens": 8}}),
+]
+CASES = [(name, NEEDED.get(name, {})) for name in registry.names(ROOM)] + VARIANTS
+ENGINES = [
+    ALL,
+    Capabilities(ids=True, logprobs=True, seed=True, prefix=True),
+    Capabilities(ids=True, logprobs=True, seed=True, n=True, prefix=True),
+]
+"""One call for everything; a call for each sample; a second call where a thought is bounded."""
+each = pytest.mark.parametrize(("name", "options"), CASES, ids=lambda v: v if isinstance(v, str) else str(v or "-"))
+
+
+class Longest:
+    async def score(self, problem, responses):
+        return [float(len(r.text)) for r in responses]
+
+
+def build(name, options):
+    return registry.build(ROOM, name, options)
+
+
+def engine_of(capabilities=ALL, share=0.4):
+    return MockEngine(doubler(share, thought=12), capabilities=capabilities)
+
+
+def begin(strategy, engine, checker=False):
+    try:
+        return strategy.start(PROBLEM, context(engine, checker, True))
+    except Unsupported:
+        pytest.skip("does not go with this engine")
+
+
+def result(outcome):
+    """What must not depend on the order: the decision, and all that it was made from."""
+    nodes = [n for n in outcome.trace.nodes if not n.note.startswith(("not counted", "cancelled"))]
+    return (
+        dataclasses.replace(outcome.trace, nodes=tuple(nodes)),
+        outcome.response,
+        outcome.confidence,
+        (
+            outcome.stop,
+            outcome.chosen,
+            outcome.reason,
+        ),
+    )
+
+
+@each
+@pytest.mark.parametrize("checker", [False, True], ids=["unchecked", "checked"])
+def test_the_order_of_answers_and_telling_them_twice_change_nothing(name, options, checker):
+    @settings(max_examples=6, deadline=None)
+    @given(st.integers(0, 2**32), st.sampled_from(ENGINES), st.sampled_from([0.0, 0.4, 0.9]))
+    def check(order, capabilities, share):
+        engine, strategy = engine_of(capabilities, share), build(name, options)
+        outcomes = []
+        for rng in (None, random.Random(order)):
+            search = begin(strategy, engine, checker)
+            outcome, _, _ = play(search, lambda a: answer_to(a, PROBLEM, engine, ENV.checker), rng)
+            assert search.outcome(outcome.spend, outcome.stop) == outcome, "asking for the outcome changes it"
+            outcomes.append(result(outcome))
+        assert outcomes[0] == outcomes[1]
+
+    check()
+
+
+def run(strategy, engine, **options):
+    return asyncio.run(solve(strategy, PROBLEM, engine, checker=ENV.checker, scorer=Longest(), answers=None, **options))
+
+
+@each
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_a_search_that_was_cut_anywhere_is_continued_to_the_same_outcome(name, options, share):
+    strategy, whole, rng = build(name, options), Journal(), random.Random(5)
+    wanted = result(run(strategy, engine_of(share=share), journal=whole))
+    rows, order = whole.to_json(), list(whole.answers)
+    cuts = [order[:length] for length in range(len(order) + 1)]
+    cuts += [rng.sample(order, rng.randrange(len(order))) for _ in range(4)]
+    for kept in cuts:
+        part = [row for row in rows["answers"] if row["ask"] in kept]
+        journal = Journal.from_json(json.loads(json.dumps(rows | {"answers": part})))
+        engine = engine_of(share=share)
+        assert result(run(strategy, engine, journal=journal)) == wanted
+        assert engine.calls > 0 or len(kept) > 0
+    engine = engine_of(share=share)
+    run(strategy, engine, journal=whole)
+    assert engine.calls == 0, "a finished search calls the engine again"
+
+
+@each
+def test_a_budget_of_any_size_gives_an_outcome_and_is_kept(name, options):
+    strategy = build(name, options)
+    for capabilities in ENGINES:
+        for tokens in (0, 1, 7, 10, 15, 23, 40, 64, 101, 200, 400):
+            engine = engine_of(capabilities)
+            outcome = run(strategy, engine, budget=Budget(tokens=tokens))
+            assert outcome.spend.tokens <= tokens
+            assert outcome.spend.tokens == engine.used.tokens
+            if not engine.calls:
+                assert (outcome.stop, outcome.chosen) == (StopReason.BUDGET, None)
+                assert "tokens are left" in outcome.reason
+            if outcome.chosen is not None:
+                node = next(n for n in outcome.trace.nodes if n.id == outcome.chosen)
+                assert node.response == outcome.response
+            else:
+                assert outcome.response.answer is None
+
+
+@each
+def test_a_search_goes_on_without_a_checker_a_scorer_or_a_comparison_that_fails(name, options):
+    failures = []
+
+    def fail(what):
+        failures.append(what)
+        raise ConnectionError(f"no {what} today")
+
+    class Broken:
+        async def score(self, problem, responses):
+            fail("scorer")
+
+        def extract(self, problem, response):
+            fail("comparison")
+
+    engine = MockEngine("</think>4")
+    broken = {"checker": lambda p, r: fail("checker"), "scorer": Broken(), "answers": Broken()}
+    outcome = asyncio.run(solve(build(name, options), PROBLEM, engine, **broken))
+    assert outcome.response.answer == "4"
+    assert not failures or f"failed: ConnectionError: no {failures[0]} today" in outcome.reason
+
+
+@each
+def test_an_engine_that_fails_at_some_call_leaves_the_best_so_far(name, options):
+    for at in range(4):
+        engine = engine_of()
+        engine.fail = lambda k, r, at=at: ConnectionError("gone") if k >= at else None
+        outcome = run(build(name, options), engine)
+        if engine.calls > at:
+            # What the search decided before it needed the failed call stands.
+            assert outcome.stop in (StopReason.FAILED, StopReason.ACCEPTED)
+        if at == 0:
+            assert (outcome.stop, outcome.response.answer, outcome.chosen) == (StopReason.FAILED, None, None)
+            assert "gone" in outcome.reason
