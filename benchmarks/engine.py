@@ -284,7 +284,7 @@ class Benchmark:
         head = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
         bytes_per_token = 2 * 4 * c["num_hidden_layers"] * c["num_key_value_heads"] * head
         before: dict[int, tuple[int, float]] = {}
-        with self.ours("ponder-scaling", kv_memory=int(1.25 * most * bytes_per_token) + 2**28) as ours:
+        with self.ours("ponder-scaling", kv_memory=int(2.3 * most * bytes_per_token) + 2**28) as ours:
             for count, context in cells:
                 row = self.cell(ours, count, context)
                 best = before.get(context)

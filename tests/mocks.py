@@ -116,7 +116,7 @@ class MockEngine:
         wanted = [*encode(self._wanted(request, sample)), END]
         inside = self.thought is not None and self.thought.opened_by_template and CLOSE not in encode(prefix)
         thought = 0
-        finish, text_end = FinishReason.LENGTH, None
+        finish, text_end, stop = FinishReason.LENGTH, None, None
         while len(ids) < params.max_tokens:
             thinking = params.thinking
             if thinking is not None and inside and thinking.max_tokens is not None and thought >= thinking.max_tokens:
@@ -161,6 +161,7 @@ class MockEngine:
             tuple(self._segments(ids)),
             prompt_ids,
             self.weights_version,
+            stopped_by=stop,
         )
 
     def _segments(self, ids: Sequence[tuple[int, SegmentKind]]) -> list[Segment]:

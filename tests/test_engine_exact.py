@@ -16,6 +16,7 @@ from engine_fixture import CONFIG, log_softmax_of, make_model, request
 
 from ponder.engines.torch import TorchEngine
 from ponder.engines.torch import pool as pool_module
+from ponder.engines.torch.exact import Exact
 from ponder.errors import EngineClosed, UserError
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
@@ -82,6 +83,22 @@ def test_a_tile_in_which_the_place_matters_is_not_used() -> None:
     engine = TorchEngine(model, exact=True)
     try:
         assert engine._batch.forward.tile == 1  # type: ignore[union-attr]
+    finally:
+        engine.close_now()
+
+
+def test_a_wider_tile_is_used_only_if_it_gives_the_same_bits() -> None:
+    model = make_model()
+    head = model.module.lm_head
+    model.module.logits = lambda hidden: head(hidden) + 1e-3 * len(hidden)
+    engine = TorchEngine(model, exact=True)
+    forward = engine._batch.forward
+    try:
+        assert isinstance(forward, Exact)
+        assert forward.tiles == [forward.tile] == [16]
+        assert forward.cuts(40) == [16, 16, 16]
+        forward.tiles = [64, 32, 16]
+        assert [forward.cuts(n) for n in (1, 40, 64, 100)] == [[16], [32, 16], [64], [64, 32, 16]]
     finally:
         engine.close_now()
 

@@ -273,6 +273,10 @@ class Completion:
     prompt_ids: tuple[int, ...] = ()
     weights_version: str = ""
     error: str | None = None
+    stopped_by: str | None = None
+    """The stop string that ended it; None for an end token, and where the engine cannot tell (those with ids can)."""
+    logprobs: tuple[float, ...] | None = None
+    """Of the sampled tokens, from an engine that knows no ids; with ids they are in `segments`."""
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -43,9 +43,11 @@ class ModelOptions:
     GPU's free memory)."""
     exact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Batch-invariant: a sample has the same bits in any company. Slower; float32 on a CPU only."""
+    compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Decode through torch.compile, with CUDA graphs on a GPU (not yet measured there); opening takes a minute."""
 
 
-TORCH_ONLY = ("adapter", "dtype", "device", "kv_memory", "exact")
+TORCH_ONLY = ("adapter", "dtype", "device", "kv_memory", "exact", "compile")
 """Flags of the torch engine."""
 
 
@@ -111,7 +113,7 @@ def _torch(options: ModelOptions, raw_prompts: bool) -> Engine:
         loaded.take_plain_prompts()
     from ponder.engines.torch import TorchEngine
 
-    return TorchEngine(loaded, kv_memory=memory, exact=options.exact)
+    return TorchEngine(loaded, kv_memory=memory, exact=options.exact, compile=options.compile)
 
 
 def _by_name(options: ModelOptions) -> Engine:

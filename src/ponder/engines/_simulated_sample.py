@@ -94,9 +94,8 @@ class Sample:
         begin, end = self._begun + first if first else 0, self._begun + min(last, self.new)
         text = text_of(self._tokens[begin : max(begin, min(end, self._text_end))])
         ids = tuple(map(ord, self._tokens[begin:end])) if self._with_ids else ()
-        whole = self.completion(0.0, 0.0) if last >= self.new else None
-        if text or ids or whole is not None:
-            send(Delta(self._index, text, ids, whole))
+        if text or ids:
+            send(Delta(self._index, text, ids))
 
 
 def _best(token: int, logprob: float, count: int) -> tuple[tuple[int, float], ...]:

@@ -70,6 +70,8 @@ class Simulated:
     """Seconds before the first token."""
     failure_rate: float = 0.0
     """Probability that a call fails part of the way."""
+    grace: float = 0.0
+    """Seconds that a cancelled call goes on for before it stops."""
     context: int = 1_000_000
     """Most tokens of prompt and response together."""
     n: bool = True
@@ -87,7 +89,7 @@ class Simulated:
         for name in ("step_success", "correlation", "recover", "favourite", "guess", "failure_rate"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"{name} = {getattr(self, name)!r}: give a probability, 0 to 1")
-        for name in ("step_spread", "tokens_per_second", "latency"):
+        for name in ("step_spread", "tokens_per_second", "latency", "grace"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name} = {getattr(self, name)!r}: give 0 or more")
         for name in ("steps", "step_tokens", "context"):
@@ -128,6 +130,7 @@ class SimulatedEngine:
     def __init__(self, options: Simulated, model: str = "simulated") -> None:
         self.options = options
         self._mind = options.mind
+        self.grace = options.grace
         thought = ThoughtFormat(OPEN_TEXT, CLOSE_TEXT, options.opened) if options.thought else None
         self.info = ModelInfo(model, options.context, thought=thought)
         self.capabilities = Capabilities(
@@ -172,8 +175,8 @@ class SimulatedEngine:
             _tell_spend(error, task)
             raise
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            if task.cancel():
+                await asyncio.wait([task])
 
     async def load_weights(self, source: Any, version: str) -> None:
         raise Unsupported("the simulated engine has no weights: open another one with other options")
@@ -223,6 +226,10 @@ class SimulatedEngine:
             if fails is not None:
                 raise PonderError(f"the simulated engine failed after {sampled} tokens (failure_rate)")
         except BaseException as error:
+            if self.grace and isinstance(error, asyncio.CancelledError):
+                # Cancelled once more, it stops at once.
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(self.grace)
             sampled = max(sampled, self._tokens_in(loop.time() - begun))
             sampled = sampled if fails is None else min(sampled, fails)
             seconds = loop.time() - begun, self._machine.end(request.n, share, loop.time())
@@ -235,6 +242,9 @@ class SimulatedEngine:
         seconds = loop.time() - begun, self._machine.end(request.n, share, loop.time())
         completions = tuple(s.completion(*seconds) for s in samples)
         self._book(completions)
+        if send is not None:
+            for i, completion in enumerate(completions):
+                send(Delta(i, "", (), completion))
         return completions
 
     def _book(self, completions: Sequence[Completion]) -> Spend:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
+from ponder.environments._countdown_steps import progress
 from ponder.environments._expressions import Tree, Value, canonical, evaluate, write
 from ponder.environments.base import Item, Procedural, guarded
 from ponder.errors import UserError
@@ -161,9 +163,38 @@ class Countdown(Procedural):
         """The judge itself: arithmetic decides, no gold is needed."""
         return check_response
 
+    @property
+    def partial(self) -> Partial:
+        """Scores unfinished responses, for step-wise searches: arithmetic alone, no gold."""
+        return Partial()
+
     def gold_response(self, problem: Problem) -> str:
         """The solution that the problem was made from, for example `(5-2)*8`."""
         return self.gold(problem).answer
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """A score of Countdown responses in [0, 1], written by hand: how far the last try of the thought has come.
+
+    With the default `lookahead` it knows whether the target is still in reach for up to 4 numbers: a search that it
+    guides leaves the model nothing to find but the steps' wording. 1 looks one operation ahead, 0 none: then it knows
+    right arithmetic, the numbers that are left, and how near the nearest is.
+    """
+
+    lookahead: int = 3
+    """Most further operations that it tries on the numbers left."""
+
+    async def score(self, problem: Problem, responses: Sequence[Response]) -> tuple[float, ...]:
+        """Of a whole response: 1 if it is right, else 0. Of another: `_countdown_steps.progress`."""
+        return tuple(self._score(problem, r) for r in responses)
+
+    def _score(self, problem: Problem, response: Response) -> float:
+        if response.answer is not None:
+            return float(check_response(problem, response).correct)
+        public = problem.public
+        chain = response.text if response.thought is None else response.thought
+        return progress(chain, public["numbers"], public["target"], public["operations"], self.lookahead)
 
 
 def check_response(problem: Problem, response: Response) -> Verdict:

@@ -6,6 +6,7 @@ strategies would have made of it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,18 @@ from ponder.runs.files import append_line, mend_tail
 from ponder.search.trace import path, samples, spent_tokens
 from ponder.types import FinishReason, Gold, Node, Problem, ThoughtFormat, Trace, to_json
 
-__all__ = ["RecordedPool", "RecordedRow", "RecordedSample", "Writer", "read_pool", "to_row"]
+__all__ = ["RecordedPool", "RecordedRow", "RecordedSample", "Writer", "at_least", "read_pool", "to_row"]
+
+
+def at_least(pool: RecordedPool, samples: int) -> RecordedPool:
+    """The pool without problems that have fewer samples; a note says how many. Raises `UserError` if none is left."""
+    rows = tuple(row for row in pool.rows if len(row.samples) >= samples)
+    if not rows:
+        most = max(len(row.samples) for row in pool.rows)
+        raise UserError(f"{pool.path}: no problem has {samples} samples, the most are {most}; give --at-least {most}")
+    gone = len(pool.rows) - len(rows)
+    note = (f"{gone} of {len(pool.rows)} problems have fewer than {samples} samples and are left out",) if gone else ()
+    return dataclasses.replace(pool, rows=rows, notes=(*pool.notes, *note))
 
 
 class Writer:

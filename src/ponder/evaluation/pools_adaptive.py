@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,20 +49,21 @@ class Adaptive:
         fit = np.array([k for k in counts if k <= problem.n], dtype=np.int64)
         if not len(fit):
             return nothing(counts)
-        orders = orders_of(problem, self.seed, self.orders)
-        right, stop = self._run(problem, orders)
+        drawn = orders_of(problem, self.seed, self.orders)
+        right, stop = self._run(problem, np.concatenate([drawn, np.arange(problem.n)[None, :]]))
+        recorded = right[-1, min(int(stop[-1]), max(counts), problem.n) - 1]
+        orders, right, stop = drawn, right[:-1], stop[:-1]
         tokens = problem.tokens_G[orders].cumsum(axis=1)
         rows = np.arange(len(orders))[:, None]
         used = np.minimum(stop[:, None], fit)
         gains = right[rows, used - 1]
         exact = len(orders) == math.factorial(problem.n)
         variance = np.zeros(len(fit)) if exact else gains.var(axis=0, ddof=1) / len(gains)
-        first, ended = self._run(problem, np.arange(problem.n)[None, :])
         return Reached(
             padded(gains.mean(axis=0), counts),
             padded(used.mean(axis=0), counts),
             padded(tokens[rows, used - 1].mean(axis=0), counts),
-            float(first[0, min(int(ended[0]), max(counts), problem.n) - 1]),
+            float(recorded),
             padded(variance, counts),
         )
 
@@ -101,6 +103,13 @@ class Adaptive:
     def _decided(self, standing: Ints) -> NDArray[np.bool_]:
         ranked = -np.sort(-standing, axis=1)
         if self.rule == "beta":
-            ranked = np.pad(ranked, ((0, 0), (0, 2)))[:, :2]
-            return np.array([leader_beats_second(a, b) >= self.limit for a, b in ranked.tolist()], dtype=bool)
+            second = ranked[:, 1] if ranked.shape[1] > 1 else np.zeros(len(ranked), dtype=np.int64)
+            return _table(int(standing.sum(axis=1).max(initial=0)), self.limit)[ranked[:, 0], second]
         return np.array([leader_beats_all(tuple(v for v in r if v)) >= self.limit for r in ranked.tolist()], dtype=bool)
+
+
+@functools.lru_cache(maxsize=1024)
+def _table(most: int, limit: float) -> NDArray[np.bool_]:
+    """Whether the Beta rule stops, by the votes of the first and of the second answer."""
+    votes = range(most + 1)
+    return np.array([[b <= a and leader_beats_second(a, b) >= limit for b in votes] for a in votes], dtype=bool)

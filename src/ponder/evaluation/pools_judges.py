@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ponder.engines._recorded import RecordedPool, RecordedRow
 from ponder.environments.base import guarded
 from ponder.errors import UserError
-from ponder.protocols import Answers, Environment
+from ponder.protocols import Answers, Checker, Environment
 from ponder.search.votes import TextAnswers
 from ponder.types import Problem, Response, Verdict, VerdictKind
 from ponder.verifiers._extract import final_piece
@@ -48,11 +48,10 @@ class Judge(Protocol):
 class VerifierJudge:
     """A verifier with the gold of each row."""
 
-    threads = True
-    answers = None
-
     def __init__(self, verifier: Any, name: str) -> None:
         self.name = name
+        self.threads = True
+        self.answers: Answers | None = None
         self._verifier = verifier
 
     def problem(self, row: RecordedRow, where: str) -> Problem:
@@ -99,6 +98,7 @@ class EnvironmentJudge:
         self.name = name
         self.threads = bool(getattr(environment, "slow_judge", False))
         self.answers: Answers | None = getattr(environment, "answers", None)
+        self.checker: Checker | None = environment.checker
         self._environment = environment
 
     def problem(self, row: RecordedRow, where: str) -> Problem:

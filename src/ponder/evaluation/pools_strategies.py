@@ -103,16 +103,25 @@ class BestOfK:
 
     def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
         _check_recorded(problems, self.by)
-        return [self._one(p, counts) for p in problems]
+        most = max(p.n for p in problems)
+        # NaN is a sample that is not there.
+        correct_PG, rank_PG = np.full((2, len(problems), most), np.nan)
+        for i, p in enumerate(problems):
+            correct_PG[i, : p.n], rank_PG[i, : p.n] = p.correct_G, self._rank(p)
+        accuracy_PK = np.stack([best_of_k(correct_PG, rank_PG, k) for k in counts if k <= most], axis=1)
+        return [
+            _exact(p, counts, row[[k <= p.n for k in counts[: len(row)]]], self._decision(p, max(counts)))
+            for p, row in zip(problems, accuracy_PK, strict=True)
+        ]
 
-    def _one(self, problem: JudgedProblem, counts: Sequence[int]) -> Reached:
+    def _rank(self, problem: JudgedProblem) -> Floats:
         value = _values(problem, self.by)
         rank = np.where(np.isnan(value), np.nanmin(value, initial=0.0) - 1.0, value)
-        rank = np.where(problem.answered_G, rank, -np.inf)
-        accuracy = [best_of_k([problem.correct_G], [rank], k)[0] for k in counts if k <= problem.n]
-        first = rank[: max(counts)]
-        decision = problem.correct_G[int(first.argmax())] if len(first) and first.max() > -np.inf else 0.0
-        return _exact(problem, counts, accuracy, decision)
+        return np.where(problem.answered_G, rank, -np.inf)
+
+    def _decision(self, problem: JudgedProblem, k: int) -> float:
+        rank = self._rank(problem)[:k]
+        return float(problem.correct_G[int(rank.argmax())]) if len(rank) and rank.max() > -np.inf else 0.0
 
 
 @dataclass(frozen=True)

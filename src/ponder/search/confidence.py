@@ -20,6 +20,7 @@ Measure = Callable[[Sequence[Completion]], float | None]
 def mean_logprob(calls: Sequence[Completion]) -> float | None:
     """Mean log-probability of the sampled tokens, in nats; None where the engine gave none."""
     logprobs = [x for c in calls for s in c.segments if s.logprobs is not None for x in s.logprobs]
+    logprobs = logprobs or [x for c in calls for x in c.logprobs or ()]
     return math.fsum(logprobs) / len(logprobs) if logprobs else None
 
 

@@ -4,7 +4,7 @@ Rows that hang on the same node attend to it in one matrix product; each row's o
 and the parts are merged by their log-sum-exp, which gives the softmax over all positions (Hydragen, Juravsky et al.
 2024, arXiv:2402.05099; the merge as in FlashAttention, Dao et al. 2022, arXiv:2205.14135). A step reads blocks of
 slots, each only up to its own longest row, and slots are sorted by length now and then, so that one long row does not
-make all others pay.
+make all others pay. On a GPU a block without shared stretches is one call of torch's fused attention instead.
 """
 
 from __future__ import annotations
@@ -85,6 +85,9 @@ class Step:
         for start, end, length, bias in self.blocks:
             a, b = start * kv_heads, end * kv_heads
             own_keys, own_values = keys.flatten(0, 1)[a:b, :, :length], values.flatten(0, 1)[a:b, :length]
+            if total is None and self.cache.by_column:
+                out[a:b] = _fused(query[a:b], own_keys, own_values, self.scale, bias)
+                continue
             if total is not None:
                 out[a:b], total[a:b] = _part(query[a:b], own_keys, own_values, self.scale, bias)
                 continue
@@ -132,6 +135,17 @@ def _part(
     weights = scores.sub_(top).exp_()
     total = weights.sum(-1, keepdim=True, dtype=torch.float32)
     return torch.bmm(weights, values).div_(total), top.float() + total.log()
+
+
+def _fused(query: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor) -> Tensor:
+    """Attention of queries (N G D) over keys (N D T) and values (N T D) with a bias (N 1 T), in one kernel on a GPU.
+
+    The queries of a group stand as positions of one head: they see the same keys. With `enable_gqa` torch has no fused
+    kernel that takes a mask, and would fall back to separate products.
+    """
+    mask = bias.expand(-1, query.shape[1], -1).unsqueeze(0)
+    keys = keys.transpose(1, 2).unsqueeze(0)
+    return F.scaled_dot_product_attention(query.unsqueeze(0), keys, values.unsqueeze(0), mask, scale=scale)[0]
 
 
 @dataclass(eq=False)

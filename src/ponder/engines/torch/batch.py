@@ -7,6 +7,7 @@ string. `table` holds prompt and response of each slot by absolute position, so 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Sequence
@@ -97,11 +98,13 @@ class Batch:
         slot's first column."""
         self.thought, self.thought_max, self.thought_min = integers, integers, integers
         self.pending_at, self.pending_end = integers, integers
+        self.device = np.zeros(0)
+        """Seconds of the machine that each row had, the first of a request those of its prompt too."""
         self.inside, self.closing = flags, flags
         self.keys = np.zeros(0, dtype=np.uint64)
 
     _PLAIN = ("at", "start", "end", "base", "thought", "thought_max", "thought_min", "pending_at", "pending_end")
-    _ALL = (*_PLAIN, "inside", "closing", "keys", "table", "logprobs", "forced", "pending")
+    _ALL = (*_PLAIN, "device", "inside", "closing", "keys", "table", "logprobs", "forced", "pending")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -179,7 +182,10 @@ class Batch:
         found = 0
         if load is not None and self.pool is not None:
             found = len(context) if load.paid or load.matched == len(load.ids) else load.matched
+            self.device[slot] = 0.0 if load.paid else load.seconds
             load.paid = True
+        else:
+            self.device[slot] = 0.0
         row = Row(job, index, found, now, versions=[(len(job.prompt), self.version)])
         if base and load is not None and self.pool is not None:
             row.node = load.node
@@ -237,7 +243,7 @@ class Batch:
 
     def step(self) -> list[tuple[Row, Completion]]:
         """Give every row its next token; rows that ended leave. Returns them with their completions, in slot order."""
-        n = len(self)
+        n, begun = len(self), time.perf_counter()
         slots = np.arange(n)
         self._steps += 1
         if self._steps % TIDY_STEPS == 0:
@@ -270,6 +276,7 @@ class Batch:
             for s in np.flatnonzero(~over):
                 if self.rows[s].job.streams:
                     self.rows[s].job.sink.tokens(self.rows[s].index, [int(tokens[s])])
+        self.device[:n] += (time.perf_counter() - begun) / n
         leaving = np.flatnonzero(over)
         if not len(leaving):
             return []
@@ -298,10 +305,14 @@ class Batch:
         keys[:n], at[:n] = self.keys[:n], self.at[:n] + 1 - self.start[:n]
         chance = torch.as_tensor(uniforms(keys, at), device=hidden.device)
         size = len(hidden) // len(self._rules)
-        parts = []
+        parts, start, logits = [], 0, hidden[:0]
+        cuts = iter(self.forward.cuts(len(hidden)) if isinstance(self.forward, Exact) else (size,))
         for i, rules in enumerate(self._rules):
-            rows = slice(i * size, (i + 1) * size)
-            parts.append(sample(self.forward.logits(hidden[rows]), rules, chance[rows]))
+            if not len(logits):
+                logits = self.forward.logits(hidden[start : start + next(cuts)])
+                start += len(logits)
+            parts.append(sample(logits[:size], rules, chance[i * size : (i + 1) * size]))
+            logits = logits[size:]
         ids = torch.cat([p.ids_B for p in parts])[:n].cpu().numpy()
         logprobs = torch.cat([p.logprobs_B for p in parts])[:n].cpu().numpy()
         if not any(r.best for r in self._rules):
@@ -387,12 +398,16 @@ class Batch:
     def _response(self, slot: int) -> list[int]:
         return self.table[slot, self.start[slot] : self.at[slot] + 1].tolist()
 
+    def cut_short(self, slot: int) -> Completion:
+        """What a running row has so far."""
+        return dataclasses.replace(self._completion(slot, False, None), finish_reason=FinishReason.CANCELLED)
+
     def _completion(self, slot: int, ended: bool, cut: int | None) -> Completion:
         row, start, stop = self.rows[slot], int(self.start[slot]), int(self.at[slot]) + 1
         ids = self._response(slot)
         text = self.model.tokenizer.decode(ids[:-1] if ended else ids)
         finish = FinishReason.STOP if ended or cut is not None else FinishReason.LENGTH
-        segments = self._segments(slot)
+        segments = self._segments(slot) if ids else ()
         job = row.job
         sampled = int((~self.forced[slot, start:stop]).sum())
         spend = Spend(
@@ -402,6 +417,7 @@ class Batch:
             forced_tokens=stop - start - sampled - len(job.prefix),
             seconds=time.perf_counter() - row.begun,
             flops=self.forward.flops(min(row.found, len(job.context) - 1), len(job.context), stop),
+            device_seconds=float(self.device[slot]),
         )
         return Completion(
             text=text if cut is None else text[:cut],
@@ -409,7 +425,8 @@ class Batch:
             spend=spend,
             segments=segments,
             prompt_ids=job.prompt,
-            weights_version=segments[-1].weights_version,
+            weights_version=segments[-1].weights_version if segments else row.versions[-1][1],
+            stopped_by=None if cut is None else next(s for s in job.params.stop if text.startswith(s, cut)),
         )
 
     def _segments(self, slot: int) -> tuple[Segment, ...]:

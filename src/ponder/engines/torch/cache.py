@@ -97,8 +97,13 @@ class CacheShape:
 class KVCache:
     """Keys and values of the slots 0 … rows - 1, for all layers."""
 
-    def __init__(self, shape: CacheShape) -> None:
+    def __init__(self, shape: CacheShape, by_column: bool | None = None) -> None:
+        """`by_column` is whether the numbers of a key lie side by side in memory; None is where kernels that fuse
+
+        attention need it: not on a CPU. What is seen of the tensors is the same.
+        """
         self.shape = shape
+        self.by_column = shape.device.type != "cpu" if by_column is None else by_column
         self.rows = self.length = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -117,8 +122,11 @@ class KVCache:
             self.values = list(self.keys)
         for i in range(s.layers):
             # zeros, not empty: masked positions are multiplied by a weight of 0, and 0 · NaN is NaN.
-            keys = torch.zeros(rows, s.kv_heads, s.head_dim, length, dtype=s.dtype, device=s.device)
             values = torch.zeros(rows, s.kv_heads, length, s.head_dim, dtype=s.dtype, device=s.device)
+            if self.by_column:
+                keys = torch.zeros_like(values).transpose(2, 3)
+            else:
+                keys = torch.zeros(rows, s.kv_heads, s.head_dim, length, dtype=s.dtype, device=s.device)
             if live_rows and live_length:
                 keys[:live_rows, :, :, :live_length] = self.keys[i][:live_rows, :, :, :live_length]
                 values[:live_rows, :, :live_length] = self.values[i][:live_rows, :, :live_length]

@@ -15,6 +15,8 @@ import psutil
 import torch
 
 from ponder.engines.torch.batch import Batch
+from ponder.engines.torch.compiled import why_not
+from ponder.engines.torch.forward import Native
 from ponder.engines.torch.jobs import Job, Markers, Sink, prepare, prepare_lease
 from ponder.engines.torch.packed import can_pack
 from ponder.engines.torch.text import TextStream, Vocabulary
@@ -26,6 +28,12 @@ from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.types import Capabilities, Completion, Delta, Prompt, Request
 
 _EXIT_SECONDS = 5.0
+GRACE = 1.0
+"""Seconds that a cancelled call waits at most for the thread to end the step or the chunk of prompts that it is in.
+
+Then it knows what was sampled and says so (`CancelledError.spend`, `.completions`). A step that takes longer is not
+waited for: the call ends without saying, and whoever counts books its worst case.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,9 @@ class TorchEngine:
     Requests that begin alike share the keys and values of what they have in common, without being asked; what nobody
     needs any more stays until the memory is needed or the weights change. `hold` keeps a prefix.
 
+    A call that is cancelled, streamed or not, ends within `grace` seconds, and its `CancelledError` carries what was
+    sampled (`completions`) and used (`spend`).
+
     Log-probabilities are of the distribution that was sampled from (after temperature, top-k, top-p and min-p; 0 for
     greedy samples), or of the model's own with `SamplingParams.logprobs_of="raw"`.
 
@@ -61,6 +72,8 @@ class TorchEngine:
     `load_weights(model.module, version)`. `path` is `"native"` (own cache) or `"transformers"` (a module that does not
     support the cache; whole rows are computed again at every step: right, but slow).
     """
+
+    grace = GRACE
 
     def __init__(
         self,
@@ -71,6 +84,7 @@ class TorchEngine:
         prefill_chunk: int = 512,
         exact: bool = False,
         packed: bool | None = None,
+        compile: bool | None = None,
         version: str = "0",
     ) -> None:
         """`kv_memory` is the most bytes that keys and values may take; None takes a quarter of what is available,
@@ -79,7 +93,9 @@ class TorchEngine:
         computed between two steps of running rows. `exact` is the batch-invariant mode, slower, on a CPU in float32
         only (`engines.torch.exact` says how it works, docs/LOG.md what it costs). `packed` is whether products go
         through a second copy of the matrices (`engines.torch.packed`); None is where that is faster and the copy takes
-        at most a quarter of the free memory.
+        at most a quarter of the free memory. `compile` is whether decoding steps go through `torch.compile`, with CUDA
+        graphs on a GPU (`engines.torch.compiled`); opening takes as long as compiling then. None is no, everywhere: it
+        was never measured on a GPU, and on a CPU packed products are faster.
         """
         if max_rows < 1:
             raise UserError(f"max_rows is {max_rows}: it must be at least 1")
@@ -98,6 +114,9 @@ class TorchEngine:
             raise Unsupported(
                 f"{model.info.name} cannot be packed: that takes a native model in float32 on a CPU, and torch with MKL"
             )
+        if compile and (reason := why_not(model, exact=exact, packed=packed)):
+            raise Unsupported(f"{model.info.name} cannot be compiled: {reason}")
+        packed = False if compile else packed
         batch = Batch(
             model, self._vocabulary, self._markers, version, memory=self.kv_memory, exact=exact, packed=packed
         )
@@ -122,6 +141,12 @@ class TorchEngine:
         self._lock = threading.Lock()
         # Ends the thread when the engine is forgotten and, before torch is torn down, when Python exits.
         self._finalizer = weakref.finalize(self, self._worker.shutdown, _EXIT_SECONDS)
+        if compile and isinstance(batch.forward, Native):
+            try:
+                self._worker.call(batch.forward.compile).result()
+            except BaseException:
+                self._worker.shutdown()
+                raise
 
     @property
     def weights_version(self) -> str:
@@ -158,9 +183,17 @@ class TorchEngine:
         self._submit_soon(loop, job)
         try:
             return await future
-        except asyncio.CancelledError:
-            self._worker.cancel([job])
+        except asyncio.CancelledError as error:
+            await self._cut_short(job, error)
             raise
+
+    async def _cut_short(self, job: Job, error: BaseException) -> None:
+        dropped = asyncio.wrap_future(self._worker.cancel([job]))
+        # Cancelled once more, it does not wait.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([dropped], timeout=GRACE)
+        if dropped.done():
+            job.tell(error)
 
     def stream(self, request: Request) -> AsyncIterator[Delta]:
         sink = _StreamSink()
@@ -194,6 +227,10 @@ class TorchEngine:
                     new = tuple(text.ids[shown[sample] :])
                     shown[sample] = len(text.ids)
                     yield Delta(sample, piece, new)
+        except asyncio.CancelledError as error:
+            left = 0
+            await self._cut_short(job, error)
+            raise
         finally:
             if left:
                 self._worker.cancel([job])

@@ -2,13 +2,14 @@
 
 Floating-point sums depend on their order, and matrix libraries choose the order by the shape; so a row's logits change
 in the last bits with the size of its batch (He et al. 2025, "Defeating Nondeterminism in LLM Inference", Thinking
-Machines). Here every token, of a prompt or of a response, goes through the network in a tile of the same number of
+Machines). Here every token, of a prompt or of a response, goes through the network in a tile of a given number of
 tokens, filled up where there are fewer, and its attention is a sum over whole pages of absolute positions, one page
 after another. A page is read into a buffer of a fixed shape first, wherever it is stored, so that sharing, splitting
 and chunking leave no trace; pages that a token must not see are added as exact zeros.
 
 Holds for a fixed number of threads on one machine. That a row's result does not depend on its place in the tile is
-checked when the engine opens.
+checked when the engine opens. So is whether wider tiles give the same bits; those that do are used where there are
+enough tokens, since a product of more rows is faster for each of them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ponder.engines.torch.attention import Shared, Stretch
-from ponder.engines.torch.cache import CacheShape, KVCache
+from ponder.engines.torch.cache import CacheShape, KVCache, rounded
 from ponder.engines.torch.forward import Native
 from ponder.engines.torch.prefix import PAGE, spans
 from ponder.errors import UserError
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
 TILES = (16, 32, 8, 1)
 """Sizes that are tried; matrix products of a single row depend on nothing else for sure."""
+WIDER = (64, 32)
+"""Tiles that are used too if they give the same bits."""
+_CHECKED = 3 * PAGE - 5
+"""Position of the tokens in the checks: keys and values of several pages, the last one not full."""
 
 
 class Exact(Native):
@@ -46,71 +51,91 @@ class Exact(Native):
                 f"{self.device}: load it with device='cpu' and dtype='float32', or leave exact out"
             )
         self.stage = torch.zeros(0)
-        self.tile = next(size for size in TILES if self._holds(size))
+        self.tile = next(size for size in TILES if size == 1 or self._same([size], [size], turn=1))
+        """The smallest one."""
+        wider = [s for s in WIDER if s > self.tile and self.tile > 1]
+        self.tiles = [*(s for s in wider if self._same([self.tile] * (s // self.tile), [s])), self.tile]
+        """The widest first."""
 
-    def _holds(self, tile: int) -> bool:
-        """Whether tokens that swap places in a tile get the same bits, in the network and in the head."""
-        if tile == 1:
-            return True
+    def _same(self, first: Sequence[int], second: Sequence[int], turn: int = 0) -> bool:
+        """Whether tokens in tiles of these sizes get the same bits, the second time `turn` places further on."""
+        total = sum(first)
         vocab = int(self.module.config.vocab_size)  # type: ignore[attr-defined]
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(vocab, (tile,), generator=generator).numpy()
+        ids = torch.randint(vocab, (total,), generator=generator).numpy()
+        positions, bases = np.full(total, _CHECKED), np.zeros(total, dtype=np.int64)
         seen = []
         with torch.inference_mode():
-            for turn in (0, 1):
+            for sizes, by in ((first, 0), (second, turn)):
                 slots = KVCache(self.shape)
-                slots.resize(tile, PAGE, 0, 0)
-                self.tile = tile
-                nothing = np.zeros(tile, dtype=np.int64)
-                view = _StepTile(self, slots, 0, nothing, nothing, [])
-                hidden = self._run(np.roll(ids, turn), nothing, view)
-                seen.append(torch.roll(self.logits(hidden), -turn, 0))
-        return torch.equal(*seen)
+                slots.resize(total, rounded(_CHECKED + 1, PAGE), 0, 0)
+                for kv in (*slots.keys, *slots.values):
+                    kv.normal_(generator=torch.Generator().manual_seed(1))
+                    kv.copy_(kv[:1].expand_as(kv).clone())  # all slots the same, so that tokens may swap them
+                turned, hidden, logits, at = np.roll(ids, by), [], [], 0
+                for size in sizes:
+                    view = _StepTile(self, slots, at, positions[at : at + size], bases[at : at + size], [], size)
+                    hidden.append(self._run(turned[at : at + size], positions[at : at + size], view))
+                    logits.append(self.logits(hidden[-1]))
+                    at += size
+                seen.append((torch.roll(torch.cat(hidden), -by, 0), torch.roll(torch.cat(logits), -by, 0)))
+        return all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+    def cuts(self, count: int) -> list[int]:
+        """Sizes of the tiles that hold so many tokens, as wide as possible without a tile of padding."""
+        left, sizes = -(-count // self.tile) * self.tile, []
+        while left > 0:
+            sizes.append(next(s for s in self.tiles if s <= left))
+            left -= sizes[-1]
+        return sizes
 
     def _run(self, ids: np.ndarray, positions: np.ndarray, view: _Tile) -> Tensor:
         """Hidden states of one tile, padded with tokens whose results are thrown away."""
-        ids_M, positions_M = (np.zeros(self.tile, dtype=np.int64) for _ in range(2))
+        ids_M, positions_M = (np.zeros(view.tile, dtype=np.int64) for _ in range(2))
         ids_M[: len(ids)], positions_M[: len(ids)] = ids, positions
-        return self.network(ids_M, positions_M, self.tile, view)
+        return self.network(ids_M, positions_M, view.tile, view)
 
     def prompts(self, stretches: Sequence[Stretch], ids: Sequence[np.ndarray]) -> None:
         # Stretches of one prompt never meet in a pass, but its own earlier tiles are read by the later ones.
         places = [(s, offset) for s in stretches for offset in range(s.count)]
         packed = np.concatenate(ids)
-        for first in range(0, len(places), self.tile):
-            chosen = places[first : first + self.tile]
+        first = 0
+        for tile in self.cuts(len(places)):
+            chosen = places[first : first + tile]
             positions = np.array([s.first + offset for s, offset in chosen])
-            self._run(packed[first : first + self.tile], positions, _PromptTile(self, chosen, positions))
+            self._run(packed[first : first + tile], positions, _PromptTile(self, chosen, positions, tile))
+            first += tile
 
     def step(self, ids_B: np.ndarray, positions_B: np.ndarray, bases_B: np.ndarray, shared: Sequence[Shared]) -> Tensor:
         """As in `Native`, but filled up to whole tiles."""
-        parts = []
-        for a in range(0, len(ids_B), self.tile):
-            b = a + self.tile
-            view = _StepTile(self, self.slots, a, positions_B[a:b], bases_B[a:b], shared)
+        parts, a = [], 0
+        for tile in self.cuts(len(ids_B)):
+            b = a + tile
+            view = _StepTile(self, self.slots, a, positions_B[a:b], bases_B[a:b], shared, tile)
             parts.append(self._run(ids_B[a:b], positions_B[a:b], view))
+            a = b
         return torch.cat(parts)
 
-    def buffer(self, pages: int) -> Tensor:
+    def buffer(self, pages: int, tile: int) -> Tensor:
         """Keys and values of some pages for each token of a tile: (2, pages, tile, kv heads, page, head dimension)."""
-        if len(self.stage) == 0 or self.stage.shape[1] < pages:
+        if len(self.stage) == 0 or self.stage.shape[1] < pages or self.stage.shape[2] < tile:
             s = self.shape
+            pages_too = 0 if len(self.stage) == 0 else self.stage.shape[1]
+            wide = tile if len(self.stage) == 0 else max(tile, self.stage.shape[2])
             # zeros: what no token reads yet is multiplied by a weight of 0.
-            self.stage = torch.zeros(2, pages + pages // 4, self.tile, s.kv_heads, PAGE, s.head_dim)
-        return self.stage[:, :pages]
+            self.stage = torch.zeros(2, max(pages + pages // 4, pages_too), wide, s.kv_heads, PAGE, s.head_dim)
+        return self.stage[:, :pages, :tile]
 
 
 class _Tile:
     """A `Cache` for one tile of tokens. Subclasses say where keys and values are kept."""
 
-    def __init__(self, owner: Exact, positions: np.ndarray) -> None:
+    def __init__(self, owner: Exact, positions: np.ndarray, tile: int) -> None:
         self.shape: CacheShape = owner.shape
-        self.count, self.tile = len(positions), owner.tile
+        self.count, self.tile = len(positions), tile
         self.pages = int(positions.max()) // PAGE + 1
-        if owner.stage.numel() and owner.stage.shape[2] != owner.tile:
-            owner.stage = torch.zeros(0)
-        self.stage = owner.buffer(self.pages)
-        last = np.zeros(owner.tile, dtype=np.int64)
+        self.stage = owner.buffer(self.pages, tile)
+        last = np.zeros(tile, dtype=np.int64)
         last[: self.count] = positions
         at = np.arange(self.pages * PAGE).reshape(self.pages, 1, 1, PAGE)
         self.bias = torch.from_numpy(np.where(at > last[None, :, None, None], -np.inf, 0.0).astype(np.float32))
@@ -140,7 +165,7 @@ class _Tile:
         kv_heads = self.shape.kv_heads
         query = (query_BHTD * self.scale).reshape(tile * kv_heads, heads // kv_heads, dim)
         scores = query.new_empty(self.pages, tile * kv_heads, heads // kv_heads, PAGE)
-        keys, values = self.stage.view(2, self.pages, tile * kv_heads, PAGE, dim)
+        keys, values = self.stage.flatten(2, 3)
         for page in range(self.pages):
             torch.bmm(query, keys[page].transpose(1, 2), out=scores[page])
         scores = scores.view(self.pages, tile, heads, PAGE) + self.bias
@@ -166,8 +191,9 @@ class _StepTile(_Tile):
         positions: np.ndarray,
         bases: np.ndarray,
         shared: Sequence[Shared],
+        tile: int,
     ) -> None:
-        super().__init__(owner, positions)
+        super().__init__(owner, positions, tile)
         self.slots = slots
         self.rows = torch.arange(first, first + self.count)
         self.columns = torch.from_numpy(positions - bases)
@@ -207,8 +233,8 @@ class _StepTile(_Tile):
 class _PromptTile(_Tile):
     """Tokens of stretches of prompts, those of one stretch one after another."""
 
-    def __init__(self, owner: Exact, places: Sequence[tuple[Stretch, int]], positions: np.ndarray) -> None:
-        super().__init__(owner, positions)
+    def __init__(self, owner: Exact, places: Sequence[tuple[Stretch, int]], positions: np.ndarray, tile: int) -> None:
+        super().__init__(owner, positions, tile)
         self.runs: list[tuple[Stretch, int, int, int]] = []
         """(stretch, first and last token of the tile, column of the first)."""
         first = 0

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ponder.engines.torch.attention import PromptPass, Shared, Step, Stretch
 from ponder.engines.torch.cache import CacheShape, KVCache, rounded
+from ponder.engines.torch.compiled import CompiledDecoder
 from ponder.engines.torch.packed import PackedDecoder, as_written, can_pack, copy_fits
 from ponder.engines.torch.weights import lay_out
 from ponder.models.base import forward_flops
@@ -64,6 +65,8 @@ class Native:
         self.packs = can_pack(module) and (copy_fits(module) if packed is None else packed)
         """Whether products go through a packed copy of the matrices."""
         self.copy: PackedDecoder | None = None
+        self.compiled: CompiledDecoder | None = None
+        """What takes the decoding steps, if somebody asked for it (`compile`)."""
         if self.device.type == "cpu" and not self.packs:
             lay_out(module)
         self.shape = CacheShape(
@@ -104,6 +107,15 @@ class Native:
             self.copy = PackedDecoder(cast("DecoderLM", self.module))
         return self.copy
 
+    def compile(self) -> None:
+        """Take decoding steps through `torch.compile` from now on; prompts stay as they are.
+
+        To be called on the thread that decodes: CUDA graphs belong to it. Raises `Unsupported` where it cannot be done.
+        """
+        compiled = CompiledDecoder(cast("DecoderLM", self.module))
+        compiled.warm_up()
+        self.compiled = compiled
+
     def weights_changed(self) -> None:
         """Make anew what was made of the weights: now, so that publishing shows what it costs."""
         self.copy = None
@@ -112,6 +124,8 @@ class Native:
     def step(self, ids_B: np.ndarray, positions_B: np.ndarray, bases_B: np.ndarray, shared: Sequence[Shared]) -> Tensor:
         """Hidden states (B D) of the tokens at these positions of the slots 0 … B - 1; their keys and values stay."""
         view = Step(self.slots, positions_B, bases_B, shared)
+        if self.compiled is not None and as_written(cast("DecoderLM", self.module)):
+            return self.compiled(ids_B, positions_B, view)
         return self.network(ids_B, positions_B, len(ids_B), view)
 
     def flops(self, computed_from: int, first: int, last: int) -> float:

@@ -16,7 +16,7 @@ from ponder.engines.torch.prefix import PAGE, aligned
 from ponder.engines.torch.sampler import stream_keys
 from ponder.engines.torch.text import Vocabulary
 from ponder.errors import Unsupported, UserError
-from ponder.types import Completion, Request, SamplingParams, Thinking
+from ponder.types import Completion, Request, SamplingParams, Spend, Thinking
 
 if TYPE_CHECKING:
     from ponder.engines.torch.pool import Load
@@ -102,6 +102,13 @@ class Job:
     """It was admitted on the promise that its rows share the storage of the prompt."""
     cancelled: bool = False
     results: dict[int, Completion] = field(default_factory=dict)
+    spend: Spend = field(default_factory=Spend)
+    """What was used by the time that it was cut short."""
+
+    def tell(self, error: BaseException) -> None:
+        """Let an exception say what was sampled and used by the time that the job was cut short."""
+        error.spend = self.spend  # type: ignore[attr-defined]
+        error.completions = tuple(self.results[i] for i in sorted(self.results))  # type: ignore[attr-defined]
 
     @property
     def samples(self) -> int:

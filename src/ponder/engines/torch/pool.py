@@ -7,6 +7,7 @@ evicted when it is needed.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +44,8 @@ class Load:
     """Its keys and values from `base` on, while it is computed."""
     claim: int = 0
     """Positions that it takes, or may still take, besides what it holds."""
+    seconds: float = 0.0
+    """Of the machine, for what was computed."""
     paid: bool = False
     """A sample was told that it paid for what was computed."""
 
@@ -134,7 +137,8 @@ class Pool:
 
     def work(self, most: int) -> None:
         """Compute up to `most` ids of the prompts that wait, in one pass; the oldest first."""
-        stretches, ids, left = [], [], most
+        started = time.perf_counter()
+        stretches, ids, left, counts = [], [], most, []
         begun = [load for load in self.loads if load.kv is not None]
         for load in list(self.loads):
             if load.kv is None:
@@ -148,12 +152,16 @@ class Pool:
             count = min(left, len(load.ids) - load.done)
             stretches.append(Stretch(load.node, load.base, load.kv, load.done, count))
             ids.append(load.ids[load.done : load.done + count])
+            counts.append((load, count))
             load.done += count
             left -= count
             if not left:
                 break
         if stretches:
             self.native.prompts(stretches, ids)
+            share = (time.perf_counter() - started) / (most - left)
+            for load, count in counts:
+                load.seconds += share * count
         for load in begun:
             if load.ready:
                 self._finish(load)

@@ -9,6 +9,7 @@ engine, so that an engine that is forgotten can be collected and its thread ende
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from ponder.engines.torch.cache import rounded
 from ponder.engines.torch.jobs import Job
 from ponder.errors import EngineClosed, PonderError, UserError
 from ponder.models.host import release_threads
+from ponder.types import Spend
 
 CLOSED = "the engine is closed: open a new one"
 UNDISTURBED = 4
@@ -68,13 +70,29 @@ class Worker:
 
         self.post(add)
 
-    def cancel(self, jobs: Sequence[Job]) -> None:
-        """Drop jobs and free their rows before the next step; their sinks hear no more. Never raises."""
+    def cancel(self, jobs: Sequence[Job]) -> Future[None]:
+        """Drop jobs and free their rows before the next step; their sinks hear no more. Never raises.
+
+        Once that is done, the jobs say what they had used (`spend`) and `results` holds what had been sampled.
+        """
+        dropped: Future[None] = Future()
         for job in jobs:
             job.cancelled = True
+
+        def drop() -> None:
+            try:
+                self._cut(jobs)
+                self._drop_cancelled()
+            finally:
+                dropped.set_result(None)
+
         with self._wake:
-            self._inbox.append(self._drop_cancelled)
-            self._wake.notify()
+            if self.ended.done():
+                dropped.set_result(None)
+            else:
+                self._inbox.append(drop)
+                self._wake.notify()
+        return dropped
 
     def call(self, action: Callable[[], Any]) -> Future[Any]:
         """Run something between two steps and return its result or error. Raises `EngineClosed`."""
@@ -127,7 +145,11 @@ class Worker:
                     self._fail(_explain(error))
         finally:
             self._fail(EngineClosed("the engine was closed while the request ran"))
-            self.ended.set_result(None)
+            with self._wake:
+                self.ended.set_result(None)
+                late = list(self._inbox)
+            for action in late:
+                action()
 
     def _advance(self) -> None:
         self._admit()
@@ -144,9 +166,9 @@ class Worker:
             return
         for row, completion in self.batch.step():
             job = row.job
+            job.results[row.index] = completion
             if job.cancelled:
                 continue
-            job.results[row.index] = completion
             job.sink.sample(row.index, completion)
             if len(job.results) == job.request.n:
                 job.sink.done(tuple(job.results[i] for i in range(job.request.n)))
@@ -251,6 +273,17 @@ class Worker:
         self.leases.clear()
         self.queue = deque(waiting)
 
+    def _cut(self, jobs: Sequence[Job]) -> None:
+        """Note what was sampled of jobs, and what they have used."""
+        for slot, row in enumerate(self.batch.rows):
+            if row.job in jobs:
+                row.job.results[row.index] = self.batch.cut_short(slot)
+        for job in jobs:
+            job.spend = sum((c.spend for c in job.results.values()), Spend())
+            load = job.load
+            if load is not None and not load.paid:
+                job.spend += Spend(prompt_tokens=load.done - load.matched, device_seconds=load.seconds)
+
     def _drop_cancelled(self) -> None:
         dropped = dict.fromkeys([*self.leases, *(job for job, _ in self.joining), *self.queue])
         for job in dropped:
@@ -268,6 +301,11 @@ class Worker:
         running = [*(row.job for row in self.batch.rows), *(job for job, _ in self.joining)]
         jobs = dict.fromkeys([*running, *self.queue, *self.leases])
         granted = [job for job in self.leases if job.granted and not job.cancelled]
+        told = False
+        # What failed may have left the batch in any state; then what was used is not known.
+        with contextlib.suppress(Exception):
+            self._cut(list(jobs))
+            told = True
         self.queue.clear()
         self.joining.clear()
         self.leases.clear()
@@ -277,6 +315,8 @@ class Worker:
             if not (job.cancelled or job.granted):
                 own = type(error)(*error.args)
                 own.__cause__ = error.__cause__
+                if told:
+                    job.tell(own)
                 job.sink.failed(own)
         if not self.closing:
             self.queue.extend(granted)

@@ -1,0 +1,184 @@
+"""Compare strategies on a recorded pool of samples: accuracy against tokens, without spending any."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from ponder import registry
+from ponder.config import Options, parse
+from ponder.errors import UserError
+from ponder.runs.files import write_json
+from ponder.runs.progress import Progress, quantity
+from ponder.runs.sections import visible
+
+if TYPE_CHECKING:
+    from ponder.evaluation.pools_analysis import Replayed
+    from ponder.evaluation.pools_judges import Judge
+    from ponder.evaluation.pools_judging import JudgedPool
+
+DESCRIPTION = """Compare strategies on a recorded pool of samples (ponder eval --record): every text is judged anew, and
+accuracy is set against the tokens that were recorded, at 1, 2, 4, … samples of each problem.
+
+strategies, joined by commas:
+  direct, majority                exact over all draws of k samples
+  best_of_n:score, :logprob       the same, by recorded score or mean_logprob
+  weighted:score, :logprob        votes weighted by these; exact for few samples, else over random orders
+  adaptive:beta, :dirichlet, :esc votes that stop early; a limit may follow, as in adaptive:beta:0.9 or adaptive:esc:4
+  live:NAME                       a strategy of `ponder list strategies`, run on the samples in several orders
+  NAME                            the same for any other strategy
+
+examples:
+  ponder replay pool.jsonl
+  ponder replay pool.jsonl --strategies majority,best_of_n:score,adaptive --json replay.json
+  ponder replay pool.jsonl --environment countdown --strategies majority,live:best_of_n
+"""
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Options of `ponder replay`."""
+
+    pool: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POOL.jsonl")]
+    """The pool: one problem with its samples a line."""
+    strategies: str = ""
+    """Names joined by commas (default: all that the pool has recorded enough for)."""
+    verifier: str | None = None
+    """What judges with the gold: math, numeric, exact, … (default: numeric if all golds are numbers, else math)."""
+    verifier_options: Options = field(default_factory=dict)
+    """Options of the verifier."""
+    environment: str | None = None
+    """Judge by this environment instead, which knows the problems by their ids."""
+    environment_options: Options = field(default_factory=dict)
+    """Options of the environment: those that the pool was recorded with."""
+    trust_recorded: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Judge problems without a gold by what was recorded (default: leave them out)."""
+    thought: tuple[str, str] | None = None
+    """How the model marks its thought, such as <think> </think>, where the pool does not say."""
+    budgets: tuple[int, ...] = ()
+    """Samples of each problem (default: 1, 2, 4, … and all)."""
+    at_least: int = 1
+    """Leave out problems with fewer samples."""
+    orders: int = 256
+    """Random orders of drawing, where there is no formula."""
+    seed: int = 0
+    """Of those orders and of the intervals."""
+    show: int = 10
+    """So many recorded judgements that differ from ours are shown; --json has all."""
+    json: str | None = None
+    """Write the result to this file; - prints it instead of the table."""
+
+
+def main(args: list[str]) -> int:
+    config = parse(ReplayConfig, args, prog="ponder replay", description=DESCRIPTION)
+    check(config)
+    from ponder.evaluation import pools_analysis as analysis
+    from ponder.evaluation.pools_judges import EnvironmentJudge
+
+    judge = judge_of(config)
+    pool = _judged(config, judge)
+    named = [name.strip() for name in config.strategies.split(",") if name.strip()] or analysis.defaults(pool)
+    checker = judge.checker if isinstance(judge, EnvironmentJudge) else None
+    strategies = {
+        name: analysis.build(name, pool, checker=checker, seed=config.seed, orders=config.orders) for name in named
+    }
+    result = analysis.replay(pool, strategies, config.budgets or None, config.seed)
+    print("\n".join(text(config, pool, result)))
+    if config.json is not None:
+        write_json(Path(config.json), result.to_json())
+        print(f"written: {config.json}", file=sys.stderr)
+    return 0
+
+
+def check(config: ReplayConfig) -> None:
+    """Raises `UserError` that names the flag whose value makes no sense."""
+    for name, least in (("at_least", 1), ("orders", 2), ("show", 0)):
+        if getattr(config, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: give at least {least}")
+    if config.environment is not None and (config.verifier is not None or config.verifier_options):
+        raise UserError("--verifier and --environment both judge: give one")
+    if config.environment is None and config.environment_options:
+        raise UserError("--environment-options needs --environment")
+    if config.environment is not None and config.trust_recorded:
+        raise UserError("--trust-recorded is for problems without a gold; --environment has all golds: give one")
+    if config.json is not None and not Path(config.json).resolve().parent.is_dir():
+        raise UserError(f"--json {config.json}: its folder does not exist; make it first")
+
+
+def judge_of(config: ReplayConfig) -> Judge | None:
+    """The judge that was asked for; None where the pool's golds decide."""
+    from ponder.evaluation.pools_judges import EnvironmentJudge, VerifierJudge
+
+    if config.environment is not None:
+        environment = registry.build("environments", config.environment, config.environment_options)
+        return EnvironmentJudge(environment, config.environment)
+    if config.verifier is not None:
+        return VerifierJudge(registry.build("verifiers", config.verifier, config.verifier_options), config.verifier)
+    return None
+
+
+def _judged(config: ReplayConfig, judge: Judge | None) -> JudgedPool:
+    """Read the pool and judge what is to be compared."""
+    from ponder.evaluation.pools import at_least, read_pool
+    from ponder.evaluation.pools_judges import VerifierJudge, default_verifier
+    from ponder.evaluation.pools_judging import judge_pool
+    from ponder.types import ThoughtFormat
+
+    pool = at_least(read_pool(config.pool), config.at_least)
+    if judge is None:
+        name = default_verifier(pool)
+        judge = VerifierJudge(registry.build("verifiers", name, config.verifier_options), name)
+    thought = None if config.thought is None else ThoughtFormat(*config.thought)
+    with Progress(f"judging by {judge.name}", len(pool.rows), unit="problems") as progress:
+        return judge_pool(
+            pool,
+            judge,
+            trust_recorded=config.trust_recorded,
+            thought=thought,
+            on_progress=lambda done, _: progress.update(done),
+        )
+
+
+def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[str]:
+    """What is printed: coverage, strategies by budget, pairs, and what others judged otherwise."""
+    counts = sorted({len(p.row.samples) for p in pool.problems})
+    many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    yield f"{config.pool}: {result.n:,} problems × {many} samples, judged by {pool.judge.name}, seed {config.seed}"
+    yield "verdicts  " + " · ".join(f"{kind} {count:,}" for kind, count in pool.kinds.items())
+    yield from (f"note: {visible(note, 500)}" for note in pool.notes)
+    if len(counts) > 1:
+        yield (
+            f"note: the budgets end at {counts[0]}, the fewest samples of a problem; all samples of each are drawn from"
+            f" (--at-least {counts[-1]} leaves problems with fewer out)"
+        )
+    yield f"\n{'coverage (pass@k)':<24}{'k':>8}{'':20}{'value':>10}  95 % interval"
+    for c in result.coverage:
+        yield f"{'':24}{c.k:>8}{'':20}{c.value:>10.1%}  [{c.low:.1%}, {c.high:.1%}]"
+    yield f"\n{'strategy':<24}{'budget':>8}{'samples':>9}{'tokens':>11}{'accuracy':>10}  95 % interval"
+    for name, points in result.strategies.items():
+        for i, p in enumerate(points):
+            spent = f"{p.budget:>8}{quantity(p.mean_samples):>9}{quantity(p.mean_tokens):>11}"
+            yield f"{name if i == 0 else '':<24}{spent}{p.accuracy:>10.1%}  [{p.low:.1%}, {p.high:.1%}]"
+    error = max(result.errors.values())
+    if error > 0:
+        drawn = ", ".join(name for name, e in result.errors.items() if e > 0)
+        yield f"{drawn}: over random orders, standard error of the accuracy at most {error * 100:.2f} points"
+    if result.paired:
+        yield "\na - b at the largest budget, in points, paired over problems; p by McNemar's exact test"
+    for pair in result.paired:
+        interval = f"[{pair.low * 100:+.1f}, {pair.high * 100:+.1f}]"
+        yield f"  {f'{pair.a} - {pair.b}':<44}{pair.difference * 100:>+7.1f}  {interval:<16}  p = {pair.p:.2g}"
+    recorded = sum(s.correct is not None for p in pool.problems for s in p.row.samples)
+    if recorded:
+        yield f"\n{len(result.disagreements)} of {recorded} recorded judgements differ from ours"
+    for d in result.disagreements[: config.show]:
+        words = {True: "correct", False: "wrong"}
+        what = f"recorded {words[d.recorded]}, ours {d.verdict}"
+        yield f"  {visible(d.problem_id, 60)} sample {d.sample}: {what}: {visible(' '.join(d.reason.split()), 160)}"
+    if len(result.disagreements) > config.show:
+        yield f"  and {len(result.disagreements) - config.show} more (--show, --json)"

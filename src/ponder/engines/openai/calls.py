@@ -1,0 +1,261 @@
+"""One call: attempts within what was reserved for it, what each has cost, and what came."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from ponder.engines.openai import faults
+from ponder.engines.openai.faults import EndpointFailed, Fault
+from ponder.engines.openai.tokens import apportion
+from ponder.engines.openai.wire import Received, Sample, body
+from ponder.errors import EngineClosed, UserError
+from ponder.types import Completion, Delta, FinishReason, Request, Spend
+
+if TYPE_CHECKING:
+    from ponder.engines.openai.engine import OpenAIEngine
+
+LEAST = 16
+"""Fewest tokens of a response that a retry is worth, unless fewer were asked for."""
+
+
+class Call:
+    """A request on its way. `run` gives its deltas; each sample's last one has its completion.
+
+    The caller holds n × (prompt + max_tokens) for it. All attempts together stay within that: what a failed one may
+    have cost is taken from the next.
+    """
+
+    def __init__(self, engine: OpenAIEngine, request: Request) -> None:
+        self.engine = engine
+        self.request = request
+        self.counter = engine.counter
+        prompt = engine.count_tokens(request.prompt)
+        assert not isinstance(request.prefix, tuple)
+        self.begun = self.counter.response(request.prefix)
+        self.prompt_bound = prompt + self.begun
+        self.room = request.n * (prompt + request.params.max_tokens)
+        self.longest = request.params.max_tokens - self.begun
+        if self.longest < 1:
+            raise UserError(
+                f"the prefix may have {self.begun} tokens and max_tokens is {request.params.max_tokens}: nothing is "
+                "left to sample; give more, or the engine's option tokenizer for a closer count"
+            )
+        self.wasted = Spend()
+        """What failed attempts have cost."""
+        self.shown = [""] * request.n
+        self.entered: float | None = None
+        self.began = time.perf_counter()
+
+    async def run(self) -> AsyncGenerator[Delta, None]:
+        """Deltas of the samples. Raises `UserError` if the endpoint refuses, `EndpointFailed` if retries end."""
+        options, attempt = self.engine.options, 0
+        noise = random.Random(self.request.params.seed)
+        while True:
+            limit = self.longest if attempt == 0 else self._still()
+            received = Received(self.request.n, self.engine.thought, self.request.prefix)  # type: ignore[arg-type]
+            try:
+                async with contextlib.aclosing(self._attempt(received, limit)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+                for i, completion in enumerate(self._completions(received)):
+                    yield Delta(i, self._unshown(i, completion.text), (), completion)
+                return
+            except asyncio.CancelledError as error:
+                self._mark(error, received, limit)
+                raise
+            except EngineClosed as error:
+                self._mark(error, received, limit)
+                raise
+            except Exception as error:
+                if self.engine.closed:
+                    closed = EngineClosed(*self.engine.failing(error).args)
+                    self._mark(closed, received, limit)
+                    raise closed from None
+                fault = faults.read(error, options.api_key_env, self.engine.key)
+                # A fault of ours, such as a wrong type in a chunk that nobody thought of, comes through as it is.
+                if not fault.retry and not fault.refusal and not fault.sentence.startswith("status"):
+                    self._mark(error, received, limit)
+                    raise
+                entered, self.entered = self.entered, self.entered if fault.worked else None
+                failed = self._failure(fault, attempt, received, limit, entered)
+            if failed is not None:
+                raise failed
+            wait = fault.wait if fault.wait is not None else options.backoff * 2**attempt * (0.5 + noise.random() / 2)
+            attempt += 1
+            await self._pause(wait)
+
+    def _failure(
+        self, fault: Fault, attempt: int, received: Received, limit: int, entered: float | None
+    ) -> Exception | None:
+        """Book a failed attempt; what to raise, or None if there is to be another."""
+        options = self.engine.options
+        completions = self._cut(received, limit, fault.sentence)
+        self.wasted = sum((c.spend for c in completions), self.wasted if not completions else Spend())
+        self.entered = None
+        if fault.busy and entered is not None:
+            wait = fault.wait if fault.wait is not None else options.backoff
+            self.engine.lane().gate.slow_down(entered, min(wait, options.max_wait))
+        if fault.refusal:
+            error: Exception = faults.refuse(options.url, fault)
+            error.spend, error.completions = self.wasted, ()  # type: ignore[attr-defined]
+            return error
+        if fault.retry and attempt < options.retries and (fault.wait or 0.0) <= options.max_wait:
+            if self._still() >= min(LEAST, self.longest):
+                return None
+            why = f"; what was reserved ({self.room} tokens) has no room for a retry"
+        elif fault.retry and (fault.wait or 0.0) > options.max_wait:
+            why = f"; it asks to wait {fault.wait:g} s, and max_wait is {options.max_wait:g} s"
+        else:
+            why = f", {attempt + 1} times in a row" if attempt else ""
+        return EndpointFailed(f"{options.url} failed: {fault.sentence}{why}", self.wasted, completions)
+
+    def _still(self) -> int:
+        """Tokens of each response that the next attempt may ask for."""
+        left = self.room - self.wasted.tokens - self.prompt_bound
+        return min(self.longest, left // self.request.n)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError as error:
+            error.spend, error.completions = self.wasted, ()  # type: ignore[attr-defined]
+            raise
+
+    async def _attempt(self, received: Received, limit: int) -> AsyncGenerator[Delta, None]:
+        from openai import AsyncStream
+
+        engine, options = self.engine, self.engine.options
+        lane = engine.lane()
+        fields = body(self.request, engine.model, engine.findings, limit, options.body, options.reasoning_effort)
+        entered = await lane.gate.enter()
+        well = False
+        try:
+            if engine.closed:
+                raise EngineClosed(*engine.failing(RuntimeError()).args)
+            self.entered = entered
+            # Chunks as they are: the client's typed ones leave out what is not OpenAI's.
+            stream: Any = await lane.client.post(
+                "/chat/completions", cast_to=object, body=fields, stream=True, stream_cls=AsyncStream[object]
+            )
+            try:
+                async for chunk in stream:
+                    for i in received.feed(chunk):
+                        new = self._show(i, received.samples[i].text)
+                        if new:
+                            yield Delta(i, new)
+            finally:
+                await stream.close()
+            received.check()
+            well = True
+        finally:
+            lane.gate.leave(well=well)
+
+    # Text ---------------------------------------------------------------------------------------------------------
+
+    def _show(self, i: int, text: str) -> str:
+        """What a piece adds to what was shown; nothing where this attempt says what the last one did, or parts."""
+        shown = self.shown[i]
+        if not text.startswith(shown):
+            return ""
+        self.shown[i] = text
+        return text[len(shown) :]
+
+    def _unshown(self, i: int, whole: str) -> str:
+        prefix = self.request.prefix
+        assert isinstance(prefix, str)
+        return self._show(i, whole[len(prefix) :])
+
+    # What it cost -------------------------------------------------------------------------------------------------
+
+    def _completions(self, received: Received) -> list[Completion]:
+        """The samples of a stream that came to its end."""
+        engine, request, counter = self.engine, self.request, self.counter
+        samples, total = received.samples, received.completion_tokens
+        if total is None or received.prompt_tokens is None:
+            engine.say_once(
+                "it returns no usage, so tokens are "
+                + ("counted with the tokenizer" if counter.exact else "booked at an upper bound, their bytes")
+            )
+        if total is None:
+            tokens = [self._seen(s) for s in samples]
+            bounds = tokens
+        elif all(s.running is not None for s in samples) and sum(s.running or 0 for s in samples) == total:
+            tokens = bounds = [s.running or 0 for s in samples]
+        else:
+            least = [max(s.pieces, len(s.logprobs), s.running or 0) for s in samples]
+            tokens = apportion(total, least)
+            bounds = [max(1, total - sum(least) + t) for t in least]
+        if received.reasoning_tokens and not any(s.apart or self._marked(s) for s in samples):
+            engine.hide()
+        prompt, cached = received.prompt_tokens, received.cached_tokens
+        if prompt is None:
+            prompt = self.prompt_bound
+        elif not request.prefix:
+            short = counter.learn_prompt(request.prompt, prompt)  # type: ignore[arg-type]
+            if short:
+                engine.say_once(
+                    f"it counted {short} prompt tokens more than were reserved: give template_tokens or tokenizer"
+                )
+        completions = []
+        for i, (sample, count, bound) in enumerate(zip(samples, tokens, bounds, strict=True)):
+            spend = Spend(sampled_tokens=count, seconds=time.perf_counter() - self.began)
+            if i == 0:
+                spend += Spend(prompt_tokens=prompt - cached, cached_tokens=cached) + self.wasted
+            text = f"{request.prefix}{sample.text}"
+            counter.learn_response(text, self.begun + bound)
+            completions.append(self._completion(sample, sample.finish_reason, spend, sample.error))
+        return completions
+
+    def _cut(self, received: Received, limit: int, error: str | None) -> tuple[Completion, ...]:
+        """The samples of a stream that was cut, at what they may have cost at worst; () if nothing was sent."""
+        if self.entered is None:
+            return ()
+        options, completions = self.engine.options, []
+        prompt = received.prompt_tokens if received.prompt_tokens is not None else self.prompt_bound
+        total = received.completion_tokens if received.usage is not None else None
+        for i, sample in enumerate(received.samples):
+            if self.engine.findings.hidden:
+                count = limit
+            elif sample.finish and sample.running is not None:
+                count = sample.running
+            else:
+                seen = sample.running if sample.running is not None else self._seen(sample)
+                count = min(limit, seen + (0 if sample.finish else options.in_flight_tokens))
+            if total is not None and self.request.n == 1 and sample.finish:
+                count = total
+            spend = Spend(sampled_tokens=count, seconds=time.perf_counter() - self.began if i == 0 else 0.0)
+            if i == 0:
+                cached = received.cached_tokens
+                spend += Spend(prompt_tokens=prompt - cached, cached_tokens=cached) + self.wasted
+            completions.append(self._completion(sample, FinishReason.CANCELLED, spend, error))
+        return tuple(completions)
+
+    def _mark(self, error: BaseException, received: Received, limit: int) -> None:
+        """Tell with an exception what the call has cost and brought."""
+        completions = self._cut(received, limit, None)
+        spend = sum((c.spend for c in completions), Spend()) if completions else self.wasted
+        error.spend, error.completions = spend, completions  # type: ignore[attr-defined]
+
+    def _seen(self, sample: Sample) -> int:
+        """Bound for the tokens of what came: those with a log-probability, else of its text; and the end token."""
+        if len(sample.logprobs) >= sample.pieces > 0:
+            tokens = len(sample.logprobs)
+        else:
+            tokens = max(sample.pieces, self.counter.text(sample.raw))
+        return tokens + bool(sample.finish)
+
+    def _marked(self, sample: Sample) -> bool:
+        form = self.engine.thought
+        return form is not None and (form.open in sample.raw or form.close in sample.raw)
+
+    def _completion(self, sample: Sample, finish: FinishReason, spend: Spend, error: str | None) -> Completion:
+        logprobs = tuple(sample.logprobs) or None
+        text = f"{self.request.prefix}{sample.text}"
+        return Completion(
+            text, finish, spend, weights_version=self.engine.weights_version, error=error, logprobs=logprobs
+        )

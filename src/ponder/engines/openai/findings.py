@@ -1,0 +1,43 @@
+"""What is known of an endpoint and model: declared by the user or found out by the probe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ponder.types import Capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """How an endpoint wants to be asked, and what it can do."""
+
+    n: bool = False
+    logprobs: bool = False
+    seed: bool = False
+    prefix: Literal["", "flags", "plain"] = ""
+    """How a response is continued: a last message of the assistant with the flags of vLLM and SGLang, or by itself."""
+    thinking: str = ""
+    """Field of the body that bounds a thought in tokens; empty: none does."""
+    usage: Literal["running", "final", "none"] = "final"
+    """`running`: every piece may carry the usage so far (vLLM, SGLang); `none`: the field that asks is refused."""
+    cuts: bool = False
+    """It takes `top_k` and `min_p`; so that none of its own are applied, they are sent when they are off, too."""
+    limit_field: str = "max_tokens"
+    """Or `max_completion_tokens`."""
+    template_tokens: int = 128
+    context: int = 0
+    hidden: bool = False
+    """It thinks where nobody sees it: what a cut stream has cost is not known."""
+    markers: tuple[tuple[str, int], ...] = ()
+    """Tokens of the thought markers as the endpoint counts them."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            logprobs=self.logprobs,
+            seed=self.seed,
+            n=self.n,
+            prefix=bool(self.prefix),
+            thinking=bool(self.thinking),
+        )

@@ -1,0 +1,241 @@
+"""Requests as the body of a call, and chunks of its stream as samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ponder.engines.openai.findings import Findings
+from ponder.engines.openai.tokens import as_messages
+from ponder.types import FinishReason, Request, ThoughtFormat
+
+_SURE = -1e-4
+"""Log-probabilities above this may well be equal for two tokens in a row."""
+_STOPPED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence"}
+_FILTERED = {
+    "content_filter": "the endpoint's content filter ended the response",
+    "tool_calls": "the model called a tool, and none was offered",
+    "function_call": "the model called a function, and none was offered",
+}
+
+
+class Malformed(ValueError):
+    """The endpoint sent what no stream of chat completions has."""
+
+
+def body(
+    request: Request, model: str, findings: Findings, max_tokens: int, more: Mapping[str, Any], effort: str = ""
+) -> dict[str, Any]:
+    """The body of a call for `request.n` samples of at most `max_tokens` new tokens each."""
+    p = request.params
+    assert not isinstance(request.prefix, tuple)
+    messages = [{"role": m.role, "content": m.content} for m in as_messages(request.prompt)]  # type: ignore[arg-type]
+    fields: dict[str, Any] = {
+        "model": model,
+        "messages": messages,
+        "stream": True,
+        findings.limit_field: max_tokens,
+        "temperature": p.temperature,
+        "top_p": p.top_p,
+    }
+    if findings.usage != "none":
+        fields["stream_options"] = {"include_usage": True}
+        if findings.usage == "running":
+            fields["stream_options"]["continuous_usage_stats"] = True
+    if request.prefix:
+        messages.append({"role": "assistant", "content": request.prefix})
+        if findings.prefix == "flags":
+            fields |= {"continue_final_message": True, "add_generation_prompt": False}
+    if request.n > 1:
+        fields["n"] = request.n
+    if findings.seed:
+        # Some endpoints keep seeds in 32 bits and refuse more.
+        fields["seed"] = p.seed & 0x7FFFFFFF
+    if findings.logprobs:
+        fields["logprobs"] = True
+    if p.stop:
+        fields["stop"] = list(p.stop)
+    if p.top_k or findings.cuts:
+        fields["top_k"] = p.top_k or -1
+    if p.min_p or findings.cuts:
+        fields["min_p"] = p.min_p
+    if effort:
+        fields["reasoning_effort"] = effort
+    if p.thinking is not None and p.thinking.max_tokens is not None:
+        _put(fields, findings.thinking, p.thinking.max_tokens)
+    return {**fields, **more}
+
+
+def _put(fields: dict[str, Any], path: str, value: Any) -> None:
+    *outer, last = path.split(".")
+    for name in outer:
+        fields = fields.setdefault(name, {})
+    fields[last] = value
+
+
+@dataclass
+class Sample:
+    """One choice of a call, as far as it has come."""
+
+    text: str = ""
+    """What is new of the response, thought markers put in where the endpoint keeps the thought apart."""
+    raw: str = ""
+    """The same without what was put in."""
+    pieces: int = 0
+    """Chunks that brought text."""
+    alike: int = 0
+    """Chunks that brought the same as the one before and may be repeats."""
+    logprobs: list[float] = field(default_factory=list)
+    finish: str = ""
+    running: int | None = None
+    """Tokens so far, where the endpoint says."""
+    in_thought: bool = False
+    answering: bool = False
+    """Text of the reasoning field is the answer: the thought was closed before this call."""
+    apart: bool = False
+    """The thought came in a field of its own."""
+    last: Any = None
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        return FinishReason.STOP if self.finish in _STOPPED else FinishReason.LENGTH
+
+    @property
+    def error(self) -> str | None:
+        if self.finish in _STOPPED or self.finish == "length":
+            return None
+        return _FILTERED.get(self.finish, f"the endpoint ended the response with finish_reason {self.finish!r}")
+
+
+class Received:
+    """Folds the chunks of one stream."""
+
+    def __init__(self, n: int, thought: ThoughtFormat | None, prefix: str = "") -> None:
+        self.samples = [Sample() for _ in range(n)]
+        self.usage: Mapping[str, Any] | None = None
+        """Of the whole call."""
+        self.prompt_tokens: int | None = None
+        self.began = False
+        self._thought = thought
+        if thought is not None:
+            for sample in self.samples:
+                sample.in_thought = thought.close not in prefix and (
+                    thought.opened_by_template or thought.open in prefix
+                )
+                sample.answering = thought.close in prefix
+
+    def feed(self, chunk: Any) -> list[int]:
+        """Take a chunk; the samples that it brings text of. Raises `Malformed`."""
+        self.began = True
+        if not isinstance(chunk, Mapping):
+            raise Malformed(f"a chunk is {type(chunk).__name__}, not an object")
+        choices = chunk.get("choices") or []
+        usage = chunk.get("usage")
+        if not isinstance(choices, list) or not isinstance(usage, Mapping | None):
+            raise Malformed("a chunk's choices or usage are not what they should be")
+        if usage is not None:
+            self._count(usage, choices)
+        new = []
+        for choice in choices:
+            index = choice.get("index", 0) if isinstance(choice, Mapping) else None
+            if not isinstance(index, int) or not 0 <= index < len(self.samples):
+                raise Malformed(f"a chunk has a choice {index!r}, and {len(self.samples)} were asked for")
+            if self._choice(self.samples[index], choice, chunk if len(choices) == 1 else choice):
+                new.append(index)
+        return new
+
+    def _count(self, usage: Mapping[str, Any], choices: list[Any]) -> None:
+        if isinstance(usage.get("prompt_tokens"), int):
+            self.prompt_tokens = usage["prompt_tokens"]
+        if not choices or len(self.samples) == 1:
+            self.usage = usage
+
+    def _choice(self, sample: Sample, choice: Mapping[str, Any], whole: Any) -> str:
+        delta = choice.get("delta") or {}
+        content, thought = _text(delta, "content"), _text(delta, "reasoning_content") or _text(delta, "reasoning")
+        values = [entry.get("logprob") for entry in (choice.get("logprobs") or {}).get("content") or []]
+        running = (whole.get("usage") or {}).get("completion_tokens")
+        if content or thought:
+            if whole == sample.last:
+                if running is not None or whole.get("obfuscation") or any(v is not None and v < _SURE for v in values):
+                    return ""
+                sample.alike += 1
+            if sample.finish:
+                raise Malformed("a choice goes on after its finish_reason")
+            sample.pieces += 1
+            sample.last = whole
+            sample.raw += thought + content
+            sample.logprobs += [float(v) for v in values if v is not None]
+        if isinstance(running, int):
+            sample.running = running
+        text = self._written(sample, thought, content)
+        sample.text += text
+        if choice.get("finish_reason"):
+            sample.finish = str(choice["finish_reason"])
+            if sample.finish in ("abort", "error"):
+                raise Malformed(f"the endpoint gave up, with finish_reason {sample.finish!r}")
+        return text
+
+    def _written(self, sample: Sample, thought: str, content: str) -> str:
+        """The text with markers around a thought that came apart."""
+        form = self._thought
+        if form is None or sample.answering:
+            return thought + content
+        text = ""
+        if thought:
+            text += thought if sample.in_thought else form.open + thought
+            sample.in_thought = sample.apart = True
+        if content:
+            if sample.in_thought and sample.apart:
+                text += form.close
+                sample.in_thought = False
+            text += content
+        return text
+
+    def check(self) -> None:
+        """Raise `Malformed` if the stream was cut or has brought a chunk twice."""
+        if any(not s.finish for s in self.samples):
+            raise Malformed("the stream ended before the response did")
+        total = self.completion_tokens
+        if total is None:
+            return
+        pieces, alike = sum(s.pieces for s in self.samples), sum(s.alike for s in self.samples)
+        # A chunk has a token at least. Endpoints that cut a text finer have many chunks too many, not these few.
+        if pieces > total >= pieces - alike:
+            raise Malformed(f"the stream repeats itself: {pieces} pieces of {total} tokens")
+
+    @property
+    def completion_tokens(self) -> int | None:
+        """Tokens of all samples as the endpoint counted them; None if it did not."""
+        usage = self.usage
+        if usage is None or not isinstance(usage.get("completion_tokens"), int):
+            running = [s.running for s in self.samples]
+            return None if any(r is None for r in running) else sum(r for r in running if r is not None)
+        done: int = usage["completion_tokens"]
+        # Some count the reasoning beside the completion; the total then tells.
+        total, prompt = usage.get("total_tokens"), self.prompt_tokens
+        if isinstance(total, int) and prompt is not None:
+            done = max(done, total - prompt)
+        return done
+
+    @property
+    def cached_tokens(self) -> int:
+        details = (self.usage or {}).get("prompt_tokens_details")
+        cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+        return min(cached, self.prompt_tokens or 0) if isinstance(cached, int) else 0
+
+    @property
+    def reasoning_tokens(self) -> int:
+        details = (self.usage or {}).get("completion_tokens_details")
+        tokens = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
+        return tokens if isinstance(tokens, int) else 0
+
+
+def _text(delta: Any, name: str) -> str:
+    value = delta.get(name) if isinstance(delta, Mapping) else None
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise Malformed(f"a chunk's {name} is {type(value).__name__}, not a text")
+    return value

@@ -1,0 +1,335 @@
+"""Decoding steps of our decoder through `torch.compile`, piece by piece: everything but attention over the cache.
+
+A step of few rows on a GPU costs what starting its small operations costs. What lies between two attentions (output
+projection, norm, SwiGLU, the next block's norm, projections and rotation) is one compiled function; on CUDA inductor
+records each of its calls as a CUDA graph, one for each block and number of rows. Attention stays outside: its shapes
+change at every step. The head stays outside too: it is one product, and rows are padded here but not there.
+
+Weights are arguments, so that all blocks share one compiled function, and are read where the trainer has them: nothing
+is copied, an optimiser's step in place is seen, and a parameter or adapter that was put in place of another is found
+by identity before each step. Compiled once for one row and once for any more; rows are padded to a few sizes, so that
+few graphs are recorded. In float32 the log-probabilities are the eager ones up to rounding; in bf16 fused operations
+keep float32 between them, so they differ as two bf16 passes do.
+
+Piecewise compilation and padded sizes as in vLLM (docs/design, "torch.compile integration") and SGLang.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import types
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ponder.errors import Unsupported
+from ponder.models import fused, rope
+from ponder.models.decoder import Block, Cache, DecoderLM, Linear, RMSNorm
+from ponder.models.lora import Lora
+
+if TYPE_CHECKING:
+    from ponder.models.base import LoadedModel
+
+_STEPS = threading.Lock()
+"""Which step CUDA graphs are in is a number of the whole process: engines take turns."""
+_serial = itertools.count()
+
+
+def why_not(model: LoadedModel, *, exact: bool, packed: bool | None) -> str:
+    """Why this model's decoding cannot be compiled, in words that go on after "cannot be compiled: "; empty if it can.
+
+    Whether a compiler is there shows when it is asked to compile (`CompiledDecoder.warm_up`).
+    """
+    if not isinstance(model.module, DecoderLM) or not model.supports_cache:
+        return "it runs through transformers' forward"
+    if exact:
+        return "the exact mode computes in tiles of its own; leave exact or compile out"
+    if packed:
+        return "packed products are no part of a compiled graph; leave packed or compile out"
+    return ""
+
+
+def padded(rows: int) -> int:
+    """The size that this many rows are filled up to: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, …"""
+    power = 1 << (rows - 1).bit_length()
+    between = 3 * power // 4
+    return between if power >= 32 and rows <= between else power
+
+
+# What is compiled -----------------------------------------------------------------------------------------------------
+
+
+class Projection(NamedTuple):
+    """A linear layer, with the adapter beside it if there is one (`models.lora`)."""
+
+    weight: Tensor
+    bias: Tensor | None
+    a: Tensor | None
+    b: Tensor | None
+    scale: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        if self.a is None or self.b is None:
+            return y
+        return y + F.linear(F.linear(x.to(self.a.dtype), self.a) * self.scale, self.b).to(x.dtype)
+
+
+class Before(NamedTuple):
+    """What a block needs before its attention."""
+
+    norm: Tensor
+    q: Projection
+    k: Projection
+    v: Projection
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+
+
+class After(NamedTuple):
+    """What a block needs after its attention."""
+
+    o: Projection
+    norm: Tensor
+    gate: Projection
+    up: Projection
+    down: Projection
+
+
+class Pieces(NamedTuple):
+    """The three functions of a step, for models with these constants."""
+
+    first: Callable[..., tuple[Tensor, ...]]
+    """(ids_N, positions_N, embeddings, rope table, before) -> (x_ND, query, key, value, cosine, sine)."""
+    between: Callable[..., tuple[Tensor, ...]]
+    """(x_ND, attention's output, after, before of the next block, cosine, sine) -> (x_ND, query, key, value)."""
+    last: Callable[..., Tensor]
+    """(x_ND, attention's output, after, the last norm) -> hidden states N D."""
+
+    @classmethod
+    def of(cls, dim: int, eps: float) -> Pieces:
+        """For heads of `dim` numbers and norms with `eps`."""
+
+        def norm(x: Tensor, weight: Tensor) -> Tensor:
+            return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+        def project(x: Tensor, w: Before, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            y = norm(x, w.norm)
+            query, key, value = (p(y).unflatten(1, (-1, dim)) for p in (w.q, w.k, w.v))
+            if w.q_norm is not None and w.k_norm is not None:
+                query, key = norm(query, w.q_norm), norm(key, w.k_norm)
+            query, key = (rope.rotate(h, cos, sin) for h in (query, key))
+            return query.unsqueeze(2), key.unsqueeze(2), value.unsqueeze(2)
+
+        def finish(x: Tensor, mixed: Tensor, w: After) -> Tensor:
+            x = x + w.o(mixed)
+            y = norm(x, w.norm)
+            return x + w.down(fused.swiglu(w.gate(y), w.up(y)))
+
+        def first(ids: Tensor, positions: Tensor, embeddings: Tensor, table: Tensor, w: Before) -> tuple[Tensor, ...]:
+            x = F.embedding(ids, embeddings)
+            cos, sin = rope.widened(table[positions].to(x.dtype).unsqueeze(1))
+            return (x, *project(x, w, cos, sin), cos, sin)
+
+        def between(
+            x: Tensor, mixed: Tensor, w: After, following: Before, cos: Tensor, sin: Tensor
+        ) -> tuple[Tensor, ...]:
+            x = finish(x, mixed, w)
+            return (x, *project(x, following, cos, sin))
+
+        def last(x: Tensor, mixed: Tensor, w: After, weight: Tensor) -> Tensor:
+            return norm(finish(x, mixed, w), weight)
+
+        return cls(first, between, last)
+
+    def compiled(self, backend: str | Callable[..., Any], mode: str | None) -> Pieces:
+        """The same through `torch.compile`: whole graphs or an error, the number of rows left open."""
+
+        def compile_one(piece: Callable[..., Any]) -> Callable[..., Any]:
+            return torch.compile(_separate(piece), fullgraph=True, dynamic=True, backend=backend, mode=mode)
+
+        return Pieces(*(compile_one(piece) for piece in self))
+
+
+def _separate(piece: Any) -> Any:
+    """The function with a code object of its own.
+
+    Dynamo counts compilations, and remembers which sizes vary, by code object: engines must not share them.
+    """
+    name = f"{piece.__name__}_{next(_serial)}"
+    return types.FunctionType(piece.__code__.replace(co_name=name), piece.__globals__, name, None, piece.__closure__)
+
+
+# A step ---------------------------------------------------------------------------------------------------------------
+
+
+class CompiledDecoder:
+    """The forward pass of a `DecoderLM` for one token a row. Used by one thread, under `torch.inference_mode` only."""
+
+    def __init__(self, module: DecoderLM, *, backend: str | Callable[..., Any] = "inductor") -> None:
+        self.module = module
+        self.device = module.lm_head.weight.device
+        self.cuda = self.device.type == "cuda"
+        config = module.config
+        # Another backend than inductor knows no modes.
+        mode = "reduce-overhead" if self.cuda and backend == "inductor" else None
+        self.pieces = Pieces.of(config.head_dim, config.rms_norm_eps).compiled(backend, mode)
+        self.mixed: dict[int, Tensor] = {}
+        """Where attention's output is handed over, by padded rows: at a fixed address, so that a graph reads it there.
+        """
+        if self.cuda:
+            _give_thread_its_graphs()
+        self._gather()
+
+    def _gather(self) -> None:
+        """Collect the arguments of the pieces, and where each of them is found again (`fits`)."""
+        self._places: list[tuple[dict[str, Any], str, Any]] = []
+        model = self.module.model
+        blocks = [b for b in model.layers if isinstance(b, Block)]
+        self._before = [self._before_of(b) for b in blocks]
+        self._after = [self._after_of(b) for b in blocks]
+        self._embeddings = self._tensor(model.embed_tokens, "weight")
+        self._norm = self._tensor(model.norm, "weight")
+        self._table = self.module.rope_table
+        # Parameters are read where they lie; a buffer would be copied into the graph at each step.
+        torch._dynamo.mark_static_address(self._table, guard=False)
+
+    def _tensor(self, part: nn.Module, name: str) -> Any:
+        found = part._parameters.get(name)
+        self._places.append((part._parameters, name, found))
+        return found
+
+    def _projection(self, layer: Linear) -> Projection:
+        adapter = layer._modules.get("adapter")
+        self._places.append((layer._modules, "adapter", adapter))
+        weight, bias = self._tensor(layer, "weight"), self._tensor(layer, "bias")
+        if adapter is None:
+            return Projection(weight, bias, None, None, 0.0)
+        assert isinstance(adapter, Lora)
+        return Projection(weight, bias, self._tensor(adapter, "A"), self._tensor(adapter, "B"), adapter.scale)
+
+    def _before_of(self, block: Block) -> Before:
+        a = block.self_attn
+        q, k, v = (self._projection(p) for p in (a.q_proj, a.k_proj, a.v_proj))
+        q_norm, k_norm = (self._tensor(n, "weight") if isinstance(n, RMSNorm) else None for n in (a.q_norm, a.k_norm))
+        return Before(self._tensor(block.input_layernorm, "weight"), q, k, v, q_norm, k_norm)
+
+    def _after_of(self, block: Block) -> After:
+        mlp = block.mlp
+        gate, up, down = (self._projection(p) for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        norm = self._tensor(block.post_attention_layernorm, "weight")
+        return After(self._projection(block.self_attn.o_proj), norm, gate, up, down)
+
+    def fits(self) -> bool:
+        """Whether every parameter and adapter is still the one that was gathered; its values may be new."""
+        return all(place.get(name) is found for place, name, found in self._places)
+
+    def warm_up(self) -> None:
+        """Compile for one row and for more. Raises `Unsupported` where `torch.compile` does not work."""
+        for rows in (1, 2):
+            nothing = np.zeros(rows, dtype=np.int64)
+            try:
+                with torch.inference_mode():
+                    self(nothing, nothing, _Nothing())
+            except Unsupported:
+                raise
+            except Exception as error:
+                raise Unsupported(f"decoding cannot be compiled here: {_reason(error)}: leave compile out") from error
+
+    def __call__(self, ids_B: np.ndarray, positions_B: np.ndarray, cache: Cache) -> Tensor:
+        """Hidden states after the last norm, shape B D, valid until the next call.
+
+        Raises `Unsupported` if dynamo's limit of compilations is reached.
+        """
+        if not self.fits():
+            self._gather()
+        rows = len(ids_B)
+        size = padded(rows)
+        ids_N, positions_N = (self._filled(x, size) for x in (ids_B, positions_B))
+        try:
+            with self._one_step():
+                return self._run(ids_N, positions_N, rows, cache)[:rows]
+        except Exception as error:
+            # The class has another name before torch 2.7.
+            if not type(error).__name__.startswith("FailOn"):
+                raise
+            raise Unsupported(
+                f"decoding was compiled anew more often than torch._dynamo.config.cache_size_limit = "
+                f"{torch._dynamo.config.cache_size_limit}, as with adapters that differ from block to block: leave "
+                "compile out or raise that limit"
+            ) from error
+
+    def _run(self, ids_N: Tensor, positions_N: Tensor, rows: int, cache: Cache) -> Tensor:
+        first, between, last = self.pieces
+        mixed_NE = self._handover(len(ids_N))
+        # No output of a piece is kept longer than the next pieces need it: in a graph's memory it lives until then,
+        # and the order in which outputs are let go must be the same at each replay.
+        x, query, key, value, cos, sin = first(ids_N, positions_N, self._embeddings, self._table, self._before[0])
+        for layer, after in enumerate(self._after):
+            mixed_NE[:rows] = cache.attend(layer, query[:rows], key[:rows], value[:rows]).flatten(1)
+            if layer + 1 < len(self._after):
+                x, query, key, value = between(x, mixed_NE, after, self._before[layer + 1], cos, sin)
+        return last(x, mixed_NE, self._after[-1], self._norm)
+
+    def _handover(self, size: int) -> Tensor:
+        found = self.mixed.get(size)
+        if found is None:
+            config, weight = self.module.config, self._embeddings
+            width = config.num_attention_heads * config.head_dim
+            # Zeros: what fills up must be numbers, and stays unread.
+            found = self.mixed[size] = torch.zeros(size, width, dtype=weight.dtype, device=self.device)
+            torch._dynamo.mark_static_address(found, guard=False)
+        return found
+
+    def _filled(self, values_B: np.ndarray, size: int) -> Tensor:
+        values_N = np.zeros(size, dtype=np.int64)
+        values_N[: len(values_B)] = values_B
+        return torch.as_tensor(values_N, device=self.device)
+
+    @contextlib.contextmanager
+    def _one_step(self) -> Iterator[None]:
+        if not self.cuda:
+            yield
+            return
+        with _STEPS:
+            # From here on the outputs of the step before may be overwritten; the sampler is done with them.
+            torch.compiler.cudagraph_mark_step_begin()
+            yield
+
+
+class _Nothing:
+    """A cache for trying out the pieces."""
+
+    def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
+        return query_BHTD
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an error of torch.compile that says most."""
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    causes = [error]
+    while (cause := causes[-1].__cause__ or getattr(causes[-1], "inner_exception", None)) is not None:
+        causes.append(cause)
+    if any(isinstance(c, InvalidCxxCompiler) or "InvalidCxxCompiler" in str(c) for c in causes):
+        return "no C++ compiler is found (install g++ or name one in CXX)"
+    lines = str(causes[-1]).strip().splitlines() or ["it failed without a word"]
+    return f"torch.compile failed with {type(causes[-1]).__name__}: {lines[0]}"
+
+
+def _give_thread_its_graphs() -> None:
+    """Before torch 2.13 CUDA graphs of `torch.compile` assert in a thread that Python started (pytorch #123177)."""
+    from torch._inductor import cudagraph_trees
+
+    if not hasattr(cudagraph_trees, "_initialize_tls") and not hasattr(
+        cudagraph_trees.local, "tree_manager_containers"
+    ):
+        cudagraph_trees.local.tree_manager_containers = {}
+        cudagraph_trees.local.tree_manager_locks = defaultdict(threading.Lock)

@@ -1,0 +1,342 @@
+"""What step-wise tree searches share: responses that grow by one step at a time, wave after wave.
+
+A step ends at a delimiter or after `step_tokens` tokens. Engines with ids stop at the delimiter, say so
+(`Completion.stopped_by`), and go on from the very ids. The others cannot say whether a delimiter or an end token
+stopped them, so they are asked for `step_tokens` tokens without stop strings, and the text is cut back to the last
+delimiter in them: what follows it is paid for and thrown away. Where a thought has closed, the answer is sampled to its
+end at once: an answer is never cut into steps.
+
+A wave is some calls, then the answers that they began, then checks, then scores; each part begins when all of the part
+before is there, and everything is looked at in the order of node ids. Ids are given out when a wave is asked for, and
+seeds follow from them, so nothing depends on who was quickest. Left out: stopping before a wave's calls are all there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ponder.errors import BudgetExceeded, Unsupported
+from ponder.protocols import Ask, Check, Generate, Hold, Release, Score, SearchContext
+from ponder.search.asking import Asking
+from ponder.search.seeds import derive
+from ponder.search.steps import Growth, Step, content, unfinished
+from ponder.types import (
+    Completion,
+    FinishReason,
+    Outcome,
+    Problem,
+    Request,
+    Response,
+    SamplingParams,
+    Spend,
+    StopReason,
+    Thinking,
+)
+
+
+@dataclass(slots=True)
+class _Call:
+    parent: Step | None
+    answers: bool
+    """It ends responses."""
+    final: bool = False
+    completions: tuple[Completion, ...] | None = None
+    """None while it runs; empty if it failed."""
+
+
+_KINDS = 8
+_CHECK, _SCORE, _HOLD, _RELEASE, MORE = range(5)
+_CALL = -1
+
+
+def ask_about(step_id: int, kind: int) -> int:
+    """The id of an ask that is no call: no two are alike, and timing has no part in it."""
+    return -(_KINDS * step_id + kind) - 1
+
+
+class Stepping(Asking):
+    """Base of step-wise searches. A subclass calls `grow` and `close`, and hears of a finished wave in `advance`."""
+
+    def __init__(self, problem: Problem, context: SearchContext, growth: Growth) -> None:
+        """Raises `Unsupported` for engines that cannot continue a response, or where nothing tells steps apart."""
+        super().__init__(problem, context)
+        can, name = context.capabilities, context.info.name
+        if not can.prefix:
+            raise Unsupported(
+                f"the engine of {name} cannot continue a response, so it cannot be searched step by step; "
+                "use best_of_n, or the torch engine"
+            )
+        if not context.scorer and not (can.ids and can.logprobs):
+            raise Unsupported(
+                f"the engine of {name} gives no log-probabilities and there is no scorer, so nothing tells good steps "
+                "from bad ones; give a scorer, or use best_of_n"
+            )
+        self.growth = growth
+        self.roots: list[Step] = []
+        self.steps: dict[int, Step] = {}
+        self.spent = False
+        """A call did not fit into what is left of the budget."""
+        self.failed = False
+        """No call of the last wave brought anything."""
+        self.scored = context.scorer
+        """There is a scorer, and it has not failed."""
+        self._next = 0
+        self._prompt: tuple[int, ...] = ()
+        self._prompt_tokens = 0
+        self._longest = 0
+        """Tokens of the longest response that there is or may come to be by the calls that run."""
+        self._calls: dict[int, _Call] = {}
+        self._part = ""
+        """What is waited for: calls, checks or scores; empty between waves."""
+        self._fresh: list[Step] = []
+        self._scoring: list[Step] = []
+        self._closing = self._final = False
+        self._held: dict[int, bool | None] = {}
+        """Leases by step: None while asked for, then whether it is there."""
+        self._let_go: set[int] = set()
+
+    # For subclasses -------------------------------------------------------------------------------------------------
+
+    def advance(self, steps: list[Step]) -> None:
+        """A wave is there: its new steps by id, checked and scored, none accepted. Ask for more, or `close`."""
+        raise NotImplementedError
+
+    def concluded(self) -> None:
+        """The last answers are there, checked and scored, none accepted."""
+
+    def told_more(self, answer_id: int, answer: Any) -> None:
+        """The answer of an ask of the kind `MORE`, or the exception that it failed with."""
+
+    def new_id(self, count: int = 1) -> int:
+        """The first of so many ids that nobody else has."""
+        first, self._next = self._next, self._next + count
+        return first
+
+    def can_grow(self, step: Step) -> bool:
+        """Whether another step and an answer have room within depth and context."""
+        g = self.growth
+        most = self._prompt_tokens + step.tokens + g.step_tokens + g.answer_tokens
+        return not step.ended and step.depth < g.depth and most <= self.context.info.context
+
+    def answered(self, step: Step) -> bool:
+        """It is a whole response with an answer."""
+        return self.tree[step.id].response.answer is not None
+
+    def value(self, step: Step) -> float:
+        """What guides the search: the score, or the mean log-probability where there is no scorer or it has failed."""
+        if self.scored and step.score is not None and not math.isnan(step.score):
+            return step.score
+        mean = step.mean_logprob
+        return -math.inf if mean is None else mean
+
+    def grow(self, parent: Step | None, count: int) -> None:
+        """Ask for `count` further steps of a response; None is the empty one."""
+        most = self.growth.step_tokens + (0 if parent is None else parent.tokens)
+        self._longest = max(self._longest, most)
+        stop = self.growth.delimiters if self.context.capabilities.ids else ()
+        # Before the first call the prompt's length is not known: it asks for the answer's room itself.
+        answer = self.growth.answer_tokens if parent is None else 0
+        each = count if self.context.capabilities.n else 1
+        for _ in range(count // each):
+            # As many ids again for the answers that these steps may begin.
+            first = self.new_id(2 * each)
+            prefix = "" if parent is None else self._prefix(parent)
+            request = Request(self.problem.prompt, self._params(most, first, stop), n=each, prefix=prefix)
+            self._call(first, _Call(parent, False), Generate(request, minimum=most, answer_reserve=answer))
+
+    def close(self, steps: Sequence[Step | None]) -> None:
+        """The last wave: end these responses, open thoughts by force. The first one may use the answer reserve."""
+        self._closing, self._final = True, bool(steps)
+        for i, step in enumerate(steps):
+            self._end(step, self.new_id(), final=i == 0)
+        self.lease([step for step in steps if step is not None])
+        if not steps:
+            self.concluded()
+
+    def lease(self, steps: Sequence[Step]) -> None:
+        """Keep the prefixes of these steps in the engine's cache, and no others."""
+        if not self.context.capabilities.leases or not self._prompt:
+            return
+        wanted = {step.id for step in steps}
+        # What is new is asked for first, so that what it shares with the old is never without a holder.
+        for step in steps:
+            if step.id not in self._held:
+                self._held[step.id] = None
+                self.push(Ask(ask_about(step.id, _HOLD), Hold(self._prompt + step.completion.ids)))
+        for step_id in [i for i in self._held if i not in wanted]:
+            self._let_go.add(step_id)
+            self._release(step_id)
+
+    def best_answer(self) -> Step | None:
+        """The best whole response: what a checker accepts, then what none rejects, then by value, then the first."""
+        whole = [s for s in self.steps.values() if s.ended and self.answered(s)]
+        return max(whole, key=lambda s: (s.rank, self.value(s), -s.id), default=None)
+
+    # What is asked --------------------------------------------------------------------------------------------------
+
+    def _params(self, max_tokens: int, ask_id: int, stop: tuple[str, ...] = ()) -> SamplingParams:
+        seed = derive(self.context.seed, f"{self.problem.id}\x1fstep", ask_id)
+        return dataclasses.replace(self.growth.params, max_tokens=max_tokens, stop=stop, seed=seed)
+
+    def _prefix(self, step: Step) -> str | tuple[int, ...]:
+        return step.completion.ids if self.context.capabilities.ids else step.completion.text
+
+    def _call(self, ask_id: int, call: _Call, work: Generate) -> None:
+        self._calls[ask_id] = call
+        self._part = "calls"
+        self.push(Ask(ask_id, work))
+
+    def _end(self, step: Step | None, ask_id: int, final: bool = False) -> None:
+        """Ask for the end of a response, without stopping at delimiters."""
+        thought, thinking, can = self.context.info.thought, None, self.context.capabilities
+        prefix = "" if step is None else self._prefix(step)
+        text = "" if step is None else step.completion.text
+        if thought is not None and thought.close not in text:
+            opened = thought.opened_by_template or thought.open in text
+            if can.thinking and (opened or step is None):
+                thinking = Thinking(max_tokens=0)
+            elif opened or step is None:
+                prefix = text + ("" if opened else thought.open) + thought.close
+        most = self.growth.answer_tokens + (0 if step is None else step.tokens)
+        params = dataclasses.replace(self._params(most, ask_id), thinking=thinking)
+        request = Request(self.problem.prompt, params, prefix=prefix)
+        self._call(ask_id, _Call(step, True, final), Generate(request, minimum=most, final=final))
+
+    def _release(self, step_id: int) -> None:
+        held = self._held[step_id]
+        if held is not None:
+            self._let_go.discard(step_id)
+            del self._held[step_id]
+        if held:
+            self.push(Ask(ask_about(step_id, _RELEASE), Release(ask_about(step_id, _HOLD))))
+
+    def reserve(self) -> tuple[int, int]:
+        if not self._prompt_tokens or (self._closing and not self._final):
+            return 0, 0
+        return self._prompt_tokens + self._longest, self.growth.answer_tokens
+
+    # What is told ---------------------------------------------------------------------------------------------------
+
+    def told(self, ask_id: int, answer: Any) -> None:
+        failed = isinstance(answer, Exception)
+        step_id, kind = divmod(-ask_id - 1, _KINDS) if ask_id < 0 else (ask_id, _CALL)
+        if kind == _CALL:
+            call = self._calls[ask_id]
+            call.completions = () if failed else tuple(answer)
+            self.spent = self.spent or isinstance(answer, BudgetExceeded)
+            self._final = self._final and not call.final
+        elif kind == _CHECK and not failed:
+            self.steps[step_id].verdict = answer
+            self.tree.check(step_id, answer)
+        elif kind == _SCORE:
+            scoring, self._scoring = self._scoring, []
+            self.scored = self.scored and not failed and len(answer) == len(scoring)
+            for step, score in zip(scoring, answer, strict=True) if self.scored else ():
+                step.score = float(score)
+                self.tree.score(step.id, step.score)
+        elif kind == _HOLD:
+            self._held[step_id] = not failed
+            if step_id in self._let_go:
+                self._release(step_id)
+        elif kind == MORE:
+            self.told_more(step_id, answer)
+        if kind in (_CALL, _CHECK, _SCORE):
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take the wave as far as what is there allows."""
+        if self._part == "calls":
+            if any(call.completions is None for call in self._calls.values()) or self._collect():
+                return
+            self._part = "checks"
+            for step in self._fresh:
+                if self.context.checker and self.answered(step):
+                    self.push(Ask(ask_about(step.id, _CHECK), Check(self.tree[step.id].response)))
+        if self._part == "checks":
+            for step in self._fresh:
+                if ask_about(step.id, _CHECK) in self._waiting:
+                    return
+                if step.rank == 2:
+                    self._part = ""
+                    self.drop(*self.waiting)
+                    return
+            self._part = "scores"
+            self._scoring = [s for s in self._fresh if not s.ended or (self.answered(s) and not s.rejected)]
+            if self.scored and self._scoring:
+                responses = tuple(self.tree[s.id].response for s in self._scoring)
+                self.push(Ask(ask_about(self._scoring[0].id, _SCORE), Score(responses)))
+                return
+        fresh, self._fresh, self._part = self._fresh, [], ""
+        if self._closing:
+            self.lease(())
+            self.concluded()
+        elif not self.steps:
+            # Where the first step has no room, an answer without any may have.
+            self.close([None] if self.spent else [])
+        else:
+            self.advance(fresh)
+
+    def _collect(self) -> bool:
+        """Turn completions into steps; True if some of them are answers that have to be ended first."""
+        calls, self._calls = sorted(self._calls.items()), {}
+        if not self._fresh:
+            self.failed = not any(call.completions for _, call in calls)
+        for ask_id, call in calls:
+            completions = call.completions or ()
+            for i, completion in enumerate(completions):
+                step = self._add(ask_id + i, call, completion)
+                if step is not None and not step.ended and self._thought_over(step.completion.text):
+                    step.ended = True
+                    self._fresh.remove(step)
+                    self._end(step, ask_id + len(completions) + i)
+        self._fresh.sort(key=lambda step: step.id)
+        return bool(self._calls)
+
+    def _thought_over(self, text: str) -> bool:
+        thought = self.context.info.thought
+        return thought is not None and thought.close in text
+
+    def _add(self, node_id: int, call: _Call, completion: Completion) -> Step | None:
+        """A completion as a step; None if it is one that there is already."""
+        parent, new = call.parent, completion.spend.response_tokens
+        if not self._prompt_tokens:
+            self._prompt = completion.prompt_ids
+            seen = completion.spend.prompt_tokens + completion.spend.cached_tokens
+            self._prompt_tokens = len(self._prompt) or max(1, seen)
+        ended = call.answers or completion.finish_reason is FinishReason.CANCELLED or completion.error is not None
+        ended = ended or (completion.finish_reason is FinishReason.STOP and completion.stopped_by is None)
+        if not ended:
+            begun = "" if parent is None else parent.completion.text
+            stops, whole = self.context.capabilities.ids, self._thought_over(completion.text)
+            completion, new = unfinished(completion, begun, self.growth.delimiters, stops=stops, whole=whole)
+        self.tree.add(node_id, completion, None if parent is None else parent.id)
+        siblings = self.roots if parent is None else parent.children
+        same = next((s for s in siblings if content(s.completion) == content(completion)), None)
+        if same is not None:
+            same.times += 1
+            self.tree.note(node_id, f"the same as node {same.id}")
+            return None
+        step = self.steps[node_id] = Step.after(parent, node_id, completion, new, ended=ended)
+        siblings.append(step)
+        self._longest = max(self._longest, step.tokens)
+        self._fresh.append(step)
+        return step
+
+    # The result -----------------------------------------------------------------------------------------------------
+
+    def outcome(self, spend: Spend, stop: StopReason) -> Outcome:
+        best, trace = self.best_answer(), self.tree.trace()
+        if best is None:
+            first = trace.nodes[0].response if trace.nodes else Response(None)
+            return Outcome(first, None, trace, spend, stop)
+        confidence, reason = None, "chosen by score" if self.scored and best.score is not None else ""
+        if best.rank != 1 and best.verdict is not None:
+            confidence, reason = best.verdict.reward, "chosen by the checker"
+        if best.rank == 2 and stop is StopReason.FINISHED:
+            stop = StopReason.ACCEPTED
+        reason = reason or "chosen by mean log-probability"
+        return Outcome(self.tree[best.id].response, confidence, trace, spend, stop, best.id, reason)

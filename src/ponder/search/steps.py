@@ -1,0 +1,117 @@
+"""Responses that grow by steps: how they grow, and what is known of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from ponder.errors import UserError
+from ponder.search.sampling import check_sampling
+from ponder.types import Completion, FinishReason, SamplingParams, Verdict, VerdictKind
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How responses grow."""
+
+    delimiters: tuple[str, ...]
+    """Texts that end a step; none: every step has `step_tokens` tokens."""
+    step_tokens: int
+    """Most tokens of a step."""
+    depth: int
+    """Most steps of a response; then it is closed and answered."""
+    answer_tokens: int
+    """Tokens kept for the end-of-thought marker and the answer."""
+    params: SamplingParams
+    """Temperature and the like."""
+
+    @classmethod
+    def of(cls, options: Any) -> Growth:
+        """From a strategy's options of the same names. Raises `UserError` that names the field."""
+        o = options
+        check_sampling(1, o.temperature, o.top_p, o.top_k, o.min_p)
+        check_positive(o, "step_tokens", "depth", "answer_tokens")
+        if "" in o.delimiters:
+            raise UserError("delimiters: an empty text ends every step before it begins; leave it out")
+        params = SamplingParams(1, o.temperature, o.top_p, o.top_k, o.min_p)
+        return cls(tuple(o.delimiters), o.step_tokens, o.depth, o.answer_tokens, params)
+
+
+def check_positive(options: Any, *names: str) -> None:
+    """Raises `UserError` for a field below 1."""
+    for name in names:
+        if getattr(options, name) < 1:
+            raise UserError(f"{name} = {getattr(options, name)}: give at least 1")
+
+
+@dataclass(eq=False, slots=True)
+class Step:
+    """A response up to the end of one of its steps; `id` is its node's."""
+
+    id: int
+    parent: Step | None
+    completion: Completion
+    depth: int
+    """Steps so far."""
+    tokens: int
+    """Tokens of the response so far (an estimate for engines without ids)."""
+    ended: bool
+    """The response is over, or cannot be added to."""
+    logprob: tuple[float, int]
+    """Sum of the log-probabilities of the sampled tokens so far, and their number."""
+    children: list[Step] = field(default_factory=list)
+    times: int = 1
+    """How often it was sampled: equal siblings are one step."""
+    score: float | None = None
+    verdict: Verdict | None = None
+
+    @classmethod
+    def after(cls, parent: Step | None, node_id: int, completion: Completion, new: int, *, ended: bool) -> Step:
+        """The step that a call for one more step brought; `new` is its tokens where there are no ids."""
+        total, count = (0.0, 0) if parent is None else parent.logprob
+        logprobs = [x for s in completion.segments for x in s.logprobs or ()]
+        logprob = (total + math.fsum(logprobs), count + len(logprobs))
+        tokens = len(completion.ids) or (0 if parent is None else parent.tokens) + new
+        depth = 1 if parent is None else parent.depth + 1
+        return cls(node_id, parent, completion, depth, tokens, ended, logprob)
+
+    @property
+    def mean_logprob(self) -> float | None:
+        total, count = self.logprob
+        return total / count if count else None
+
+    @property
+    def rejected(self) -> bool:
+        """A checker that worked did not accept it."""
+        return self.rank == 0
+
+    @property
+    def rank(self) -> int:
+        """2 accepted by a checker, 1 not checked, 0 rejected."""
+        if self.verdict is None or self.verdict.kind is VerdictKind.JUDGE_ERROR:
+            return 1
+        return 2 if self.verdict.correct else 0
+
+
+def content(completion: Completion) -> tuple[int, ...] | str:
+    """What two steps are compared by."""
+    return completion.ids or completion.text
+
+
+def unfinished(
+    completion: Completion, begun: str, delimiters: tuple[str, ...], *, stops: bool, whole: bool = False
+) -> tuple[Completion, int]:
+    """A completion that is to go on from `begun`, and its new tokens.
+
+    With `stops` the engine stopped at a delimiter, which is put back. Without, the text is cut back to the last
+    delimiter (unless `whole`). It is marked as truncated, so that nobody takes a step for a whole response.
+    """
+    text, new = completion.text + (completion.stopped_by or ""), completion.spend.response_tokens
+    if not stops and not whole:
+        end = max((at + len(d) for d in delimiters if (at := text.rfind(d, len(begun))) >= 0), default=0)
+        if end > len(begun):
+            new = math.ceil(new * (end - len(begun)) / (len(text) - len(begun)))
+            text = text[:end]
+    return dataclasses.replace(completion, text=text, finish_reason=FinishReason.LENGTH), new
