@@ -64,6 +64,14 @@ def test_a_problem_is_found_by_its_id_and_by_its_prompt(pool):
             ask(engine, **request)
 
 
+def test_a_prompt_that_was_not_asked_is_not_answered_with_what_another_one_gave(pool):
+    """A critique or a hint of a strategy is no sample of the problem."""
+    engine = Replay().open(pool(row("a", prompt="Why?")))
+    with pytest.raises(Unsupported, match="problem 'a' was recorded with another prompt"):
+        ask(engine, prompt="Why? Think step by step.", metadata={"problem": "a"})
+    assert texts(engine, prompt=(1, 2), metadata={"problem": "a"})
+
+
 def test_samples_come_in_the_seeds_order_without_replacement(pool):
     path = pool(row("a", prompt="?"))
     drawn = texts(Replay().open(path), n=8, seed=3)

@@ -30,7 +30,7 @@ strategies, joined by commas:
   best_of_n:score, :logprob       the same, by recorded score or mean_logprob
   weighted:score, :logprob        votes weighted by these; exact for few samples, else over random orders
   adaptive:beta, :dirichlet, :esc votes that stop early; a limit may follow, as in adaptive:beta:0.9 or adaptive:esc:4
-  live:NAME                       a strategy of `ponder list strategies`, run on the samples in several orders
+  live:NAME[:KEY=VALUE+...]       a strategy of `ponder list strategies`, run on the samples in several orders
   NAME                            the same for any other strategy
 
 examples:
@@ -71,7 +71,7 @@ class ReplayConfig:
     show: int = 10
     """So many recorded judgements that differ from ours are shown; --json has all."""
     json: str | None = None
-    """Write the result to this file; - prints it instead of the table."""
+    """Write the result to this file, as JSON."""
 
 
 def main(args: list[str]) -> int:

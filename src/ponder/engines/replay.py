@@ -112,8 +112,14 @@ class PoolEngine:
     def _row(self, request: Request) -> RecordedRow:
         name = request.metadata.get("problem")
         row = self._by_id.get(name) if isinstance(name, str) else None
-        if row is None and (isinstance(request.prompt, str) or not all(isinstance(i, int) for i in request.prompt)):
+        readable = isinstance(request.prompt, str) or not all(isinstance(i, int) for i in request.prompt)
+        if row is None and readable:
             row = self._by_prompt.get(request.prompt)  # type: ignore[arg-type]
+        if row is not None and readable and row.prompt is not None and request.prompt != row.prompt:
+            raise Unsupported(
+                f"{self._path}: problem {row.id!r} was recorded with another prompt than this request has; "
+                "leave out strategies that write their own prompts"
+            )
         if row is None:
             what = f"problem {name!r} is" if isinstance(name, str) else "this prompt (or several problems have it) is"
             raise UserError(f"{self._path}: {what} not among its {len(self._by_id)} recorded problems")

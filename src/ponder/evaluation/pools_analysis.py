@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ponder import registry
+from ponder.config import parse_options
 from ponder.errors import UserError, nearest
 from ponder.evaluation import pools_live
 from ponder.evaluation.estimators import pass_at_k
@@ -110,8 +111,9 @@ def build(
 ) -> PoolStrategy:
     """A strategy by name: one of `NAMES`, with what it goes by after a colon, or one of the registry, run.
 
-    `best_of_n:score`, `weighted:logprob`, `adaptive:beta`, `adaptive:dirichlet:0.9`, `adaptive:esc:4`. Raises
-    `UserError` for a name, rule or number that there is not.
+    `best_of_n:score`, `weighted:logprob`, `adaptive:beta`, `adaptive:dirichlet:0.9`, `adaptive:esc:4`; options of one
+    that is run follow its name, as in `live:best_of_n:temperature=0.5+top_k=20`. Raises `UserError` for a name, rule,
+    option or number that there is not.
     """
     head, _, rest = spec.partition(":")
     name = registry.canonical(head)
@@ -135,7 +137,14 @@ def build(
     plain = registry.canonical(live.partition(":")[0])
     if not live or (plain not in known and not plain.endswith(".py") and "/" not in plain):
         raise UserError(f"unknown strategy {spec!r}{nearest(plain, known)}")
-    strategy = registry.build("search.strategies", live)
+    named, _, last = live.rpartition(":")
+    if named and "=" in last:
+        try:
+            strategy = registry.build("search.strategies", named, parse_options(last.split("+")))
+        except ValueError as error:
+            raise error if isinstance(error, UserError) else UserError(f"{spec}: {error}") from None
+    else:
+        strategy = registry.build("search.strategies", live)
     return pools_live.Live(strategy, spec, checker, seed)
 
 

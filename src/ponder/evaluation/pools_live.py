@@ -13,7 +13,7 @@ import numpy as np
 from ponder import sync
 from ponder.engines._recorded import RecordedPool, RecordedRow
 from ponder.engines.replay import PoolEngine
-from ponder.errors import PonderError
+from ponder.errors import PonderError, UserError
 from ponder.evaluation.estimators import Floats
 from ponder.evaluation.pools_judging import JudgedProblem
 from ponder.evaluation.pools_strategies import Reached
@@ -46,10 +46,7 @@ class Live:
         return tuple(ladder) if self._has("n") else (max(ladder),)
 
     def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
-        """Raises `UserError` (`Unsupported`) if the strategy does not go with recorded samples, `PonderError` if a
-
-        search fails.
-        """
+        """Raises `UserError` if the strategy does not go with recorded samples, `PonderError` if a search fails."""
         return sync.run(self._reach(problems, counts))
 
     async def _reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
@@ -76,6 +73,11 @@ class Live:
             strategy = self._with(k, longest)
             for r, engine in enumerate(drawn):
                 found[:, i, r] = await self._search(strategy, problem, engine, derive(self.seed, "orders", r))
+            if (most := found[1, i].max()) > k:
+                raise UserError(
+                    f"{self.name} drew {most:.0f} samples of problem {problem.row.id!r} at a budget of {k}: "
+                    "it does not go by samples; leave --budgets out, or the strategy"
+                )
             if k == max(counts):
                 decision = (await self._search(strategy, problem, recorded, self.seed))[0]
         accuracy, used, tokens = found.mean(axis=2)
@@ -109,7 +111,7 @@ class Live:
 
     def _with(self, k: int, longest: int) -> Any:
         values = {name: v for name, v in (("n", k), ("max_tokens", max(longest, 1))) if self._has(name)}
-        return dataclasses.replace(self.strategy, **values)
+        return dataclasses.replace(self.strategy, **values) if values else self.strategy
 
 
 def _prompt(problem: JudgedProblem) -> Any:

@@ -1,0 +1,149 @@
+"""`ponder replay`: what it prints and writes, and what it refuses."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from pool_play import row, sample, write
+
+from ponder import registry
+from ponder.cli.main import main, verbs
+
+RECORDED = Path(os.environ.get("PONDER_DATA", "")) / "pool-math500-qwen2.5-1.5b-x8-seed0.jsonl"
+
+
+@pytest.fixture
+def pool(tmp_path):
+    rows = [
+        row(
+            f"p{i}",
+            [sample(j % 3 if i % 2 else j, tokens=10 * (j + 1), score=j / 4, correct=j == 1) for j in range(4)],
+            prompt=f"Question {i}?",
+        )
+        for i in range(6)
+    ]
+    return write(tmp_path / "pool.jsonl", *rows)
+
+
+def run(*args):
+    return main(["replay", *map(str, args)])
+
+
+def test_replay_is_a_verb():
+    assert "recorded pool" in verbs()["replay"]
+
+
+def test_the_json_has_the_documented_form(pool, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    names = ["majority", "best_of_n:score", "weighted", "adaptive", "live:best_of_n", "direct"]
+    assert run(pool, "--strategies", ",".join(names), "--json", out) == 0
+    values = json.loads(out.read_text())
+    assert set(values) == {"n", "coverage", "strategies", "paired", "disagreements"}
+    assert values["n"] == 6
+    assert [c["k"] for c in values["coverage"]] == [1, 2, 4]
+    assert values["coverage"][2] == {"k": 4, "value": 1.0, "low": values["coverage"][2]["low"], "high": 1.0}
+    assert list(values["strategies"]) == names
+    for name in names[:-1]:
+        points = values["strategies"][name]
+        assert [p["budget"] for p in points] == [1, 2, 4]
+        for p in points:
+            assert set(p) == {"budget", "mean_samples", "mean_tokens", "accuracy", "low", "high"}
+            assert p["low"] <= p["accuracy"] <= p["high"]
+    assert values["strategies"]["majority"][2]["mean_tokens"] == 100.0
+    assert len(values["paired"]) == 15
+    assert set(values["paired"][0]) == {"a", "b", "difference", "low", "high", "p"}
+    assert values["disagreements"] == []
+    shown = capsys.readouterr().out
+    assert "6 problems × 4 samples, judged by numeric" in shown
+    assert "0 of 24 recorded judgements differ from ours" in shown
+
+
+def test_the_same_seed_gives_the_same_numbers(pool, tmp_path):
+    for name in ("a", "b"):
+        run(pool, "--json", tmp_path / name, "--seed", 3)
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text()
+
+
+def test_what_differs_and_what_was_left_out_is_printed(tmp_path, capsys):
+    path = write(
+        tmp_path / "p.jsonl",
+        row("long", [sample(1, correct=True), sample(1, correct=False), sample(2)]),
+        row("short", [sample(2, correct=True)]),
+        row("bare", [sample(2)] * 3, gold=None),
+    )
+    assert run(path, "--show", 1) == 0
+    shown = capsys.readouterr().out
+    assert "note: 1 of 3 rows have no gold (the first: line 3) and are left out" in shown
+    assert "the budgets end at 1, the fewest samples of a problem" in shown
+    assert "2 of 3 recorded judgements differ from ours" in shown
+    assert "long sample 1: recorded wrong, ours correct: 1 is right" in shown
+    assert "and 1 more" in shown
+    assert run(path, "--at-least", 3, "--trust-recorded") == 2
+    assert run(path, "--at-least", 3) == 0
+    assert "1 problems × 3 samples" in capsys.readouterr().out
+
+
+def test_an_environment_judges_and_its_checker_helps(tmp_path, capsys):
+    environment = registry.build("environments", "countdown", {"seed": 5})
+    problems = [environment.problem("test", i) for i in range(3)]
+    rows = [
+        row(p.id, ["1", {"text": environment.gold_response(p), "tokens": 5}], gold=None, prompt=p.prompt)
+        for p in problems
+    ]
+    path, out = write(tmp_path / "p.jsonl", *rows), tmp_path / "out.json"
+    asked = ["--environment", "countdown", "--environment-options", "seed=5"]
+    assert run(path, *asked, "--strategies", "live:best_of_n,direct", "--json", out) == 0
+    points = json.loads(out.read_text())["strategies"]
+    assert [p["accuracy"] for p in points["live:best_of_n"]][1] == 1.0
+    assert points["direct"][0]["accuracy"] == 0.5
+    assert run(path, "--environment", "countdown") == 2
+    assert "--environment-options" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["none.jsonl"], "none.jsonl: no such file"),
+        (["POOL", "--strategies", "majorty"], "unknown strategy 'majorty'; did you mean 'majority'?"),
+        (["POOL", "--strategies", "best_of_n:logprob"], "no sample of the pool has a 'mean_logprob'"),
+        (["POOL", "--strategies", "budget_forcing:5"], "no thought markers"),
+        (["POOL", "--budgets", "2", "8"], "--budgets 8: give 1 to 4"),
+        (["POOL", "--at-least", "9"], "give --at-least 4"),
+        (["POOL", "--orders", "1"], "--orders 1: give at least 2"),
+        (["POOL", "--verifier", "numerc"], "unknown verifier 'numerc'; did you mean 'numeric'?"),
+        (["POOL", "--verifier", "numeric", "--environment", "countdown"], "both judge: give one"),
+        (["POOL", "--environment-options", "seed=1"], "--environment-options needs --environment"),
+        (["POOL", "--environment", "countdown"], "line 1: problem 'p0' cannot be judged by --environment countdown"),
+        (["POOL", "--environment", "countdown", "--trust-recorded"], "--trust-recorded is for problems without"),
+        (["POOL", "--json", "nowhere/out.json"], "its folder does not exist"),
+    ],
+)
+def test_bad_usage_is_one_sentence(pool, monkeypatch, capsys, args, said):
+    monkeypatch.chdir(pool.parent)
+    assert run(*(str(pool) if a == "POOL" else a for a in args)) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.startswith("ponder: ") or "\nponder: " in error
+    assert "Traceback" not in error
+
+
+def test_a_bad_row_is_named_by_its_line(pool, capsys):
+    pool.write_text(pool.read_text() + '{"problem_id": "x", "samples": [{"text": "y"}]}\n')
+    assert run(pool) == 2
+    assert "pool.jsonl: line 7, sample 0: 'tokens' must be a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not RECORDED.is_file(), reason="PONDER_DATA is not set to a folder with the recorded pool")
+def test_the_recorded_pool_gives_sane_curves(tmp_path):
+    pytest.importorskip("math_verify")
+    out = tmp_path / "out.json"
+    assert run(RECORDED, "--json", out) == 0
+    values = json.loads(out.read_text())
+    coverage = {c["k"]: c["value"] for c in values["coverage"]}
+    assert coverage[1] == pytest.approx(0.375, abs=0.02)
+    assert coverage[8] == pytest.approx(0.70, abs=0.03)
+    for points in values["strategies"].values():
+        for p in points:
+            assert p["accuracy"] <= coverage[p["budget"]] + 0.01
+    assert values["strategies"]["majority"][-1]["accuracy"] > coverage[1] + 0.1
