@@ -36,6 +36,7 @@ class Sample:
             tokens, self._finish = tokens[:end], FinishReason.STOP
         elif tokens.endswith(END):
             self._finish = FinishReason.STOP
+        self._stopped_by = text_of(tokens[self._text_end :]) if ends else None
         self._tokens = tokens
         self.new = len(tokens) - self._begun
         """Tokens after the prefix."""
@@ -57,7 +58,8 @@ class Sample:
             device_seconds=device_seconds,
         )
         ids = tuple(map(ord, self._prompt)) if self._with_ids else ()
-        return Completion(text_of(tokens[:text_end]), finish, spend, segments, ids, VERSION)
+        stopped_by = self._stopped_by if finish is FinishReason.STOP else None
+        return Completion(text_of(tokens[:text_end]), finish, spend, segments, ids, VERSION, stopped_by=stopped_by)
 
     def _segments(self, length: int) -> tuple[tuple[Segment, ...], int]:
         """Runs of one kind in the first `length` tokens, and how many tokens after the prefix are forced."""

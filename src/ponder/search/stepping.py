@@ -53,9 +53,9 @@ _CHECK, _SCORE, _HOLD, _RELEASE, MORE = range(5)
 _CALL = -1
 
 
-def ask_about(step_id: int, kind: int) -> int:
-    """The id of an ask that is no call: no two are alike, and timing has no part in it."""
-    return -(_KINDS * step_id + kind) - 1
+def ask_about(number: int, kind: int) -> int:
+    """The id of an ask about a step or a lease: no two are alike, and timing has no part in it."""
+    return -(_KINDS * number + kind) - 1
 
 
 class Stepping(Asking):
@@ -95,9 +95,10 @@ class Stepping(Asking):
         self._fresh: list[Step] = []
         self._scoring: list[Step] = []
         self._closing = self._final = False
-        self._held: dict[int, bool | None] = {}
-        """Leases by step: None while asked for, then whether it is there."""
-        self._let_go: set[int] = set()
+        self._held: dict[int, int] = {}
+        """Number of the lease of a step; a step may be held again later, under another number."""
+        self._leases: list[bool | None] = []
+        """By number: None while asked for, then whether it is there."""
 
     # For subclasses -------------------------------------------------------------------------------------------------
 
@@ -120,7 +121,8 @@ class Stepping(Asking):
         """Whether another step and an answer have room within depth and context."""
         g = self.growth
         most = self._prompt_tokens + step.tokens + g.step_tokens + g.answer_tokens
-        return not step.ended and step.depth < g.depth and most <= self.context.info.context
+        fits = step.depth < g.depth and most <= self.context.info.context
+        return fits and not step.ended and not step.closed
 
     def answered(self, step: Step) -> bool:
         """It is a whole response with an answer."""
@@ -161,15 +163,17 @@ class Stepping(Asking):
         """Keep the prefixes of these steps in the engine's cache, and no others."""
         if not self.context.capabilities.leases or not self._prompt:
             return
-        wanted = {step.id for step in steps}
         # What is new is asked for first, so that what it shares with the old is never without a holder.
+        before, self._held = self._held, {}
         for step in steps:
-            if step.id not in self._held:
-                self._held[step.id] = None
-                self.push(Ask(ask_about(step.id, _HOLD), Hold(self._prompt + step.completion.ids)))
-        for step_id in [i for i in self._held if i not in wanted]:
-            self._let_go.add(step_id)
-            self._release(step_id)
+            if step.id not in before:
+                before[step.id] = len(self._leases)
+                self._leases.append(None)
+                hold = Hold(self._prompt + step.completion.ids)
+                self.push(Ask(ask_about(before[step.id], _HOLD), hold))
+            self._held[step.id] = before.pop(step.id)
+        for number in before.values():
+            self._release(number)
 
     def best_answer(self) -> Step | None:
         """The best whole response: what a checker accepts, then what none rejects, then by value, then the first."""
@@ -206,13 +210,10 @@ class Stepping(Asking):
         request = Request(self.problem.prompt, params, prefix=prefix)
         self._call(ask_id, _Call(step, True, final), Generate(request, minimum=most, final=final))
 
-    def _release(self, step_id: int) -> None:
-        held = self._held[step_id]
-        if held is not None:
-            self._let_go.discard(step_id)
-            del self._held[step_id]
-        if held:
-            self.push(Ask(ask_about(step_id, _RELEASE), Release(ask_about(step_id, _HOLD))))
+    def _release(self, number: int) -> None:
+        """Let a lease go that is there; one that is not there yet is let go when it is."""
+        if self._leases[number]:
+            self.push(Ask(ask_about(number, _RELEASE), Release(ask_about(number, _HOLD))))
 
     def reserve(self) -> tuple[int, int]:
         if not self._prompt_tokens or (self._closing and not self._final):
@@ -223,15 +224,18 @@ class Stepping(Asking):
 
     def told(self, ask_id: int, answer: Any) -> None:
         failed = isinstance(answer, Exception)
-        step_id, kind = divmod(-ask_id - 1, _KINDS) if ask_id < 0 else (ask_id, _CALL)
+        number, kind = divmod(-ask_id - 1, _KINDS) if ask_id < 0 else (ask_id, _CALL)
         if kind == _CALL:
             call = self._calls[ask_id]
             call.completions = () if failed else tuple(answer)
             self.spent = self.spent or isinstance(answer, BudgetExceeded)
+            for i, completion in enumerate(getattr(answer, "completions", ())):
+                self.tree.add(ask_id + i, completion, None if call.parent is None else call.parent.id)
+                self.tree.note(ask_id + i, f"cut short: {answer}")
             self._final = self._final and not call.final
         elif kind == _CHECK and not failed:
-            self.steps[step_id].verdict = answer
-            self.tree.check(step_id, answer)
+            self.steps[number].verdict = answer
+            self.tree.check(number, answer)
         elif kind == _SCORE:
             scoring, self._scoring = self._scoring, []
             self.scored = self.scored and not failed and len(answer) == len(scoring)
@@ -239,11 +243,11 @@ class Stepping(Asking):
                 step.score = float(score)
                 self.tree.score(step.id, step.score)
         elif kind == _HOLD:
-            self._held[step_id] = not failed
-            if step_id in self._let_go:
-                self._release(step_id)
+            self._leases[number] = not failed
+            if number not in self._held.values():
+                self._release(number)
         elif kind == MORE:
-            self.told_more(step_id, answer)
+            self.told_more(number, answer)
         if kind in (_CALL, _CHECK, _SCORE):
             self._go_on()
 
@@ -257,13 +261,12 @@ class Stepping(Asking):
                 if self.context.checker and self.answered(step):
                     self.push(Ask(ask_about(step.id, _CHECK), Check(self.tree[step.id].response)))
         if self._part == "checks":
-            for step in self._fresh:
-                if ask_about(step.id, _CHECK) in self._waiting:
-                    return
-                if step.rank == 2:
-                    self._part = ""
-                    self.drop(*self.waiting)
-                    return
+            if any(ask_about(step.id, _CHECK) in self._waiting for step in self._fresh):
+                return
+            if any(step.rank == 2 for step in self._fresh):
+                self._part = ""
+                self.drop(*self.waiting)
+                return
             self._part = "scores"
             self._scoring = [s for s in self._fresh if not s.ended or (self.answered(s) and not s.rejected)]
             if self.scored and self._scoring:
@@ -290,8 +293,7 @@ class Stepping(Asking):
             for i, completion in enumerate(completions):
                 step = self._add(ask_id + i, call, completion)
                 if step is not None and not step.ended and self._thought_over(step.completion.text):
-                    step.ended = True
-                    self._fresh.remove(step)
+                    step.closed = True
                     self._end(step, ask_id + len(completions) + i)
         self._fresh.sort(key=lambda step: step.id)
         return bool(self._calls)
@@ -322,6 +324,9 @@ class Stepping(Asking):
             return None
         step = self.steps[node_id] = Step.after(parent, node_id, completion, new, ended=ended)
         siblings.append(step)
+        if call.answers and parent is not None:
+            parent.ended = True
+            self._fresh = [s for s in self._fresh if s is not parent]
         self._longest = max(self._longest, step.tokens)
         self._fresh.append(step)
         return step

@@ -62,6 +62,8 @@ class Step:
     logprob: tuple[float, int]
     """Sum of the log-probabilities of the sampled tokens so far, and their number."""
     children: list[Step] = field(default_factory=list)
+    closed: bool = False
+    """Its thought is over: what is left is to end it."""
     times: int = 1
     """How often it was sampled: equal siblings are one step."""
     score: float | None = None

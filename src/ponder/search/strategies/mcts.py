@@ -25,10 +25,14 @@ class Mcts:
 
     A simulation goes down from the root, at each node to the child with the highest
     Q + exploration × prior × sqrt(visits of its siblings and itself) / (1 + its visits), to a step without children,
-    and samples `expand` of them. Each is scored at once (there is no rollout: a scorer of partial responses says how
-    good a step is; without one, or if it fails, the mean log-probability of the tokens so far), and counts as one visit
-    with its score, for itself and all steps above it. `parallel` simulations run at a time; each is counted as a visit
-    of the lowest value until its answer is there (virtual loss).
+    and samples `expand` of them. Each is scored at once, which is its first visit (there is no rollout: a scorer of
+    partial responses says how good a step is; without one, or if it fails, the mean log-probability of the tokens so
+    far). The simulation's value is that of the best of them, and counts as one visit of every step above. `parallel`
+    simulations run at a time; until its answer is there each is counted as a visit of the lowest value (virtual loss).
+
+    After `per_move` simulations the search moves to the child of most visits, as a player does, and goes down from
+    there; it moves back up where nothing is left to expand. Without moves, scores that do not rise with depth keep it
+    near the root. It ends where a whole response is worth no less than the step that it would move to.
 
     The first response that a checker accepts ends the search; rejected ones have the lowest value. At the end the whole
     responses vote, each with its value as weight. If there is none, or a checker rejected all, the path of most visits
@@ -39,9 +43,11 @@ class Mcts:
     """Steps that are expanded."""
     expand: int = 4
     """Children that a simulation samples."""
+    per_move: int = 4
+    """Simulations after which the search commits to the step of most visits and goes on from there; 0 is never."""
     parallel: int = 4
     """Simulations that run at a time."""
-    exploration: float = 1.5
+    exploration: float = 1.25
     """The constant of PUCT."""
     prior: Literal["logprob", "uniform"] = "logprob"
     """Prior of siblings: softmax of the mean log-probabilities of their new tokens, or all alike."""
@@ -65,6 +71,8 @@ class Mcts:
 
     def __post_init__(self) -> None:
         check_positive(self, "simulations", "expand", "parallel")
+        if self.per_move < 0:
+            raise UserError(f"per_move = {self.per_move}: give 0 (never) or more")
         if not 0.0 <= self.exploration < math.inf:
             raise UserError(f"exploration = {self.exploration!r}: give 0 or more")
         if not 0.0 <= self.widening <= 1.0:
@@ -92,6 +100,13 @@ class Visits:
     shut: bool = False
     """Nothing of it and below it can be expanded any more."""
 
+    def add(self, value: float) -> None:
+        self.count, self.total = self.count + 1, self.total + value
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else 0.0
+
 
 class TreeSearch(Stepping):
     """The search of `Mcts`; `visits` is by step id, None for the empty response."""
@@ -100,7 +115,11 @@ class TreeSearch(Stepping):
         super().__init__(problem, context, Growth.of(options))
         self.visits: dict[int | None, Visits] = defaultdict(Visits)
         self._options = options
-        self._simulated = 0
+        self._simulated = self._since = 0
+        self._at: Step | None = None
+        """Where the search has moved to."""
+        self._leaves: list[Step | None] = []
+        """What the running wave expands."""
         self._low, self._high = math.inf, -math.inf
         self._voters: list[Step] = []
         self._votes: tuple[Vote | None, ...] = ()
@@ -110,16 +129,18 @@ class TreeSearch(Stepping):
     def simulate(self) -> None:
         """Choose the steps of the next wave and expand them."""
         leaves: list[Step | None] = []
-        most = min(self._options.parallel, self._options.simulations - self._simulated)
-        while len(leaves) < most and not self._shut(None):
+        most = 0 if self._move() else min(self._options.parallel, self._options.simulations - self._simulated)
+        while len(leaves) < most and not self._shut(self._at):
             leaf = self._descend()
             if leaf in leaves:
                 break
             leaves.append(leaf)
             self._simulated += 1
+            self._since += 1
             self.visits[_id(leaf)].expanded += 1
             for step in _up(leaf):
                 self.visits[_id(step)].running += 1
+        self._leaves = leaves
         self.lease([leaf for leaf in leaves if leaf is not None])
         for leaf in leaves:
             self.grow(leaf, self._options.expand)
@@ -128,7 +149,7 @@ class TreeSearch(Stepping):
 
     def _descend(self) -> Step | None:
         """The step to expand, from the root by PUCT; where all that is left is being expanded, one that is."""
-        at: Step | None = None
+        at = self._at
         while not self._wants_children(at):
             below = [c for c in self._children(at) if not self._shut(c)]
             if not below:
@@ -136,13 +157,30 @@ class TreeSearch(Stepping):
             at = max(below, key=lambda c: (self.puct(c), -c.id))
         return at
 
+    def _move(self) -> bool:
+        """Go to the child of most visits when it is time to, and up where nothing is left; True if this is the end."""
+        while self._at is not None and self._shut(self._at):
+            self._at, self._since = self._at.parent, 0
+        if not self._options.per_move or self._since < self._options.per_move:
+            return False
+        children = [c for c in self._children(self._at) if not self._shut(c)]
+        if not children:
+            return False
+        best = max(children, key=lambda c: (self.visits[c.id].count, self.visits[c.id].mean, -c.id))
+        below = self._children(self._at)
+        whole = [e for c in below for e in (c.children if c.closed else [c]) if self.answered(e) and not e.rejected]
+        if any(self.visits[e.id].mean >= self.visits[best.id].mean for e in whole):
+            return True
+        self._at, self._since = best, 0
+        return False
+
     def puct(self, step: Step) -> float:
         """Q + exploration × prior × sqrt(visits of siblings and itself) / (1 + visits); Q in [0, 1]."""
         mine = self.visits[step.id]
         siblings = self._children(step.parent)
         visits = sum(self.visits[s.id].count + self.visits[s.id].running for s in siblings)
         count = mine.count + mine.running
-        q = mine.count * self._scaled(mine.total / mine.count) / count if mine.count else 0.0
+        q = mine.count * self._scaled(mine.mean) / count if count else 0.0
         return q + self._options.exploration * self._prior(step) * math.sqrt(visits) / (1 + count)
 
     def _prior(self, step: Step) -> float:
@@ -186,13 +224,21 @@ class TreeSearch(Stepping):
         # Rejected is worse than anything that was seen, and no better than nothing.
         self._low = min([self._low, *known, *([0.0] if bad else [])])
         self._high = max([self._high, *known])
+        found: dict[int | None, float] = {}
         for step in steps:
             value = self.value(step)
             if step in bad or not math.isfinite(value):
                 value = self._low if math.isfinite(self._low) else 0.0
-            for above in _up(step):
-                visits = self.visits[_id(above)]
-                visits.count, visits.total = visits.count + 1, visits.total + value
+            self.visits[step.id].add(value)
+            # An answer that its step began at once belongs to the same simulation.
+            parent = step.parent
+            leaf_id = _id(parent.parent if parent is not None and parent.closed else parent)
+            found[leaf_id] = max(value, found.get(leaf_id, value))
+        for leaf in self._leaves:
+            for passed in _up(leaf):
+                # A simulation that brought nothing new says as much as before.
+                visits = self.visits[_id(passed)]
+                visits.add(found.get(_id(leaf), visits.mean))
         if self.spent or self.failed:
             self._conclude()
         else:
@@ -221,7 +267,7 @@ class TreeSearch(Stepping):
         for step in self.steps.values():
             visits = self.visits[step.id]
             if visits.count:
-                note = f"{visits.count} visits, mean value {visits.total / visits.count:.3g}"
+                note = f"{visits.count} visits, mean value {visits.mean:.3g}"
                 self.tree.note(step.id, note + (f", expanded {visits.expanded} times" if visits.expanded else ""))
 
     def told_more(self, answer_id: int, answer: Any) -> None:
