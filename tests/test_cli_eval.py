@@ -393,6 +393,39 @@ def test_any_engine_is_named_by_a_flag(tmp_path: Path, capsys: pytest.CaptureFix
     assert "McNemar's exact test: p = 1" in capsys.readouterr().out
 
 
+SIMULATED = ("--engine", "simulated", "--environment", "simulated", "--model", "s")
+
+
+def test_a_stepwise_search_is_guided_by_the_environments_partial_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--environment-options", "checked=false", "noise=0.0", "--engine-options", "steps=6", "step_success=0.6"]
+    found = {}
+    for strategy, options in (("direct", []), ("beam", ["width=3", "expand=3", "step_tokens=80"])):
+        out = tmp_path / strategy
+        chosen = ["--strategy", strategy, *(["--strategy-options", *options] if options else [])]
+        assert main(["eval", *SIMULATED, *flags, "-n", "20", *chosen, "--out", str(out)]) == 0
+        found[strategy] = result(out)["accuracy"]["value"]
+    rows = searches(tmp_path / "beam")
+    assert any(node["score"] is not None and node["parent"] is not None for row in rows for node in row["samples"])
+    assert found["beam"] > found["direct"]
+    assert "└─" in (tmp_path / "beam" / "report.md").read_text()
+
+
+def test_a_cascade_goes_on_to_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--environment-options", "checked=false", "--strategy", "cascade"]
+    options = ["--strategy-options", "engine=big", "agreement=1.0", "slow=direct"]
+    assert main(["eval", *SIMULATED, *flags, *options, "-n", "3"]) == 2
+    assert "big" in capsys.readouterr().err
+    out = tmp_path / "run"
+    (tmp_path / "prices.toml").write_text("[s]\noutput = 1.0\n[b]\noutput = 10.0\n")
+    priced = ["--prices", str(tmp_path / "prices.toml")]
+    assert main(["eval", *SIMULATED, *flags, *options, *priced, "--others", "big=b", "-n", "9", "--out", str(out)]) == 0
+    assert read_manifest(out)["others"] == {"big": {"engine": "simulated", "name": "b"}}
+    costs = [row["spend"]["dollars"] / row["spend"]["sampled_tokens"] * 1e6 for row in searches(out)]
+    assert all(1.0 < cost < 10.0 for cost in costs), "each model has its own prices"
+
+
 def test_an_engine_of_ones_own_is_a_class_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"

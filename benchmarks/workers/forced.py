@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ponder.environments.base import SingleTurn
-from ponder.protocols import Ask, SearchContext
+from ponder.protocols import Ask, Generate, SearchContext
 from ponder.search.seeds import derive
 from ponder.search.trace import Tree
 from ponder.types import (
@@ -72,8 +72,8 @@ class ForcedSearch:
         self._tree = Tree(problem.id, context.info.thought)
         ids, lengths = tuple(problem.public["ids"]), problem.public["lengths"][: strategy.n]
         self._asks = [
-            Ask(i, request=Request(ids, SamplingParams(length, strategy.temperature, seed=_seed(context, problem, i))))
-            for i, length in enumerate(lengths)
+            Ask(i, Generate(Request(ids, SamplingParams(n, strategy.temperature, seed=_seed(context, problem, i)))))
+            for i, n in enumerate(lengths)
         ]
         self._waiting = set(range(len(lengths)))
 
@@ -86,6 +86,12 @@ class ForcedSearch:
             self._waiting.discard(ask_id)
             if not isinstance(answer, Exception):
                 self._tree.add(ask_id, answer[0])
+
+    def unwanted(self) -> list[int]:
+        return []
+
+    def reserve(self) -> tuple[int, int]:
+        return 0, 0
 
     @property
     def done(self) -> bool:

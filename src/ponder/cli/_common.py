@@ -159,9 +159,10 @@ def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str
     return strategy
 
 
-def scorer_for(strategy: Strategy, environment: Environment) -> Scorer | None:
-    """The environment's own score of partial responses, for strategies that go step by step."""
-    return getattr(environment, "partial", None) if getattr(strategy, "stepwise", False) else None
+def scorer_for(environment: Environment | None) -> Scorer | None:
+    """The environment's own score of responses, partial or whole, if it has one (an option may have the same name)."""
+    partial = getattr(environment, "partial", None)
+    return partial if callable(getattr(partial, "score", None)) else None
 
 
 def value_of(args: Sequence[str], flag: str) -> str | None:

@@ -149,8 +149,7 @@ def main(args: list[str]) -> int:
         refuse_existing(config.out)
     from ponder.cli._evaluation import Job, open_run
 
-    scorer = scorer_for(strategy, environment)
-    job = Job(config, strategy, environment, problems, budget, total, prices_of(config), scorer)
+    job = Job(config, strategy, environment, problems, budget, total, prices_of(config), scorer_for(environment))
     with (
         engine_for(config, raw_prompts=config.raw_prompts) as engine,
         others_for(config, raw_prompts=config.raw_prompts) as others,

@@ -197,7 +197,7 @@ def strategy_of(config: SolveConfig) -> Strategy:
 
 def single(strategy: Strategy) -> bool:
     """True if the one response that streams is the one that the strategy will choose."""
-    return type(strategy).__name__ in ("Direct", "BudgetForcing") and getattr(strategy, "n", 1) == 1
+    return type(strategy).__name__ in ("Direct", "Cot", "BudgetForcing") and getattr(strategy, "n", 1) == 1
 
 
 def _solve(
@@ -224,7 +224,7 @@ def _solve(
         budget=budget_of(config),
         seed=config.seed,
         checker=getattr(environment, "checker", None),
-        scorer=None if environment is None else scorer_for(strategy, environment),
+        scorer=scorer_for(environment),
         answers=getattr(environment, "answers", None),
         others=others,
         prices=prices_of(config),

@@ -1,0 +1,193 @@
+"""What a search and an evaluation cost in speed: tokens/s of `evaluate` over those of the bare engine.
+
+    python benchmarks/eval_throughput.py [--model ponder-tiny] [--strategy majority] [--rounds 6] [--json] [--quick]
+
+Both sides are the same engine in this process, in turn, with its caches dropped before each run. Ours is
+`evaluation.evaluate` with the strategy: searches, meter (with a budget that is never reached, so that every call is
+reserved and settled), votes, judge, and each search written to a `rollouts.jsonl`. The peer is `engine.generate` of the
+very requests that ours made, with as many in flight. To reach: a ratio of 0.9.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from _compare import Printer, Row, alternate, compare
+from _limits import machine
+from _workers import settle
+
+from ponder import registry, sync
+from ponder.engines.torch import TorchEngine
+from ponder.evaluation.evaluate import each, evaluate
+from ponder.evaluation.results import Searched
+from ponder.evaluation.rollouts import to_line
+from ponder.models.load import load
+from ponder.protocols import Environment, Strategy
+from ponder.runs.files import append_line
+from ponder.types import Budget, Completion, Problem, Request
+
+NEVER = Budget(tokens=10_000_000)
+
+
+@dataclass
+class Recorder:
+    """The engine, with the requests that went through it."""
+
+    engine: TorchEngine
+    requests: list[Request] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    async def generate(self, request: Request) -> tuple[Completion, ...]:
+        self.requests.append(request)
+        return await self.engine.generate(request)
+
+
+@dataclass(frozen=True)
+class Case:
+    """So many searches in flight, of so many samples each."""
+
+    searches: int
+    n: int
+    problems: int
+    max_tokens: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.searches} searches × {self.n} samples in flight"
+
+
+@dataclass
+class Sides:
+    """Both sides of a case, and what the first asked for in its last run."""
+
+    case: Case
+    engine: TorchEngine
+    environment: Environment
+    strategy: Strategy
+    folder: Path
+    requests: list[Request] = field(default_factory=list)
+    tokens: dict[str, list[int]] = field(default_factory=lambda: {"ours": [], "bare": []})
+
+    def ours(self, number: int) -> float:
+        """Tokens/s of an evaluation."""
+        problems = self._problems(number)
+        engine, path = Recorder(self.engine), self.folder / f"rollouts-{number}.jsonl"
+
+        def write(searched: Searched) -> None:
+            append_line(path, to_line(searched))
+
+        self._quiet()
+        began = time.perf_counter()
+        found = sync.run(
+            evaluate(
+                self.strategy,
+                self.environment,
+                engine,
+                problems,
+                seed=number,
+                concurrency=self.case.searches,
+                budget=NEVER,
+                on_search=write,
+                keep_texts=0,
+            )
+        )
+        seconds = time.perf_counter() - began
+        self.requests = engine.requests
+        self.tokens["ours"].append(found.spend.response_tokens)
+        return found.spend.response_tokens / seconds
+
+    def bare(self, number: int) -> float:
+        """Tokens/s of the same requests without a search."""
+        self._quiet()
+        began = time.perf_counter()
+        tokens = sync.run(_generate(self.engine, self.requests, self.case.searches * self._calls()))
+        seconds = time.perf_counter() - began
+        self.tokens["bare"].append(tokens)
+        return tokens / seconds
+
+    def _calls(self) -> int:
+        """Requests that a search has in flight."""
+        return max(1, self.case.n // self.requests[0].n)
+
+    def _problems(self, number: int) -> list[Problem]:
+        first = number * self.case.problems
+        return [self.environment.problem("test", first + i) for i in range(self.case.problems)]
+
+    def _quiet(self) -> None:
+        self.engine.drop_caches_now()
+        settle()
+
+
+async def _generate(engine: TorchEngine, requests: Sequence[Request], in_flight: int) -> int:
+    tokens = 0
+
+    async def one(number: int) -> None:
+        nonlocal tokens
+        tokens += sum(c.spend.response_tokens for c in await engine.generate(requests[number]))
+
+    await each(len(requests), one, in_flight)
+    return tokens
+
+
+def measured(sides: Sides, rounds: int, model: str, strategy: str) -> Row:
+    sides.ours(rounds)
+    sides.bare(rounds)
+    for tokens in sides.tokens.values():
+        tokens.clear()
+    found = alternate({"ours": sides.ours, "bare": sides.bare}, rounds)
+    return compare(
+        f"{strategy}, {sides.case.name}, over the bare engine",
+        "tokens/s",
+        found["ours"],
+        found["bare"],
+        better="more",
+        dtype="float32",
+        mode=model,
+        note=f"{sides.case.problems} problems a round; rollouts are written by ours",
+        details={"runs": found, "tokens": sides.tokens},
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="ponder-tiny")
+    parser.add_argument("--strategy", default="majority")
+    parser.add_argument("--environment", default="countdown")
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--only", default="", help="only cases whose name contains this text")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--quick", action="store_true", help="few problems, one round: does it run?")
+    options = parser.parse_args()
+    cases = [Case(64, 8, 128, 96), Case(8, 8, 64, 96)]
+    if options.quick:
+        cases = [Case(4, 2, 6, 16)]
+    rounds = 1 if options.quick else options.rounds
+    printer = Printer(as_json=options.json, machine=machine())
+    environment = registry.build("environments", options.environment)
+    engine = TorchEngine(load(options.model, device="cpu"))
+    try:
+        for case in cases:
+            if options.only not in case.name:
+                continue
+            strategy = registry.build(
+                "search.strategies", options.strategy, {"n": case.n, "max_tokens": case.max_tokens}
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                sides = Sides(case, engine, environment, strategy, Path(folder))
+                printer.show(measured(sides, rounds, options.model, options.strategy))
+    finally:
+        engine.close_now()
+    return printer.end()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
