@@ -22,15 +22,17 @@ class Side:
     """The float32 weights; the engine's own unless it decodes in another type."""
     last: list[tuple[Completion, ...]]
 
-    def open(self, model: str, options: dict[str, Any]) -> dict[str, Any]:
+    def open(self, model: str, options: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
         """Load a folder and start an engine with these options; says which other options the engine knows.
 
         `dtype` is that of a copy of the weights that the engine gets for itself.
         """
         # Without end ids every response has exactly `max_tokens` tokens.
-        self.trainer = dataclasses.replace(load(model, device="cpu"), end_ids=())
+        self.trainer = dataclasses.replace(load(model, device=device), end_ids=())
         dtype = options.pop("dtype", None)
-        own = self.trainer if dtype is None else dataclasses.replace(load(model, device="cpu", dtype=dtype), end_ids=())
+        own = self.trainer
+        if dtype is not None:
+            own = dataclasses.replace(load(model, device=device, dtype=dtype), end_ids=())
         known = set(inspect.signature(TorchEngine.__init__).parameters) - {"self", "model"}
         unknown = sorted(set(options) - known)
         if unknown:

@@ -24,10 +24,18 @@ class Side:
     trainer: Trainer
 
     def open(
-        self, model: str, problems: str, groups: int, group_size: int, learning_rate: float, options: dict[str, Any]
+        self,
+        model: str,
+        problems: str,
+        groups: int,
+        group_size: int,
+        learning_rate: float,
+        options: dict[str, Any],
+        device: str = "cpu",
+        compile: bool = False,
     ) -> dict[str, Any]:
         """Load model and problems; `options` are further fields of `RLConfig`."""
-        loaded = dataclasses.replace(load(model, device="cpu"), end_ids=())
+        loaded = dataclasses.replace(load(model, device=device), end_ids=())
         config = RLConfig(
             model=model,
             strategy=STRATEGY,
@@ -40,7 +48,7 @@ class Side:
             loss="dapo",
             **options,
         )
-        engine = TorchEngine(loaded, max_rows=config.max_rows)
+        engine = TorchEngine(loaded, max_rows=config.max_rows, compile=compile)
         self.trainer = Trainer(config, loaded, FileOfProblems(Path(problems)), engine)
         forget_peak()
         return {"micro_tokens": config.micro_tokens}

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 class Side:
     model: Any
 
-    def open(self, model: str, dtype: str) -> dict[str, Any]:
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+    def open(self, model: str, dtype: str, device: str = "cpu") -> dict[str, Any]:
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval().to(device)
         # Without an end token every response has exactly `max_tokens` tokens, and no step looks for one.
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = 0
@@ -30,7 +30,7 @@ class Side:
         began = time.perf_counter()
         lengths = []
         for batch in batches:
-            ids = torch.tensor(batch)
+            ids = torch.tensor(batch, device=self.model.device)
             out = self.model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -41,6 +41,7 @@ class Side:
                 top_p=1.0,
                 num_return_sequences=n,
             )
+            out = out.cpu()  # on a GPU only now all is computed
             lengths += [out.shape[1] - ids.shape[1]] * out.shape[0]
         seconds = time.perf_counter() - began
         return timed(seconds, lengths, len(prompts) * n, max_tokens)
