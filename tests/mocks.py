@@ -188,6 +188,15 @@ class MockEngine:
             while (delta := await deltas.get()) is not None:
                 yield delta
             await task
+        except asyncio.CancelledError as error:
+            task.cancel()
+            await asyncio.wait([task])
+            try:
+                task.result()
+            except BaseException as ended:
+                if hasattr(ended, "spend"):
+                    error.spend = ended.spend  # type: ignore[attr-defined]
+            raise
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

@@ -136,7 +136,10 @@ def random_engine(rng: random.Random, name: str) -> SimulatedEngine:
 
 def random_prices(rng: random.Random) -> Prices:
     prompt, cached, output = (rng.choice([0.0, 1.0, 3.0, 15.0]) for _ in range(3))
-    return Prices(prompt, output, rng.choice([None, cached]), rng.choice([0.0, 0.0, 0.0, 2.0]))
+    per_hour = rng.choice([0.0, 0.0, 2.0, 20.0, 200.0])
+    if per_hour and rng.random() < 0.7:
+        return Prices(per_hour=per_hour)
+    return Prices(prompt, output, rng.choice([None, cached]), per_hour)
 
 
 def random_budget(rng: random.Random, scale: float) -> Budget:

@@ -6,11 +6,14 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mocks import MockEngine
+from mocks import MockEngine, MockEnvironment
 
 from ponder.errors import BudgetExceeded, UserError
+from ponder.protocols import Ask, Generate
+from ponder.search import solve
+from ponder.search.asking import Asking
 from ponder.search.meter import Meter, Prices, clamp
-from ponder.types import Budget, Request, SamplingParams, Spend, Thinking
+from ponder.types import Budget, Outcome, Request, Response, SamplingParams, Spend, Thinking
 
 
 def request(max_tokens: int = 10, n: int = 1, prompt: str = "12345") -> Request:
@@ -216,7 +219,9 @@ def test_a_call_that_was_refused_as_bad_input_costs_nothing():
     [
         (Budget(tokens=-1), "-1 tokens"),
         (Budget(seconds=float("nan")), "nan seconds"),
-        (Budget(dollars=1.0), "prices"),
+        (Budget(dollars=float("inf")), "inf dollars"),
+        (Budget(tokens=10.5), "whole number"),
+        (Budget(tokens=True), "True tokens"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(budget, reason):
@@ -245,3 +250,98 @@ def test_the_engines_error_comes_through_even_if_it_cannot_count_any_more():
     engine = Gone(fail=lambda number, sent: ConnectionError("gone"), tells_spend=False)
     with pytest.raises(ConnectionError, match="gone"):
         asyncio.run(Meter().generate(engine, request()))
+
+
+# What is kept for the last call -------------------------------------------------------------------------------------
+
+
+def test_only_a_final_call_may_take_what_is_kept_and_it_may_take_all_of_it():
+    async def run():
+        engine = MockEngine("x" * 100)
+        meter = Meter(Budget(tokens=60))
+        meter.keep(5, 10)
+        (first,) = await meter.generate(engine, request(100))
+        assert len(first.ids) == 60 - 15 - 5
+        with pytest.raises(BudgetExceeded, match="0 of the budget's 60 tokens"):
+            await meter.generate(engine, request(10))
+        (last,) = await meter.generate(engine, request(10), final=True)
+        assert len(last.ids) == 10
+        meter.keep(0, 0)
+        assert meter.spend.tokens == 60
+        assert meter.idle
+
+    asyncio.run(run())
+
+
+def test_what_one_search_keeps_is_kept_from_the_others_and_from_their_last_calls():
+    async def run():
+        engine = MockEngine("x" * 100)
+        server = Meter(Budget(tokens=50))
+        one, other = Meter(parent=server), Meter(parent=server)
+        one.keep(5, 10)
+        other.keep(5, 5)
+        (cut,) = await other.generate(engine, request(100), final=True)
+        assert len(cut.ids) == 50 - 15 - 5
+        other.keep(0, 0)
+        await one.generate(engine, request(10), final=True)
+        assert server.spend.tokens == 50
+
+    asyncio.run(run())
+
+
+def test_a_call_that_waits_goes_on_when_less_is_kept():
+    async def run():
+        engine = MockEngine("xx", delay=0.01)
+        server = Meter(Budget(tokens=40))
+        keeper, caller = Meter(parent=server), Meter(parent=server)
+        keeper.keep(5, 15)
+        running = asyncio.create_task(caller.generate(engine, request(10)))
+        waiting = asyncio.create_task(caller.generate(engine, request(10)))
+        await asyncio.sleep(0)
+        assert engine.calls == 1
+        keeper.keep(0, 0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert engine.calls == 2
+        await asyncio.gather(running, waiting)
+
+    asyncio.run(run())
+
+
+class Keeping(Asking):
+    """Keeps room for a last call that it never makes."""
+
+    def __init__(self, problem, context):
+        super().__init__(problem, context)
+        self.push(Ask(0, Generate(Request(problem.prompt, SamplingParams(10)))))
+
+    def told(self, ask_id, answer):
+        self.answer = answer
+
+    def reserve(self):
+        return 10, 20
+
+    def outcome(self, spend, stop):
+        return Outcome(Response(None), None, self.tree.trace(), spend, stop)
+
+
+class KeepingStrategy:
+    def start(self, problem, context):
+        return Keeping(problem, context)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_search_that_is_over_keeps_nothing_from_its_neighbours(cancelled):
+    async def run():
+        server = Meter(Budget(tokens=1000))
+        problem = MockEnvironment().problem("test", 1)
+        task = asyncio.create_task(solve(KeepingStrategy(), problem, MockEngine("x", delay=0.01), parent=server))
+        await asyncio.sleep(0)
+        if cancelled:
+            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled() == cancelled
+        assert server.idle
+
+    asyncio.run(run())

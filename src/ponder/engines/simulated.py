@@ -170,13 +170,11 @@ class SimulatedEngine:
                 yield delta
             await task
         except asyncio.CancelledError as error:
-            task.cancel()
-            await asyncio.wait([task])
+            await _stop(task)
             _tell_spend(error, task)
             raise
         finally:
-            if task.cancel():
-                await asyncio.wait([task])
+            await _stop(task)
 
     async def load_weights(self, source: Any, version: str) -> None:
         raise Unsupported("the simulated engine has no weights: open another one with other options")
@@ -313,6 +311,13 @@ def _stops(samples: Sequence[Sample], fails: int | None, stream: bool) -> list[i
     if not stream:
         return [end]
     return sorted({*range(_STREAM_PIECE, end, _STREAM_PIECE), end})
+
+
+async def _stop(task: asyncio.Future[Any]) -> None:
+    """Cancel a task and wait for its end; cancelled while it waits, cancel it once more."""
+    while task.cancel():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
 
 
 def _tell_spend(error: BaseException, ended: asyncio.Future[Any]) -> None:

@@ -43,41 +43,30 @@ class Deadline:
             self.refusal = refusal
 
 
-class Streamed:
-    """One streamed call: passes pieces on and remembers how much came."""
+async def streamed(engine: Engine, request: Request, on_delta: Callable[[Delta], None]) -> tuple[Completion, ...]:
+    """Stream a call and pass its pieces on.
 
-    def __init__(self, on_delta: Callable[[Delta], None]) -> None:
-        self._on_delta = on_delta
-        self._tokens: dict[int, int] = {}
-        self.completions: dict[int, Completion] = {}
-
-    async def run(self, engine: Engine, request: Request) -> tuple[Completion, ...]:
-        """Raises what the engine and `on_delta` raise; the exception carries what the engine says that it used."""
-        stream: Any = engine.stream(request)
-        try:
-            async for delta in stream:
-                self._tokens[delta.sample] = self._tokens.get(delta.sample, 0) + (len(delta.ids) or bool(delta.text))
-                if delta.completion is not None:
-                    self.completions[delta.sample] = delta.completion
-                self._on_delta(delta)
-        except BaseException as error:
-            if not hasattr(error, "spend"):
-                await _end(stream, error)
-            raise
-        finally:
-            close = getattr(stream, "aclose", None)
-            if close is not None:
-                await close()
-        missing = [i for i in range(request.n) if i not in self.completions]
-        if missing:
-            raise PonderError(f"the engine's stream ended without the completion of sample {missing[0]}")
-        return tuple(self.completions[i] for i in range(request.n))
-
-    def spend(self, prompt_tokens: int, n: int) -> Spend:
-        """What is known to have been used, if the engine does not say."""
-        done = sum((c.spend for c in self.completions.values()), Spend())
-        seen = sum(t for i, t in self._tokens.items() if i not in self.completions)
-        return done + Spend(prompt_tokens=prompt_tokens * (n - len(self.completions)), sampled_tokens=seen)
+    Raises what the engine and `on_delta` raise; the exception carries what the engine says that it used.
+    """
+    completions: dict[int, Completion] = {}
+    stream: Any = engine.stream(request)
+    try:
+        async for delta in stream:
+            if delta.completion is not None:
+                completions[delta.sample] = delta.completion
+            on_delta(delta)
+    except BaseException as error:
+        if not hasattr(error, "spend"):
+            await _end(stream, error)
+        raise
+    finally:
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            await close()
+    missing = [i for i in range(request.n) if i not in completions]
+    if missing:
+        raise PonderError(f"the engine's stream ended without the completion of sample {missing[0]}")
+    return tuple(completions[i] for i in range(request.n))
 
 
 async def _end(stream: Any, error: BaseException) -> None:
@@ -95,13 +84,9 @@ async def _end(stream: Any, error: BaseException) -> None:
         return
 
 
-def spent(error: BaseException, prompt_tokens: int, request: Request, streamed: Streamed | None) -> Spend | None:
+def spent(error: BaseException) -> Spend | None:
     """What a call that failed or was cancelled has used; None if nobody knows."""
     spend = getattr(error, "spend", None)
     if isinstance(spend, Spend):
         return spend
-    if isinstance(error, UserError):
-        return Spend()
-    if streamed is not None:
-        return streamed.spend(prompt_tokens, request.n)
-    return None
+    return Spend() if isinstance(error, UserError) else None

@@ -34,6 +34,10 @@ class Hourly:
             return now + left / sum(self.rates.values())
         return max(self._latest, self._oldest + left / self._rate)
 
+    def least(self, grace: float) -> float:
+        """Dollars that a call needs at least, if it may need so many seconds to stop; nothing beside what runs."""
+        return 0.0 if self._calls else grace * sum(self.rates.values())
+
     @property
     def committed(self) -> float:
         """Dollars that running calls may still cost."""

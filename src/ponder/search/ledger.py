@@ -119,12 +119,18 @@ class Ledger:
             rooms.append((whole, call.max_tokens) if whole >= 1 else (1, call.longest(tokens)))
         if dollars is not None and call.prices is not None:
             dollars -= self.kept[1] - own[1] - ROUNDING
-            if call.prices.per_hour:
-                late = not self.hourly.open_to(call.machine) or self.hourly.until(now, dollars) - call.grace <= now
-                if late or dollars <= ROUNDING:
-                    return 1, -1
-            rooms.append(self._dollar_room(call, dollars - self.hourly.committed))
+            rooms.append(self._dollar_room(call, dollars - self.hourly.committed - self.hourly.least(call.grace)))
+            room = min(rooms)
+            if call.prices.per_hour and not self._has_time(
+                call, dollars - room[0] * call.reserved_dollars(room[1]), now
+            ):
+                return 1, -1
         return min(rooms)
+
+    def _has_time(self, call: Call, left: float, now: float) -> bool:
+        """Whether a call on a machine that is paid by the hour could run, and still stop in time."""
+        hourly = self.hourly
+        return left > ROUNDING and hourly.open_to(call.machine) and hourly.until(now, left) - call.grace > now
 
     def _dollar_room(self, call: Call, left: float) -> tuple[int, int]:
         cost, least = call.dollars(call.max_tokens), call.dollars(0)

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from ponder.engines.machine import MachineTime
 from ponder.errors import BudgetExceeded
 from ponder.protocols import Checker, Engine, Scorer
-from ponder.search.calling import Deadline, Streamed, clamp, grace_of, spent
+from ponder.search.calling import Deadline, clamp, grace_of, spent, streamed
 from ponder.search.ledger import NOTHING, Call, Ledger, check_budget
 from ponder.search.prices import PriceList, Prices, dearest, load
 from ponder.types import Budget, Completion, Delta, Problem, Request, Response, Spend, Verdict
@@ -274,9 +274,9 @@ class Meter:
         """Reserve, call the engine, settle; options as in `reserve`. May return fewer than `request.n`.
 
         With `on_delta` the call is streamed. A call that failed or was cancelled is booked with what its exception
-        carries as `spend`; without that, with what was streamed; without that, at its worst case (but a `UserError`
-        was refused before any work: nothing). Raises `BudgetExceeded`, also when the time is up (with the completions
-        as they were then, if the engine tells), and what the engine raises.
+        carries as `spend`; without that, at its worst case (but a `UserError` was refused before any work: nothing).
+        Raises `BudgetExceeded`, also when the time is up (with the completions as they were then, if the engine tells),
+        and what the engine raises.
         """
         options = minimum, answer, final, on_delta
         prices = self._prices_of(engine)
@@ -359,14 +359,13 @@ class Meter:
                     f"${prices.per_hour:g} per hour",
                 )
         call = _Running(self, engine, request, prices, reservation)
-        streamed = Streamed(on_delta) if on_delta is not None else None
         try:
-            if streamed is None:
+            if on_delta is None:
                 completions = await engine.generate(request)
             else:
-                completions = await streamed.run(engine, request)
+                completions = await streamed(engine, request, on_delta)
         except BaseException as error:
-            call.book(spent(error, call.prompt_tokens, request, streamed))
+            call.book(spent(error))
             raise
         call.book(completions[0].spend if len(completions) == 1 else sum((c.spend for c in completions), Spend()))
         return completions

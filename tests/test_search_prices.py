@@ -1,0 +1,79 @@
+import pytest
+
+from ponder.errors import UserError
+from ponder.search.prices import ANY, PriceList, Prices, dearest, load
+from ponder.types import Spend
+
+
+def written(tmp_path, text):
+    path = tmp_path / "prices.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_packaged_table_has_hosted_models_whose_cache_is_not_dearer_than_their_prompts():
+    models = load().models
+    assert len(models) > 5
+    for prices in models.values():
+        assert 0 < prices.cached <= prices.prompt <= prices.output
+        assert prices.per_hour == 0.0
+    assert load().of("gpt-4o-mini").dollars(Spend(1_000_000, 1_000_000, 1_000_000)) == pytest.approx(0.15 + 0.075 + 0.6)
+
+
+def test_a_users_table_adds_to_the_packaged_one_and_wins_over_it(tmp_path, monkeypatch):
+    path = written(
+        tmp_path,
+        """
+        ["gpt-4o-mini"]
+        prompt = 1
+        output = 2.0
+        ["my/model"]
+        per_hour = 3.6
+    """,
+    )
+    for table in (load(path), (monkeypatch.setenv("PONDER_PRICES", str(path)), load())[1]):
+        assert table.of("gpt-4o-mini") == Prices(1, 2.0)
+        assert table.of("my/model").dollars(Spend(prompt_tokens=10**9, device_seconds=1000.0)) == pytest.approx(1.0)
+        assert table.of("o3") == load(path).of("o3")
+        assert table.sources[-1] == str(path)
+        assert table.of("unknown") is None
+
+
+def test_a_table_may_price_every_model_that_it_does_not_name(tmp_path):
+    table = load(written(tmp_path, f'["{ANY}"]\nper_hour = 2.0'))
+    assert table.of("anything").per_hour == 2.0
+    assert table.of("gpt-4o").per_hour == 0.0
+
+
+def test_an_unknown_model_is_refused_with_the_mend_and_names_that_may_be_meant():
+    with pytest.raises(UserError, match=r"'gpt-4o-mni'.*PONDER_PRICES.*did you mean 'gpt-4o-mini'"):
+        load().need("gpt-4o-mni")
+    with pytest.raises(UserError, match=r"prices of 'x/y'.*per_hour for hardware"):
+        PriceList().need("x/y")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[m]\nprompt = -1", r"\[m\]: price prompt = -1: .*million"),
+        ("[m]\nper_hour = inf", r"\[m\]: price per_hour = inf: .*per hour"),
+        ("[m]\noutput = 'dear'", "price output = 'dear'"),
+        ("[m]\nouput = 1", "unknown key 'ouput'; did you mean 'output'"),
+        ("[m]", "no price"),
+        ("m = 3", "'m' is no table"),
+        ("[m", "cannot be read"),
+    ],
+)
+def test_a_bad_table_is_refused_by_file_and_entry(text, reason, tmp_path):
+    with pytest.raises(UserError, match=rf"prices\.toml: .*{reason}|prices\.toml: {reason}"):
+        load(written(tmp_path, text))
+
+
+def test_a_table_that_is_not_there_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.toml: cannot be read"):
+        load(tmp_path / "nowhere.toml")
+
+
+def test_the_dearest_of_several_is_the_worst_in_each_price():
+    assert dearest([Prices(1, 5, 0.5), Prices(2, 3, per_hour=7)]) == Prices(2, 5, 2, 7)
+    assert dearest([]) == Prices()
