@@ -189,9 +189,7 @@ class StepwiseEngine:
         if self._closed.is_set():
             raise EngineClosed("the engine was closed")
 
-    def _grow(
-        self, p: SamplingParams, prompt: tuple[int, ...], row: _Row, index: int, stop: Callable[[], bool]
-    ) -> Any:
+    def _grow(self, p: SamplingParams, prompt: tuple[int, ...], row: _Row, index: int, stop: Callable[[], bool]) -> Any:
         """Sample token by token; yields after each what the response would end as if it ended there."""
         model, thinking, form = self.model, p.thinking, self.info.thought
         ends, rng = {*model.end_ids, *p.stop_ids}, np.random.default_rng([p.seed & (2**63 - 1), index])
