@@ -39,7 +39,8 @@ class Model:
 
         if self.engine.info.chat:
             return tuple(Message(m["role"], m["content"]) for m in body["messages"])
-        return "\n".join(m["content"] for m in body["messages"])
+        # A model without a chat template reads no roles; an empty system message is none.
+        return "\n".join(m["content"] for m in body["messages"] if m["content"])
 
     def prompt_tokens(self, body: Mapping[str, Any]) -> int:
         return self.engine.count_tokens(self._prompt(body))

@@ -10,16 +10,15 @@ from optillm.bon import best_of_n_sampling
 from optillm.self_consistency import AdvancedSelfConsistency
 from pipe import serve
 
-SYSTEM = "You are a helpful assistant."
-
 
 def solve(
     algorithm: str, prompts: list[str], samples: int, max_tokens: int, url: str, key: str, model: str, pattern: str
 ) -> dict[str, Any]:
     """One search a prompt, one after another; texts of the winners and the completion tokens that it reports.
 
-    `pattern` is not used: optillm votes over whole texts.
+    `pattern` is not used: optillm votes over whole texts. Its system message is empty.
     """
+    system = ""
     client = OpenAI(base_url=url, api_key=key, max_retries=0)
     config = {"max_tokens": max_tokens}
     texts, reported = [], []
@@ -27,10 +26,10 @@ def solve(
     for prompt in prompts:
         if algorithm == "self_consistency":
             search = AdvancedSelfConsistency(client, model, num_samples=samples, request_config=config)
-            clusters = search.evaluate(SYSTEM, prompt)["aggregated_result"]["clusters"]
+            clusters = search.evaluate(system, prompt)["aggregated_result"]["clusters"]
             text, tokens = clusters[0]["answer"] if clusters else "", search.self_consistency_completion_tokens
         elif algorithm == "best_of_n":
-            text, tokens = best_of_n_sampling(SYSTEM, prompt, client, model, n=samples, request_config=config)
+            text, tokens = best_of_n_sampling(system, prompt, client, model, n=samples, request_config=config)
         else:
             raise ValueError(f"unknown algorithm {algorithm!r}")
         texts.append(str(text))
