@@ -1,6 +1,6 @@
 """Searches of ponder, its_hub and optillm over one endpoint: accuracy against the tokens that were truly spent.
 
-    python benchmarks/search_peers.py [--itshub-python PY] [--optillm-python PY] [--model MODEL] [--problems 200] [--json]
+    python benchmarks/search_peers.py [--itshub-python PY] [--optillm-python PY] [--model MODEL] [--problems 200]
 
 The endpoint (`workers/endpoint.py`) counts every prompt token that came and every token that was sampled, by API key:
 those are the true tokens, whatever a library reports. Without `--model` a scripted solver answers (right 6 times of
