@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -11,11 +13,13 @@ from virtual_time import run as run_virtually
 
 from ponder.engines.simulated import Simulated
 from ponder.errors import BudgetExceeded, UserError
-from ponder.search import solve
+from ponder.protocols import Ask, Group, Hold, Score
+from ponder.search import runner, solve
+from ponder.search.asking import Asking
 from ponder.search.meter import Meter, Prices
 from ponder.search.prices import PriceList
 from ponder.search.strategies.best_of_n import BestOfN
-from ponder.types import Budget, FinishReason, Request, SamplingParams, StopReason
+from ponder.types import Budget, Capabilities, FinishReason, Outcome, Request, Response, SamplingParams, StopReason
 
 
 def request(max_tokens: int = 10, n: int = 1, prompt: str = "12345") -> Request:
@@ -212,3 +216,57 @@ def test_a_stream_whose_reader_fails_is_booked_at_what_was_sampled():
         assert meter.idle
 
     run_virtually(run())
+
+
+class Waiting(Asking):
+    """Asks for one thing that is no sample, and tells what became of it."""
+
+    def __init__(self, problem, context, work):
+        super().__init__(problem, context)
+        self.push(Ask(0, work))
+
+    def told(self, ask_id, answer):
+        self.answer = answer
+
+    def outcome(self, spend, stop):
+        return Outcome(Response(str(self.answer)), None, self.tree.trace(), spend, stop)
+
+
+@dataclass(frozen=True)
+class Wait:
+    work: Any
+
+    def start(self, problem, context):
+        return Waiting(problem, context, self.work)
+
+
+@pytest.mark.parametrize("work", [Group(()), Hold((1, 2)), Score(())])
+def test_no_kind_of_work_goes_on_beyond_the_seconds(work, monkeypatch):
+    async def slow_group(answers, problem, responses):
+        await asyncio.sleep(10)
+
+    class SlowHolder(MockEngine):
+        @contextlib.asynccontextmanager
+        async def hold(self, ids):
+            await asyncio.sleep(10)
+            yield
+
+    class SlowScorer:
+        async def score(self, problem, responses):
+            await asyncio.sleep(10)
+            return ()
+
+    monkeypatch.setattr(runner, "group", slow_group)
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        engine = SlowHolder(capabilities=Capabilities(leases=True))
+        parent = Meter(Budget(seconds=2.0), clock=loop.time)
+        problem = MockEnvironment().problem("test", 1)
+        outcome = await solve(Wait(work), problem, engine, parent=parent, scorer=SlowScorer())
+        assert loop.time() == 2.0
+        return outcome
+
+    outcome = run_virtually(run())
+    assert outcome.stop is StopReason.BUDGET
+    assert "2 seconds" in outcome.reason

@@ -116,6 +116,8 @@ class Mind:
 
     def success_on(self, key: str) -> float:
         """Probability that a step of this problem stays right."""
+        if self.correlation == 0.0 or self.step_success in (self.recover, 1.0):
+            return self.step_success
         return _success_on(key, self.steps, self.step_success, self.recover, self.correlation)
 
 
@@ -136,8 +138,6 @@ def _success_on(key: str, steps: int, success: float, recover: float, correlatio
     intraclass correlation of `correlation` (the beta-binomial model): 0 is the same for every problem, at 1 a problem
     is solved always or as seldom as recovery allows. The mean over problems does not depend on it.
     """
-    if correlation == 0.0 or success in (recover, 1.0):
-        return success
     rng = Random(f"difficulty {key}")
     mean = (_chain(success, recover, steps) - recover) / (1.0 - recover)
     if correlation == 1.0:
