@@ -2,8 +2,8 @@
 
 Keys lie as [slot, kv head, dimension, column] and values as [slot, kv head, column, dimension]: with one query a row,
 `bmm` on that layout was the fastest of the variants measured on a CPU (bmm on untransposed keys 1.4 times, torch's
-scaled_dot_product_attention with a mask 1.4 to 1.7 times as long); on a GPU keys lie in memory as values do. Column `c` of a slot is position `base + c` of its
-row, where the positions before `base` are read from shared nodes (`prefix.py`).
+scaled_dot_product_attention with a mask 1.4 to 1.7 times as long); on a GPU keys lie in memory as values do. Column `c`
+of a slot is position `base + c` of its row, where the positions before `base` are read from shared nodes (`prefix.py`).
 
 Memory is bounded by the caller, which admits no more rows than fit; `reserve` grows in steps of `CHUNK` columns.
 """
