@@ -21,6 +21,7 @@ from ponder.cli._common import ModelOptions
 from ponder.cli.main import main
 from ponder.runs.files import read_lines
 from ponder.runs.run import read_manifest
+from ponder.types import Capabilities
 
 
 @pytest.fixture
@@ -316,11 +317,29 @@ def test_a_search_that_its_budget_refuses_abstains_and_says_why(
     assert rows[-1]["verdict"]["kind"] == "no_answer"
     assert re.search(r"\d+ of the budget's 400 tokens are left, and a call needs", rows[-1]["verdict"]["reason"])
     # More for all of them together: those that were refused are run, the others are kept.
-    refused = sum(not r["samples"] for r in rows)
+    stopped = [r["index"] for r in rows if r["stop"] == "budget"]
     engine.requests.clear()
     assert main(["eval", "--resume", "--out", str(out), "--total-tokens", "100000"]) == 0
-    assert len(engine.requests) == refused > 0
-    assert all(r["samples"] for r in searches(out))
+    assert len(engine.requests) == len(stopped) > 0
+    assert all(r["stop"] == "finished" for r in searches(out))
+
+
+def test_what_the_budget_of_the_whole_cut_short_is_run_again_and_what_its_own_did_is_not(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.capabilities = Capabilities(ids=True, logprobs=True, seed=True)
+    flags = ["-n", "12", "--strategy", "best_of_n", "--strategy-options", "n=6", "--max-tokens", "80"]
+    own = [*flags, "--budget-tokens", "200"]
+    assert evaluate(*own, "--out", str(tmp_path / "whole")) == 0
+    out = tmp_path / "run"
+    assert evaluate(*own, "--total-tokens", "1100", "--concurrency", "3", "--out", str(out)) == 0
+    assert engine.used.tokens > 0
+    starved = [r for r in searches(out) if r.get("starved")]
+    assert any(r["samples"] for r in starved), "cut short"
+    assert not all(r.get("starved") for r in searches(out) if r["stop"] == "budget"), "stopped by its own"
+    assert main(["eval", "--resume", "--out", str(out), "--total-tokens", "100000"]) == 0
+    assert searches(out) == searches(tmp_path / "whole")
+    assert result(out) == result(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("flags", [["--budget-tokens", "0"], ["--total-tokens", "9"], ["--budget-seconds", "0"]])

@@ -31,7 +31,8 @@ class TotalOptions(BudgetOptions):
     """The limits of a search and those of all searches of an evaluation together."""
 
     total_tokens: int | None = None
-    """Most tokens of the whole evaluation; searches that do not fit any more abstain, and a resume runs them again."""
+    """Most tokens of the whole evaluation, those before a resume included; searches that it stops keep what they have,
+    and a resume with more runs them again."""
     total_seconds: float | None = None
     """Most seconds of the whole evaluation, those before a resume included."""
     total_dollars: float | None = None
@@ -73,7 +74,10 @@ def check_prices(options: BudgetOptions, engines: Iterable[Engine]) -> None:
     """Raises `UserError` if dollars are limited and what an engine costs is not known: before anything is sent."""
     if any(getattr(options, name, None) is not None for name in ("budget_dollars", "total_dollars")):
         for engine in engines:
-            prices_of(options).need(engine.info.name)
+            try:
+                prices_of(options).need(engine.info.name)
+            except UserError as error:
+                raise UserError(f"{error}, or give it with --prices") from None
 
 
 def branch_prices(options: BudgetOptions, engine: Engine, others: Mapping[str, Engine]) -> Prices | None:

@@ -180,7 +180,7 @@ def spend_text(spend: Spend, seconds: float) -> str:
     cached = f" (and {quantity(spend.cached_tokens)} cached)" if spend.cached_tokens else ""
     parts = [f"{quantity(spend.prompt_tokens)} prompt{cached} + {quantity(spend.response_tokens)} response tokens"]
     if spend.verifier_calls:
-        parts.append(f"{quantity(spend.verifier_calls)} checker calls")
+        parts.append(f"{quantity(spend.verifier_calls)} checker call{'s' * (spend.verifier_calls != 1)}")
     if spend.flops:
         parts.append(f"{spend.flops:.2g} FLOPs")
     if spend.dollars:

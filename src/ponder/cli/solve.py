@@ -40,7 +40,7 @@ response was cut off or the budget is too small for the prompt.
 examples:
   ponder solve "Make 24 from 3 5 7 2."
   ponder solve "Make 24 from 3 5 7 2." --thought-tokens 64 --seed 3
-  ponder solve --environment countdown --problem test:3 --strategy best_of_n --budget-tokens 1000
+  ponder solve --environment countdown --problem test:1 --strategy best_of_n --max-tokens 96 --budget-tokens 600
   echo "What is 17 + 25?" | ponder solve - --model smollm2-135m --temperature 0
 
 With --save FILE a search that was stopped, by Ctrl-C or by its budget, goes on in another process:

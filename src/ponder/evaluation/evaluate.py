@@ -163,7 +163,8 @@ async def evaluate(
         verdict = await _verdict(environment, problem, outcome)
         if verdict.kind is VerdictKind.JUDGE_ERROR:
             faults.add(error or verdict.reason)
-        judged = Judged(verdict, outcome.response.text, outcome.spend, outcome.stop)
+        starved = parent is not None and _starved(outcome, budget, parent)
+        judged = Judged(verdict, outcome.response.text, outcome.spend, outcome.stop, starved)
         if on_search is not None:
             verdicts = await _samples(environment, problem, outcome, verdict)
             outcome = dataclasses.replace(outcome, trace=with_verdicts(outcome.trace, verdicts))
@@ -186,6 +187,16 @@ async def evaluate(
     seconds = earlier.seconds + time.perf_counter() - started
     ordered = [results[i, s] for i in range(len(problems)) for s in range(samples)]
     return summarise(rows, ordered, samples, earlier.lost, seconds, seed, engine.weights_version)
+
+
+def _starved(outcome: Outcome, own: Budget, parent: Meter) -> bool:
+    """Whether a search was stopped by a budget around its own: less was left there than in its own, in some unit."""
+    if outcome.stop is not StopReason.BUDGET:
+        return False
+    left, spend = parent.left, outcome.spend
+    tokens = left.tokens is not None and (own.tokens is None or left.tokens < own.tokens - spend.tokens)
+    dollars = left.dollars is not None and (own.dollars is None or left.dollars < own.dollars - spend.dollars)
+    return tokens or dollars or left.seconds == 0.0
 
 
 async def _verdict(environment: Environment, problem: Problem, outcome: Outcome) -> Verdict:

@@ -57,11 +57,14 @@ class Judged:
     text: str
     spend: Spend
     stop: StopReason
+    starved: bool = False
+    """The budget of the whole evaluation cut it short, not its own."""
 
     @property
-    def ours(self) -> bool:
-        """True if it failed for reasons of ours: a resumed evaluation runs it again."""
-        return self.verdict.kind is VerdictKind.JUDGE_ERROR or self.stop is StopReason.FAILED
+    def again(self) -> bool:
+        """True if a resumed evaluation runs it again: it failed for reasons of ours, or was not let run."""
+        ours = self.verdict.kind is VerdictKind.JUDGE_ERROR or self.stop is StopReason.FAILED
+        return ours or self.starved or self.refused
 
     @property
     def refused(self) -> bool:

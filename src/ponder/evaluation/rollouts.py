@@ -30,6 +30,8 @@ def to_line(searched: Searched, prices: Prices | None = None) -> dict[str, Any]:
         outcome = dataclasses.replace(outcome, trace=Trace(outcome.trace.problem_id, nodes))
     line = to_row(searched.problem, outcome)
     line |= {"index": searched.index, "sample": searched.sample, "verdict": _without_none(to_json(verdict))}
+    if searched.judged.starved:
+        line["starved"] = True
     line |= {"seconds": round(searched.seconds, 6), "at": round(searched.at, 6)}
     chosen = next((n for n in outcome.trace.nodes if n.id == outcome.chosen), None)
     if searched.judged.text and (chosen is None or chosen.completion.text != searched.judged.text):
@@ -51,7 +53,7 @@ def _without_none(verdict: dict[str, Any]) -> dict[str, Any]:
 
 def earlier(path: Path, problems: Sequence[Problem], samples: int) -> Earlier:
     """What an evaluation of these problems has left in `rollouts.jsonl`; what failed for reasons of ours is to run
-    again, and so is what a budget refused.
+    again, and so is what a budget refused or that of the whole evaluation cut short.
 
     Raises `UserError` if a line is of another evaluation or cannot be read.
     """
@@ -68,7 +70,7 @@ def earlier(path: Path, problems: Sequence[Problem], samples: int) -> Earlier:
             raise UserError(f"{path}: line {number} is of another problem than the environment has now there")
         if place in found:
             lost += found.pop(place).spend
-        if judged.ours or judged.refused:
+        if judged.again:
             lost += judged.spend
         else:
             found[place] = judged
@@ -85,4 +87,5 @@ def from_line(line: dict[str, Any]) -> Judged:
     verdict = msgspec.convert(line["verdict"], Verdict)
     chosen = next((s for s in line["samples"] if s["id"] == line["chosen"]), None)
     text = line.get("text", "" if chosen is None else chosen["text"])
-    return Judged(verdict, text, msgspec.convert(line["spend"], Spend), StopReason(line["stop"]))
+    spend = msgspec.convert(line["spend"], Spend)
+    return Judged(verdict, text, spend, StopReason(line["stop"]), bool(line.get("starved")))
