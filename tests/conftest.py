@@ -1,10 +1,11 @@
-"""Settings of hypothesis, and the model and engine that most tests of the engine share.
+"""Settings of hypothesis and signals, and the model and engine that most tests of the engine share.
 
 The same examples each time and no deadline: a slow machine must not fail a test, nor luck.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 settings.register_profile("ponder", deadline=None, derandomize=True)
 settings.load_profile("ponder")
+
+# A background job may have been told to ignore Ctrl-C; tests that press it must not wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # Tests of other rooms run where torch is not installed, so it is imported in the fixtures.

@@ -116,7 +116,7 @@ def test_log_probabilities_come_without_ids_and_can_be_chosen_by():
         completion = sample(offline(server, "logprobs"), ask())[0]
         assert completion.segments == ()
         assert len(completion.logprobs) > 3
-        assert mean_logprob(completion) == pytest.approx(sum(completion.logprobs) / len(completion.logprobs))
+        assert mean_logprob([completion]) == pytest.approx(sum(completion.logprobs) / len(completion.logprobs))
 
 
 def test_a_truncated_response_abstains():

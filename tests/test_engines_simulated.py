@@ -95,7 +95,7 @@ def test_wrong_answers_concentrate_on_the_favourite_of_their_problem():
 def test_log_probabilities_know_of_being_right_as_much_as_is_said(certainty):
     completions = sample(Simulated(steps=2, step_success=0.7, step_tokens=18, certainty=certainty), ask(n=800))
     right = [float(read_answer(c.text) == right_answer(KEY)) for c in completions]
-    logprobs = [mean_logprob(c) for c in completions]
+    logprobs = [mean_logprob([c]) for c in completions]
     assert statistics.correlation(right, logprobs) == pytest.approx(certainty, abs=0.1)
 
 
