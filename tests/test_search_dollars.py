@@ -162,6 +162,27 @@ def test_time_in_which_nothing_runs_costs_nothing():
     run_virtually(run())
 
 
+@pytest.mark.parametrize("expected", [False, True])
+def test_a_second_machine_that_was_not_expected_waits_until_the_first_is_done(expected):
+    async def run():
+        loop = asyncio.get_running_loop()
+        one, two = (named(name, tokens_per_second=10, steps=4) for name in ("one", "two"))
+        meter = Meter(Budget(dollars=5.0), prices=Prices(per_hour=3600.0), clock=loop.time)
+        meter.expect(one, *([two] if expected else []))
+
+        async def call(engine, tokens):
+            with contextlib.suppress(BudgetExceeded):
+                await meter.generate(engine, request(tokens))
+            return loop.time()
+
+        ends = await asyncio.gather(call(one, 20), call(two, 20))
+        assert meter.spend.dollars == pytest.approx(4.0)
+        assert meter.idle
+        return ends
+
+    assert run_virtually(run()) == pytest.approx([2.0, 2.0] if expected else [2.0, 4.0])
+
+
 # Seconds ---------------------------------------------------------------------------------------------------------
 
 
