@@ -1,6 +1,8 @@
 import pytest
+from mocks import MockEngine
 
 from ponder.errors import UserError
+from ponder.search.meter import Meter
 from ponder.search.prices import ANY, PriceList, Prices, dearest, load
 from ponder.types import Spend
 
@@ -77,3 +79,13 @@ def test_a_table_that_is_not_there_is_refused_by_name(tmp_path):
 def test_the_dearest_of_several_is_the_worst_in_each_price():
     assert dearest([Prices(1, 5, 0.5), Prices(2, 3, per_hour=7)]) == Prices(2, 5, 2, 7)
     assert dearest([]) == Prices()
+
+
+def test_what_opening_an_engine_cost_is_booked_at_its_prices():
+    engine = MockEngine()
+    engine.opening = Spend(prompt_tokens=200, sampled_tokens=60)
+    meter = Meter(prices=Prices(prompt=1.0, output=10.0))
+    meter.add_opening(engine)
+    meter.add_opening(MockEngine())
+    assert meter.spend.tokens == 260
+    assert meter.spend.dollars == pytest.approx(200e-6 + 600e-6)

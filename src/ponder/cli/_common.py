@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -121,6 +122,9 @@ def _by_name(options: ModelOptions) -> Engine:
     if not callable(getattr(part, "open", None)):
         raise UserError(f"--engine {options.engine}: {type(part).__name__} has no method open(model) -> Engine")
     engine: Engine = part.open(options.model)
+    opening = getattr(engine, "opening", None)
+    if isinstance(opening, Spend) and opening.tokens:
+        print(f"note: finding out what {options.model} can do took {opening.tokens:,} tokens", file=sys.stderr)
     return engine
 
 

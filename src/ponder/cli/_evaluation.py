@@ -145,6 +145,8 @@ class Job:
         on_search: Callable[[Searched], None] | None,
     ) -> Evaluation:
         config = self.config
+        for opened in (engine, *others.values()):
+            meter.add_opening(opened)
         with Progress(config.environment, len(self.problems) * config.samples, unit="responses") as progress:
 
             def show(p: Done) -> None:

@@ -246,6 +246,14 @@ class Meter:
             if ledger.waited_for:
                 ledger.wake()
 
+    def add_opening(self, engine: Engine) -> None:
+        """Book what an engine spent by being opened (`opening`, such as asking an endpoint what it can do)."""
+        opening = getattr(engine, "opening", None)
+        if isinstance(opening, Spend) and opening.tokens:
+            prices = self._prices_of(engine)
+            dollars = 0.0 if prices is None else prices.dollars(opening)
+            self.add(dataclasses.replace(opening, dollars=opening.dollars or dollars))
+
     def _prices_of(self, engine: Engine) -> Prices | None:
         name = engine.info.name
         if name not in self._known:
