@@ -167,7 +167,7 @@ def test_a_second_machine_that_was_not_expected_waits_until_the_first_is_done(ex
     async def run():
         loop = asyncio.get_running_loop()
         one, two = (named(name, tokens_per_second=10, steps=4) for name in ("one", "two"))
-        meter = Meter(Budget(dollars=5.0), prices=Prices(per_hour=3600.0), clock=loop.time)
+        meter = Meter(Budget(dollars=10.0), prices=Prices(per_hour=3600.0), clock=loop.time)
         meter.expect(one, *([two] if expected else []))
 
         async def call(engine, tokens):
