@@ -132,7 +132,8 @@ async def _generate(engine: TorchEngine, requests: Sequence[Request], in_flight:
 
     async def one(number: int) -> None:
         nonlocal tokens
-        tokens += sum(c.spend.response_tokens for c in await engine.generate(requests[number]))
+        completions = await engine.generate(requests[number])
+        tokens += sum(c.spend.response_tokens for c in completions)
 
     await each(len(requests), one, in_flight)
     return tokens

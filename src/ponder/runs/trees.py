@@ -120,7 +120,7 @@ def _branch(node: Row, added: str, chosen: Any, path: set[Any], inside: tuple[Br
         facts.append(f"score {quantity(node['score'])}")
     if node.get("vote"):
         facts.append(f"votes {visible(node['vote'], 60)}")
-    if node.get("finish") not in (None, "stop"):
+    if node.get("finish") not in (None, "stop") and not children:
         facts.append({"length": "cut off"}.get(str(node["finish"]), visible(node["finish"], 20)))
     facts += [visible(node[key], 200) for key in ("note", "error") if node.get(key)]
     reasons = [
