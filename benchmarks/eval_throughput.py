@@ -154,8 +154,8 @@ def measured(sides: Sides, rounds: int, model: str, strategy: str) -> Row:
         better="more",
         dtype="float32",
         mode=model,
-        note=f"{sides.case.problems} problems a round; ours writes rollouts; the bare engine sampled {share:.2%} as many "
-        "tokens",
+        note=f"{sides.case.problems} problems a round; ours writes rollouts; the bare engine sampled {share:.2%} as "
+        "many tokens",
         details={"runs": found, "tokens": sides.tokens},
     )
 
