@@ -154,8 +154,7 @@ class Benchmark:
         arguments |= {"learning_rate": task.learning_rate, "options": {}, "compile": compiled}
         with self.worker(f"rl {name} {compiled}", "ponder_rl.py", **arguments) as worker:
             answers = [worker.call("step") for _ in range(rl_step.WARM_UP + self.rounds)][rl_step.WARM_UP :]
-        rates = median_interval([1 / a["seconds"] for a in answers])
-        mode = "compiled" if compiled else "eager"
+        rates, mode = median_interval([1 / a["seconds"] for a in answers]), "compiled" if compiled else "eager"
         facts = {"dtype": "float32", "parity": max(a["mismatch_max"] for a in answers), "parity_limit": TOLERANCE}
         note = f"{rates.low:.3g} to {rates.high:.3g} steps/s ({rates.method})"
         title = f"RL steps, {task.name}, {mode}"

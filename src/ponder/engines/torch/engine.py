@@ -95,7 +95,7 @@ class TorchEngine:
         through a second copy of the matrices (`engines.torch.packed`); None is where that is faster and the copy takes
         at most a quarter of the free memory. `compile` is whether decoding steps go through `torch.compile`, with CUDA
         graphs on a GPU (`engines.torch.compiled`); opening takes as long as compiling then. None is no, everywhere: it
-        was never measured on a GPU, and on a CPU packed products are faster.
+        was never measured on a GPU, and on a CPU it showed no gain over packed products.
         """
         if max_rows < 1:
             raise UserError(f"max_rows is {max_rows}: it must be at least 1")
