@@ -15,9 +15,11 @@ from ponder.protocols import Ask, Generate
 from ponder.search import Meter, derive, solve
 from ponder.search.asking import Asking
 from ponder.search.journal import Journal
+from ponder.search.strategies.adaptive import Adaptive
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct
+from ponder.search.strategies.majority import Majority
 from ponder.types import Budget, Capabilities, Outcome, Request, Response, SamplingParams, Spend, StopReason
 
 ENV = MockEnvironment()
@@ -177,7 +179,8 @@ def test_a_saved_search_goes_on_in_another_process_with_the_same_result(strategy
     expected = run(strategy, engine, journal=whole, checker=ENV.checker)
     order = sorted(whole.answers)
     for told in range(len(order) + 1):
-        saved = Journal(whole.strategy, whole.problem, whole.seed, {i: whole.answers[i] for i in order[:told]})
+        answers = {i: whole.answers[i] for i in order[:told]}
+        saved = Journal(whole.strategy, whole.problem, whole.seed, answers, {i: whole.asked[i] for i in answers})
         saved.save(tmp_path / "search.json")
         engine.calls = 0
         loaded = Journal.load(tmp_path / "search.json")
@@ -186,6 +189,29 @@ def test_a_saved_search_goes_on_in_another_process_with_the_same_result(strategy
         assert engine.calls <= len(order) - told
         assert loaded.answers == whole.answers
     assert engine.calls == 0
+
+
+@pytest.mark.parametrize("tokens", range(60, 420, 40))
+@pytest.mark.parametrize(
+    "strategy", [Majority(n=6, max_tokens=80), Adaptive(n=6, max_tokens=80), BestOfN(n=6, max_tokens=80), Direct(n=6)]
+)
+def test_a_search_that_its_budget_stopped_ends_as_if_it_had_had_more_from_the_start(strategy, tokens):
+    engine = MockEngine(doubler(0.5, 8), capabilities=ONE_BY_ONE)
+    journal = Journal()
+    run(strategy, engine, journal=journal, budget=Budget(tokens=tokens), scorer=None)
+    went_on, whole = run(strategy, engine, journal=journal), run(strategy, engine)
+    assert went_on.response == whole.response
+    assert [n.completion.text for n in went_on.trace.nodes] == [n.completion.text for n in whole.trace.nodes]
+    assert (went_on.stop, went_on.reason) == (whole.stop, whole.reason)
+
+
+def test_what_a_budget_cut_short_is_said_and_whose_budget_it_was():
+    engine = MockEngine("x" * 50)
+    outcome = run(Direct(max_tokens=40), engine, budget=Budget(tokens=30))
+    assert (outcome.stop, outcome.outer) == (StopReason.BUDGET, False)
+    assert "of 40 tokens: the budget had room for no more" in outcome.reason
+    outcome = run(Direct(max_tokens=40), engine, budget=Budget(tokens=1000), parent=Meter(Budget(tokens=30)))
+    assert (outcome.stop, outcome.outer) == (StopReason.BUDGET, True)
 
 
 def test_a_saved_search_counts_what_it_spent_before_and_refuses_to_go_on_as_another():

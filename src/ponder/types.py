@@ -436,6 +436,8 @@ class Outcome:
     chosen: int | None = None
     """Id of the chosen node; None if the search abstains."""
     reason: str = ""
+    outer: bool = False
+    """A budget around the search's own refused, cut short or ended one of its calls."""
 
 
 @dataclass(frozen=True, slots=True)

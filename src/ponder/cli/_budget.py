@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ponder.errors import UserError
 from ponder.protocols import Engine
 from ponder.search.prices import PriceList, Prices, load
 from ponder.types import Budget
+
+if TYPE_CHECKING:
+    from ponder.cli._common import ModelOptions
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,16 @@ def budgets_of(options: TotalOptions) -> tuple[Budget, Budget]:
                 "the first or raise the second"
             )
     return each, total
+
+
+def refuse_nothing(options: ModelOptions, *budgets: Budget) -> None:
+    """Refuse a budget of nothing before an endpoint is asked what it can do. Raises `UserError`."""
+    if options.engine == "torch":
+        return  # opened at no cost; its refusal has the numbers of the prompt
+    for budget in budgets:
+        for unit in ("tokens", "dollars"):
+            if getattr(budget, unit) == 0:
+                raise UserError(f"a budget of 0 {unit} has room for no call, and nothing was sent: give more")
 
 
 def prices_of(options: BudgetOptions) -> PriceList:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ponder import registry
-from ponder.cli._budget import TotalOptions, budgets_of, check_prices, prices_of
+from ponder.cli._budget import TotalOptions, budgets_of, check_prices, prices_of, refuse_nothing
 from ponder.cli._common import (
     ModelOptions,
     build_strategy,
@@ -141,6 +141,7 @@ def main(args: list[str]) -> int:
         {"temperature": config.temperature, "max_tokens": config.max_tokens},
     )
     budget, total = budgets_of(config)
+    refuse_nothing(config, budget, total)
     environment: Environment = registry.build("environments", config.environment, _environment_options(config))
     problems = choose(environment, config)
     if config.out is not None and not config.resume:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ponder.cli._budget import BudgetOptions, budget_of, check_prices, prices_of
+from ponder.cli._budget import BudgetOptions, budget_of, check_prices, prices_of, refuse_nothing
 from ponder.cli._common import (
     ModelOptions,
     build_strategy,
@@ -89,6 +89,7 @@ def main(args: list[str]) -> int:
     problem = problem_of(environment, config, question)
     if environment is not None and not config.json:
         print(f"{config.environment} {config.problem}: {visible(_text(problem), 2000)}", file=sys.stderr)
+    refuse_nothing(config, budget_of(config))
     with engine_for(config) as engine, others_for(config) as others:
         check_prices(config, (engine, *others.values()))
         thinks = engine.info.thought is not None
@@ -213,15 +214,20 @@ def _solve(
     from ponder import sync
     from ponder.cli._saved import Saved, stopped
     from ponder.search.journal import Journal
+    from ponder.search.meter import Meter
     from ponder.search.runner import solve
 
     where = config.save or config.continue_
     journal = saved.journal if saved is not None else Journal() if where else None
+    # What opening an endpoint has cost is part of what this command may spend.
+    whole = Meter(budget_of(config), prices=prices_of(config))
+    for opened in (engine, *others.values()):
+        whole.add_opening(opened)
     search = solve(
         strategy,
         problem,
         engine,
-        budget=budget_of(config),
+        parent=whole,
         seed=config.seed,
         checker=getattr(environment, "checker", None),
         scorer=scorer_for(environment),

@@ -81,8 +81,8 @@ class Faults:
 
 
 def failed(outcome: Outcome) -> bool:
-    """True if the engine failed before there was anything to judge."""
-    return outcome.stop is StopReason.FAILED and not outcome.trace.nodes
+    """True if the engine failed and there is no answer: nothing that the model did can be judged."""
+    return outcome.stop is StopReason.FAILED and outcome.response.answer is None
 
 
 async def evaluate(
@@ -163,7 +163,7 @@ async def evaluate(
         verdict = await _verdict(environment, problem, outcome)
         if verdict.kind is VerdictKind.JUDGE_ERROR:
             faults.add(error or verdict.reason)
-        starved = parent is not None and _starved(outcome, budget, parent)
+        starved = outcome.stop is StopReason.BUDGET and outcome.outer
         judged = Judged(verdict, outcome.response.text, outcome.spend, outcome.stop, starved)
         if on_search is not None:
             verdicts = await _samples(environment, problem, outcome, verdict)
@@ -187,16 +187,6 @@ async def evaluate(
     seconds = earlier.seconds + time.perf_counter() - started
     ordered = [results[i, s] for i in range(len(problems)) for s in range(samples)]
     return summarise(rows, ordered, samples, earlier.lost, seconds, seed, engine.weights_version)
-
-
-def _starved(outcome: Outcome, own: Budget, parent: Meter) -> bool:
-    """Whether a search was stopped by a budget around its own: less was left there than in its own, in some unit."""
-    if outcome.stop is not StopReason.BUDGET:
-        return False
-    left, spend = parent.left, outcome.spend
-    tokens = left.tokens is not None and (own.tokens is None or left.tokens < own.tokens - spend.tokens)
-    dollars = left.dollars is not None and (own.dollars is None or left.dollars < own.dollars - spend.dollars)
-    return tokens or dollars or left.seconds == 0.0
 
 
 async def _verdict(environment: Environment, problem: Problem, outcome: Outcome) -> Verdict:

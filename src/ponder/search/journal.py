@@ -8,6 +8,7 @@ the outcome is the one of a search that never stopped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from typing import Any
 import msgspec
 
 from ponder.errors import UserError
-from ponder.protocols import Strategy, Vote
-from ponder.types import Completion, Problem, Spend, Verdict, to_json
+from ponder.protocols import Ask, Generate, Hold, Release, Strategy, Vote, Work
+from ponder.types import Completion, FinishReason, Problem, Spend, Verdict, to_json
 
 _KINDS: dict[str, Any] = {
     "completions": tuple[Completion, ...],
@@ -39,6 +40,8 @@ class Journal:
     seed: int = 0
     answers: dict[int, Any] = field(default_factory=dict)
     """By ask; failures are not kept, so that what failed is tried again."""
+    asked: dict[int, str] = field(default_factory=dict)
+    """What each answer is the answer to (`fingerprint`): a search that goes on with more may ask otherwise."""
     spend: Spend = field(default_factory=Spend)
     """Everything that was spent, calls that did not end too."""
 
@@ -55,13 +58,23 @@ class Journal:
             if mine != given:
                 raise UserError(f"the saved search has {what} {mine}, not {given}: go on with what it was begun with")
 
-    def note(self, ask_id: int, answer: Any) -> None:
-        """Write an answer down."""
-        self.answers[ask_id] = answer
+    def note(self, ask: Ask, answer: Any) -> None:
+        """Write an answer down, unless a budget cut it short: with more it would be longer."""
+        if not _cut_short(ask.work, answer):
+            self.answers[ask.id], self.asked[ask.id] = answer, fingerprint(ask.work)
+
+    def holds(self, ask: Ask) -> bool:
+        """Whether the answer of this very ask is here."""
+        if isinstance(ask.work, Hold | Release):
+            return False
+        return ask.id in self.answers and self.asked.get(ask.id) == fingerprint(ask.work)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; `from_json` reads them."""
-        rows = [{"ask": i, "kind": _kind(a), "value": to_json(a)} for i, a in sorted(self.answers.items())]
+        rows = [
+            {"ask": i, "work": self.asked[i], "kind": _kind(a), "value": to_json(a)}
+            for i, a in sorted(self.answers.items())
+        ]
         return {
             "strategy": self.strategy,
             "problem": self.problem,
@@ -78,8 +91,9 @@ class Journal:
                 int(row["ask"]): msgspec.convert(row["value"], _KINDS[row["kind"]], strict=False)
                 for row in values["answers"]
             }
+            asked = {int(row["ask"]): str(row["work"]) for row in values["answers"]}
             spend = msgspec.convert(values["spend"], Spend)
-            return cls(str(values["strategy"]), str(values["problem"]), int(values["seed"]), answers, spend)
+            return cls(str(values["strategy"]), str(values["problem"]), int(values["seed"]), answers, asked, spend)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a saved search: {type(error).__name__}: {error}") from None
 
@@ -101,6 +115,20 @@ class Journal:
             return cls.from_json(values)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+
+
+def fingerprint(work: Work) -> str:
+    """A short name of what was asked, the same in every process."""
+    return hashlib.blake2b(repr(work).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _cut_short(work: Work, answer: Any) -> bool:
+    if not isinstance(work, Generate):
+        return False
+    most = work.request.params.max_tokens
+    return any(
+        c.finish_reason is FinishReason.LENGTH and (len(c.ids) or c.spend.response_tokens) < most for c in answer
+    )
 
 
 def _kind(answer: Any) -> str:

@@ -23,7 +23,7 @@ from ponder.protocols import Checker, Engine, Scorer
 from ponder.search.calling import Deadline, clamp, grace_of, spent, streamed
 from ponder.search.ledger import NOTHING, Call, Ledger, check_budget
 from ponder.search.prices import PriceList, Prices, dearest, load
-from ponder.types import Budget, Completion, Delta, Problem, Request, Response, Spend, Verdict
+from ponder.types import Budget, Completion, Delta, FinishReason, Problem, Request, Response, Spend, Verdict
 
 __all__ = ["Meter", "Prices", "Reservation", "clamp"]
 
@@ -72,7 +72,11 @@ class Meter:
         check_budget(budget)
         self.budget = budget
         self.prices: Prices | PriceList | None = prices or (parent.prices if parent else None)
-        self._ledger = Ledger(budget)
+        self._ledger = self._narrowest = Ledger(budget)
+        self.shortened = ""
+        """How the first response was cut off for want of budget; empty if none was."""
+        self.outer = False
+        """A budget around this one refused, cut short or ended a call."""
         self._clock: Callable[[], float] = parent._clock if parent else clock
         self._started = self._clock()
         self._chain: tuple[Meter, ...] = (self, *(parent._chain if parent else ()))
@@ -197,13 +201,15 @@ class Meter:
         """Samples and tokens of each that fit, and the budget to wait for if more will fit later."""
         want, rooms, now = (call.n, call.max_tokens), [], self._clock()
         own = self._keeps if call.final else NOTHING
+        self._narrowest = self._ledger
         for ledger in self._limits:
             room = ledger.room(call, own, now)
             if ledger.outstanding:
                 rooms.append((ledger, room))
             elif room < want:
-                want = room
+                want, self._narrowest = room, ledger
                 if want[1] < call.minimum:
+                    self.outer = self.outer or ledger is not self._ledger
                     raise BudgetExceeded(ledger.refusal(call, own))
         for ledger, room in rooms:
             if room < want or (queue and ledger.waited_for):
@@ -317,14 +323,18 @@ class Meter:
     async def clocked(self) -> AsyncIterator[Deadline]:
         """Cancel what runs inside when the seconds are used up. Raises `BudgetExceeded`, also if they are already."""
         left = self.seconds_left
+        mine = None if self.budget.seconds is None else self._started + self.budget.seconds
+        outer = mine is None or (self.deadline is not None and self.deadline < mine)
         deadline = Deadline(left, "" if left is None else f"the budget of {self._seconds():g} seconds is used up")
         if left is not None and left <= 0:
+            self.outer = self.outer or outer
             raise BudgetExceeded(deadline.refusal)
         try:
             async with deadline.timeout:
                 yield deadline
         except TimeoutError as error:
             if deadline.timeout.expired():
+                self.outer = self.outer or outer
                 raise BudgetExceeded(deadline.refusal, getattr(error.__cause__, "completions", ())) from None
             raise
 
@@ -343,7 +353,7 @@ class Meter:
         final: bool,
         on_delta: Callable[[Delta], None] | None,
     ) -> tuple[Completion, ...]:
-        reservation = None
+        reservation, outer, asked = None, False, request.params.max_tokens
         if self._limits:
             params = request.params
             reservation = await self.reserve(
@@ -356,6 +366,7 @@ class Meter:
                 final=final,
                 engine=engine,
             )
+            outer = self._narrowest is not self._ledger
             if reservation.max_tokens < params.max_tokens:
                 request = clamp(request, reservation.max_tokens)
             if reservation.n < request.n:
@@ -376,6 +387,12 @@ class Meter:
             call.book(spent(error))
             raise
         call.book(completions[0].spend if len(completions) == 1 else sum((c.spend for c in completions), Spend()))
+        given = request.params.max_tokens
+        if given < asked and any(c.finish_reason is FinishReason.LENGTH for c in completions):
+            self.outer = self.outer or outer
+            self.shortened = self.shortened or (
+                f"a response was cut off at {given} of {asked} tokens: the budget had room for no more"
+            )
         return completions
 
 

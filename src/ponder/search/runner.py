@@ -80,11 +80,10 @@ async def solve(
     tasks: dict[int, asyncio.Task[None]] = {}
     told: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
     heard = False
-    known: dict[int, Any] = {}
+    asked: dict[int, Ask] = {}
     if journal is not None:
         journal.check(strategy, problem, seed)
         meter.add(journal.spend)
-        known = dict(journal.answers)
 
     async def run(ask: Ask) -> None:
         told.put_nowait((ask.id, await calls.attempt(ask)))
@@ -95,17 +94,18 @@ async def solve(
             raise answer
         heard = heard or not isinstance(answer, Exception)
         if journal is not None and not isinstance(answer, Exception):
-            journal.note(ask_id, answer)
+            journal.note(asked[ask_id], answer)
         search.tell(ask_id, answer)
 
     try:
         while not search.done:
             meter.keep(*search.reserve())
             asks = search.ask()
-            before = [ask for ask in asks if ask.id in known and not isinstance(ask.work, Hold | Release)]
-            if before:
+            asked.update((ask.id, ask) for ask in asks)
+            before = [] if journal is None else [ask for ask in asks if journal.holds(ask)]
+            if journal is not None and before:
                 for ask in before:
-                    tell(ask.id, known[ask.id])
+                    tell(ask.id, journal.answers[ask.id])
                 asks = [ask for ask in asks if ask not in before]
             if len(asks) == 1 and not tasks and not before:
                 batch = [(asks[0].id, await calls.attempt(asks[0]))]
@@ -137,9 +137,11 @@ async def solve(
     for ask_id, error in cut:
         search.tell(ask_id, error)
     outcome = search.outcome(meter.spend, calls.stop)
-    if calls.reason:
-        outcome = dataclasses.replace(outcome, reason="; ".join(filter(None, (outcome.reason, calls.reason))))
-    return outcome
+    reasons = [outcome.reason, calls.reason]
+    if outcome.stop is StopReason.FINISHED and meter.shortened:
+        outcome = dataclasses.replace(outcome, stop=StopReason.BUDGET)
+        reasons.append(meter.shortened)
+    return dataclasses.replace(outcome, reason="; ".join(filter(None, reasons)), outer=meter.outer)
 
 
 async def _cancel(tasks: Mapping[int, asyncio.Task[None]]) -> list[tuple[int, CallCancelled]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ponder.errors import UserError
+from ponder.errors import BudgetExceeded, UserError
 from ponder.protocols import SearchContext
 from ponder.search.options import SamplingOptions, check_choice
 from ponder.search.stopping import beta, dirichlet
@@ -70,6 +70,8 @@ class _Adaptive(Voting):
         """A group is asked for; `_seen` grows when it is there."""
         self._why = ""
         """Why it stopped before the last sample."""
+        self._refused: set[int] = set()
+        """Samples that the budget had no room for."""
         super().__init__(*args)
 
     def begin(self) -> None:
@@ -78,6 +80,11 @@ class _Adaptive(Voting):
     def _wave(self) -> None:
         for i in range(self.drawn, min(self.drawn + self._options.wave, self.n)):
             self.draw(i, 1)
+
+    def told(self, ask_id: int, answer: Any) -> None:
+        if ask_id >= 0 and isinstance(answer, BudgetExceeded):
+            self._refused.add(ask_id % self.n)
+        super().told(ask_id, answer)
 
     def all_sampled(self) -> None:
         pass
@@ -101,7 +108,10 @@ class _Adaptive(Voting):
             self._seen = upto
             self._decide()
         if self._seen == self.drawn and not self._looking and not self._why:
-            self._wave()
+            if not self._refused:
+                self._wave()
+            elif len(self.answered(self._seen)) > len(self.votes or ()):
+                self._looking = self.group(self._seen)
 
     def _needs_votes(self, upto: int) -> bool:
         """Whether the votes of the first `upto` samples are not known and could decide something."""
@@ -116,7 +126,7 @@ class _Adaptive(Voting):
 
     def _decide(self) -> None:
         ranked = self.standings() if self.votes is not None else ()
-        if not ranked or self._seen == self.n:
+        if not ranked or self._seen == self.n or any(i < self._seen for i in self._refused):
             return
         votes = [len(p.members) for p in ranked]
         lead = votes[0] - (votes[1] if len(votes) > 1 else 0)
