@@ -154,18 +154,18 @@ def size(text: str, name: str) -> int | None:
     return number
 
 
-def refuse_changed(config: C, path: str | Path, free: Sequence[str]) -> C:
+def refuse_changed(config: C, path: str | Path, free: Sequence[str], command: str = "") -> C:
     """A run that is continued must be the same run: compare with the config that its directory holds, and return that.
 
-    Fields named in `free` may differ. Raises `UserError` that names the first other field that does.
+    Fields named in `free` may differ; `command` is what continues it. Raises `UserError` that names the first other
+    field that does.
     """
     saved = from_mapping(type(config), load_toml(path), where=str(path))
     for field in dataclasses.fields(saved):  # type: ignore[arg-type]
         mine, theirs = getattr(config, field.name), getattr(saved, field.name)
         if field.name not in free and mine != theirs:
-            raise UserError(
-                f"resume: {field.name} is {mine!r}, and the run has {theirs!r}; continue with --config {path} --resume"
-            )
+            command = command or f"--config {path} --resume"
+            raise UserError(f"resume: {field.name} is {mine!r}, and the run has {theirs!r}; continue with {command}")
     return saved
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,8 @@ class Job:
         from ponder.evaluation.pools import Writer
 
         writer = Writer(self.config.record, thought=engine.info.thought)
+        for note in writer.notes:
+            print(f"note: {note}", file=sys.stderr)
         if writer.done_ids and not self.config.resume:
             raise UserError(
                 f"--record {self.config.record}: holds {len(writer.done_ids)} problems already; choose another file, "

@@ -127,7 +127,7 @@ def read_config(args: list[str]) -> EvalConfig:
             prog="ponder eval",
             description=DESCRIPTION,
         )
-        refuse_changed(config, file, FREE)
+        refuse_changed(config, file, FREE, f"ponder eval --resume --out {config.out}")
         return config
     return parse(EvalConfig, args, prog="ponder eval", description=DESCRIPTION)
 

@@ -64,8 +64,8 @@ class ReplayConfig:
     """Samples of each problem (default: 1, 2, 4, … and all)."""
     at_least: int = 1
     """Leave out problems with fewer samples."""
-    orders: int = 256
-    """Random orders of drawing, where there is no formula."""
+    orders: int | None = None
+    """Random orders of drawing, where there is no formula (default: 256; 8 for live:NAME, whole searches)."""
     seed: int = 0
     """Of those orders and of the intervals."""
     show: int = 10
@@ -98,8 +98,9 @@ def main(args: list[str]) -> int:
 def check(config: ReplayConfig) -> None:
     """Raises `UserError` that names the flag whose value makes no sense."""
     for name, least in (("at_least", 1), ("orders", 2), ("show", 0)):
-        if getattr(config, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: give at least {least}")
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give at least {least}")
     if config.environment is not None and (config.verifier is not None or config.verifier_options):
         raise UserError("--verifier and --environment both judge: give one")
     if config.environment is None and config.environment_options:

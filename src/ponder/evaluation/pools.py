@@ -1,7 +1,7 @@
 """Recorded sample pools: reading one (`read_pool`), and writing one as problems are solved (`Writer`).
 
-The format is said in `engines._recorded`; `evaluation.pools_judge` judges a pool, `evaluation.pools_analysis` says what
-strategies would have made of it.
+The format is said in `engines._recorded`; `evaluation.pools_judging` judges a pool, `evaluation.pools_analysis` says
+what strategies would have made of it.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def defaults(pool: JudgedPool) -> tuple[str, ...]:
 
 
 def build(
-    spec: str, pool: JudgedPool, *, checker: Checker | None = None, seed: int = 0, orders: int = ORDERS
+    spec: str, pool: JudgedPool, *, checker: Checker | None = None, seed: int = 0, orders: int | None = None
 ) -> PoolStrategy:
     """A strategy by name: one of `NAMES`, with what it goes by after a colon, or one of the registry, run.
 
@@ -123,7 +123,7 @@ def build(
         return Direct() if name == "direct" else Majority()
     if name in ("best_of_n", "weighted"):
         by = _by(spec, rest, pool)
-        return BestOfK(by) if name == "best_of_n" else Weighted(by, seed, orders)
+        return BestOfK(by) if name == "best_of_n" else Weighted(by, seed, orders or ORDERS)
     if name == "adaptive":
         rule, _, limit = rest.partition(":")
         rule = rule or "beta"
@@ -131,7 +131,7 @@ def build(
             number = float(limit) if limit else (4.0 if rule == "esc" else 0.95)
         except ValueError:
             raise UserError(f"{spec}: {limit!r} is not a number") from None
-        return Adaptive(rule, number, seed, orders)  # type: ignore[arg-type]
+        return Adaptive(rule, number, seed, orders or ORDERS)  # type: ignore[arg-type]
     live = rest if name == "live" else spec
     known = {*NAMES, *registry.names("search.strategies")}
     plain = registry.canonical(live.partition(":")[0])
@@ -145,7 +145,7 @@ def build(
             raise error if isinstance(error, UserError) else UserError(f"{spec}: {error}") from None
     else:
         strategy = registry.build("search.strategies", live)
-    return pools_live.Live(strategy, spec, checker, seed)
+    return pools_live.Live(strategy, spec, checker, seed, pools_live.ORDERS if orders is None else orders)
 
 
 def _by(spec: str, given: str, pool: JudgedPool) -> By:
