@@ -28,6 +28,11 @@ Prompt = str | tuple[Message, ...]
 """What a problem asks: plain text (continued as it is) or chat messages (through the model's template)."""
 
 
+def as_messages(prompt: Prompt) -> tuple[Message, ...]:
+    """A plain text is one message of the user."""
+    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One question as the solver sees it. Never holds the gold answer."""

@@ -14,10 +14,16 @@ import tyro
 
 from ponder import registry
 from ponder.config import Options
-from ponder.errors import UserError, nearest
+from ponder.errors import PonderError, UserError, nearest
 from ponder.protocols import Engine, Environment, Scorer, Strategy
 from ponder.runs.progress import duration, quantity
 from ponder.types import Spend
+
+
+class Stopped(PonderError):
+    """Work that was interrupted; the message is the command to go on with it."""
+
+    exit_code = 130
 
 
 @dataclass(frozen=True)

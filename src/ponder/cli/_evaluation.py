@@ -13,7 +13,7 @@ import msgspec
 
 from ponder import sync
 from ponder.cli._budget import branch_prices
-from ponder.cli._common import model_facts, money
+from ponder.cli._common import Stopped, model_facts, money
 from ponder.config import to_toml
 from ponder.errors import PonderError, UserError
 from ponder.evaluation.evaluate import CONCURRENCY, evaluate
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
     from ponder.evaluation.pools import Writer
     from ponder.protocols import Engine, Environment, Scorer, Strategy
     from ponder.types import Problem
-
-
-class Stopped(PonderError):
-    """An evaluation that was interrupted; the message is the command to go on with it."""
-
-    exit_code = 130
 
 
 @dataclass

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ponder.cli._common import value_of
+from ponder.cli._common import Stopped, value_of
 from ponder.config import from_mapping, to_mapping
-from ponder.errors import PonderError, UserError
+from ponder.errors import UserError
 from ponder.runs.files import read_json, write_atomic
 from ponder.search.journal import Journal
 
@@ -21,12 +21,6 @@ FREE = (
     *("save", "continue_", "json", "device", "kv_memory"),
 )
 """Fields that may differ when a search is gone on with."""
-
-
-class Stopped(PonderError):
-    """A search that was interrupted; the message is the command to go on with it."""
-
-    exit_code = 130
 
 
 def stopped(path: str) -> Stopped:

@@ -9,10 +9,7 @@ the outcome is the one of a search that never stopped.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -96,25 +93,6 @@ class Journal:
             return cls(str(values["strategy"]), str(values["problem"]), int(values["seed"]), answers, asked, spend)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a saved search: {type(error).__name__}: {error}") from None
-
-    def save(self, path: str | Path) -> None:
-        """Write to a file, beside it first and then in its place."""
-        path = Path(path)
-        beside = path.with_name(f"{path.name}.part")
-        beside.write_text(json.dumps(self.to_json()), encoding="utf-8")
-        os.replace(beside, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Journal:
-        """Raises `UserError` for a file that cannot be read or is no saved search."""
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read as a saved search: {error}") from None
-        try:
-            return cls.from_json(values)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
 
 
 def fingerprint(work: Work) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ponder.types import Message, Prompt
+from ponder.types import Message, Prompt, as_messages
 
 
 def instructed(prompt: Prompt, instruction: str, chat: bool, *, system: bool = False) -> Prompt:
@@ -17,7 +17,7 @@ def instructed(prompt: Prompt, instruction: str, chat: bool, *, system: bool = F
         return prompt
     if isinstance(prompt, str) and not (system and chat):
         return f"{prompt}{_joint(prompt)}{instruction}"
-    messages = _messages(prompt)
+    messages = as_messages(prompt)
     if system:
         if messages[0].role == "system":
             first = dataclasses.replace(messages[0], content=f"{messages[0].content}\n{instruction}")
@@ -36,15 +36,11 @@ def continued(prompt: Prompt, answer: str | None, request: str, chat: bool) -> P
     if isinstance(prompt, str) and not chat:
         parts = [prompt, *([] if answer is None else [answer]), request, prompt]
         return "\n\n".join(part.strip() for part in parts)
-    messages = _messages(prompt)
+    messages = as_messages(prompt)
     if answer is None:
         last = messages[-1]
         return (*messages[:-1], dataclasses.replace(last, content=f"{last.content}\n\n{request}"))
     return (*messages, Message("assistant", answer.strip()), Message("user", request))
-
-
-def _messages(prompt: Prompt) -> tuple[Message, ...]:
-    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
 def _joint(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ponder.errors import MissingExtra, UserError
-from ponder.types import Message, Prompt
+from ponder.types import Prompt, as_messages
 
 REMEMBERED = 4096
 """Prompts and responses whose counts are kept."""
@@ -96,11 +96,6 @@ class Counter:
     def learn_response(self, text: str, tokens: int) -> None:
         """A response took at most so many tokens."""
         _remember(self._texts, _digest(text), tokens)
-
-
-def as_messages(prompt: Prompt) -> tuple[Message, ...]:
-    """A plain text is one message of the user."""
-    return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
 def apportion(total: int, weights: Sequence[int]) -> list[int]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ponder.engines.openai.findings import Findings
-from ponder.engines.openai.tokens import as_messages
-from ponder.types import FinishReason, Request, ThoughtFormat
+from ponder.types import FinishReason, Request, ThoughtFormat, as_messages
 
 _SURE = -1e-4
 """Log-probabilities above this may well be equal for two tokens in a row."""
