@@ -19,9 +19,9 @@ from mocks import THOUGHT, MockEngine, MockEnvironment
 
 from ponder import registry
 from ponder.cli._common import ModelOptions
-from ponder.cli._screen import Splitter
+from ponder.cli._screen import Screen, Splitter
 from ponder.cli.main import main
-from ponder.types import Capabilities, FinishReason, ThoughtFormat, split_response
+from ponder.types import Capabilities, Delta, FinishReason, ThoughtFormat, split_response
 
 QUESTION = "Make 24 from 3 5 7 2."
 
@@ -126,8 +126,18 @@ def test_with_several_samples_only_the_chosen_answer_is_printed(
     assert "a thought" in captured.err
 
 
+@pytest.mark.parametrize("pieces", [["hm </think>7"], ["hm ", "</think>", " ", "\n", "7"], ["hm </th", "ink>\n7"]])
+def test_a_leading_answer_stands_on_a_line_of_its_own(pieces: list[str]) -> None:
+    out, log = io.StringIO(), io.StringIO()
+    screen = Screen(ThoughtFormat("<think>", "</think>", True), False, out, log)
+    for piece in pieces:
+        screen.show(Delta(0, piece, (1,)))
+    screen.show(Delta(0, "", ()))
+    assert (out.getvalue(), log.getvalue()) == ("", "hm \n7\n")
+
+
 def test_the_leading_thought_streams_while_others_run(engine: MockEngine, capsys: pytest.CaptureFixture[str]) -> None:
-    """One call a sample, all at once: one of them streams to its end, on a line of its own."""
+    """One call a sample, all at once: one of them streams to its end, thought and answer on lines of their own."""
     engine.capabilities = Capabilities(ids=True, logprobs=True, seed=True)
     engine.texts = lambda request, rng: f"thought {rng.randint(100, 999)}" + "." * 30 + "</think>7"
     engine.delay = 0.01
@@ -136,8 +146,9 @@ def test_the_leading_thought_streams_while_others_run(engine: MockEngine, capsys
     assert engine.peak == 4
     assert captured.out == "7\n"
     lines = captured.err.splitlines()
-    assert [line.startswith("thought ") for line in lines] == [True, False, False]
-    assert "finished: chosen by mean log-probability · 4 responses" in lines[1]
+    assert [line.startswith("thought ") for line in lines] == [True, False, False, False]
+    assert lines[1] == "7"
+    assert "finished: chosen by mean log-probability · 4 responses" in lines[2]
 
 
 def test_a_leader_that_fails_ends_its_line_and_another_leads(

@@ -62,6 +62,8 @@ class Screen:
         self._splitter = Splitter(thought)
         self._dim = log.isatty()
         self._answered = self._streamed = False
+        self._inside = False
+        """What was written last is thought."""
         self._last = ""
 
     def show(self, delta: Delta) -> None:
@@ -80,6 +82,12 @@ class Screen:
     def _write(self, inside: bool, text: str) -> None:
         text = visible(text, WHOLE)
         if inside or not self._single:
+            if self._inside and not inside:
+                self._end_line()
+                text = text.lstrip()
+                if not text:
+                    return
+            self._inside = inside
             self._log.write(f"\x1b[2m{text}\x1b[0m" if self._dim else text)
             self._log.flush()
             self._streamed, self._last = True, text
