@@ -43,6 +43,9 @@ from ponder.protocols import Engine, Environment, Scorer, Strategy
 from ponder.search.trace import samples as samples_of
 from ponder.types import StopReason
 
+CONCURRENCY = 64
+"""Searches at once."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -245,7 +248,13 @@ class Table:
                 writer.add(searched.problem, None, searched.outcome.trace)
 
             await evaluate(
-                strategy, self.environment, self.engine, self.problems, seed=self.seed, concurrency=16, on_search=keep
+                strategy,
+                self.environment,
+                self.engine,
+                self.problems,
+                seed=self.seed,
+                concurrency=CONCURRENCY,
+                on_search=keep,
             )
             pool = judge_pool(read_pool(writer.path), EnvironmentJudge(self.environment, self.case.environment))
         judged = {p.problem.id: p for p in pool.problems}
@@ -281,7 +290,7 @@ class Table:
             self.engine,
             self.problems,
             seed=self.seed + 1,
-            concurrency=16,
+            concurrency=CONCURRENCY,
             on_search=keep,
             scorer=side.scorer,
         )
