@@ -215,7 +215,7 @@ def prepare(
     memory: int,
     streams: bool = False,
 ) -> Job:
-    """Check a request, whose prompt has these ids, and resolve it. Raises `UserError` or `Unsupported`; nothing has run by then."""
+    """Check a request and resolve it; `prompt` is its prompt's ids. Raises `UserError` or `Unsupported`; nothing has run."""
     p = request.params
     _check_params(p, request.n)
     if not prompt:
