@@ -215,7 +215,7 @@ def prepare(
     memory: int,
     streams: bool = False,
 ) -> Job:
-    """Check a request and resolve it; `prompt` is its prompt's ids. Raises `UserError` or `Unsupported`; nothing has run."""
+    """Check a request, whose prompt is these ids, and resolve it. Raises `UserError`, `Unsupported`; nothing ran."""
     p = request.params
     _check_params(p, request.n)
     if not prompt:
