@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from _compare import Printer, Row, alternate, compare
+from _compare import Printer, Row, alternate, compare, paired_ratio
 from _limits import machine
 from _workers import settle
 
@@ -31,7 +31,7 @@ from ponder.evaluation.rollouts import to_line
 from ponder.models.load import load
 from ponder.protocols import Environment, Strategy
 from ponder.runs.files import append_line
-from ponder.types import Budget, Completion, Problem, Request
+from ponder.types import Budget, Completion, Estimate, Problem, Request
 
 NEVER = Budget(tokens=10_000_000)
 
@@ -76,6 +76,8 @@ class Sides:
     folder: Path
     requests: list[Request] = field(default_factory=list)
     tokens: dict[str, list[int]] = field(default_factory=lambda: {"ours": [], "bare": []})
+    processor: dict[str, list[float]] = field(default_factory=lambda: {"ours": [], "bare": []})
+    """Seconds of all threads, which other work on the machine does not stretch as it does the time that passes."""
 
     def ours(self, number: int) -> float:
         """Tokens/s of an evaluation."""
@@ -86,7 +88,7 @@ class Sides:
             append_line(path, to_line(searched))
 
         self._quiet()
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         found = sync.run(
             evaluate(
                 self.strategy,
@@ -102,17 +104,28 @@ class Sides:
         )
         seconds = time.perf_counter() - began
         self.requests = engine.requests
-        self.tokens["ours"].append(found.spend.response_tokens)
+        self._note("ours", found.spend.response_tokens, busy)
         return found.spend.response_tokens / seconds
 
     def bare(self, number: int) -> float:
         """Tokens/s of the same requests without a search."""
         self._quiet()
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         tokens = sync.run(_generate(self.engine, self.requests, self.case.searches * self._calls()))
         seconds = time.perf_counter() - began
-        self.tokens["bare"].append(tokens)
+        self._note("bare", tokens, busy)
         return tokens / seconds
+
+    def _note(self, side: str, tokens: int, busy: float) -> None:
+        self.tokens[side].append(tokens)
+        self.processor[side].append(time.process_time() - busy)
+
+    def processor_ratio(self) -> Estimate:
+        """Tokens per second of processor time, ours over the bare engine's."""
+        rates = (
+            [t / s for t, s in zip(self.tokens[side], self.processor[side], strict=True)] for side in ("ours", "bare")
+        )
+        return paired_ratio(*rates)
 
     def _calls(self) -> int:
         """Requests that a search has in flight."""
@@ -142,9 +155,10 @@ async def _generate(engine: TorchEngine, requests: Sequence[Request], in_flight:
 def measured(sides: Sides, rounds: int, model: str, strategy: str) -> Row:
     sides.ours(rounds)
     sides.bare(rounds)
-    for tokens in sides.tokens.values():
-        tokens.clear()
+    for values in (*sides.tokens.values(), *sides.processor.values()):
+        values.clear()
     found = alternate({"ours": sides.ours, "bare": sides.bare}, rounds)
+    busy = sides.processor_ratio()
     share = sum(sides.tokens["bare"]) / sum(sides.tokens["ours"])
     return compare(
         f"{strategy}, {sides.case.name}, over the bare engine",
@@ -155,8 +169,8 @@ def measured(sides: Sides, rounds: int, model: str, strategy: str) -> Row:
         dtype="float32",
         mode=model,
         note=f"{sides.case.problems} problems a round; ours writes rollouts; the bare engine sampled {share:.2%} as "
-        "many tokens",
-        details={"runs": found, "tokens": sides.tokens},
+        f"many tokens; by processor time the ratio is {busy.value:.2f} ({busy.low:.2f} to {busy.high:.2f})",
+        details={"runs": found, "tokens": sides.tokens, "processor_s": sides.processor},
     )
 
 

@@ -128,6 +128,38 @@ def test_bad_usage_is_one_sentence(pool, monkeypatch, capsys, args, said):
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--strategies", "majority,majorty"], "unknown strategy 'majorty'"),
+        (["--strategies", "best_of_n:logprob"], "no sample of the pool has a 'mean_logprob'"),
+        (["--strategies", "weighted:logprob"], "no sample of the pool has a 'mean_logprob'"),
+        (["--strategies", "adaptive:beta:3"], "above 0.5 and below 1"),
+        (["--strategies", "live:best_of_n:topk=3"], "did you mean 'top_k'"),
+        (["--strategies", "live:budget_forcing:5"], "no thought markers"),
+        (["--strategies", "live:majority:thought_tokens=5"], "no thought markers"),
+        (["--budgets", "5"], "--budgets 5: give 1 to 4"),
+        (["--json", "."], "--json .: is a folder; name a file in it"),
+        (["--json", "nowhere/out.json"], "its folder does not exist"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_anything_is_judged(pool, monkeypatch, capsys, args, said):
+    monkeypatch.chdir(pool.parent)
+    judged = []
+    monkeypatch.setattr("ponder.evaluation.pools_judging._judged", lambda *a: judged.append(a))
+    assert run(pool, *args) == 2
+    assert said in capsys.readouterr().err
+    assert not judged
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="whoever may write everywhere is not refused")
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_judged(pool, tmp_path, capsys):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    assert run(pool, "--json", locked / "out.json") == 2
+    assert "its folder cannot be written to" in capsys.readouterr().err
+
+
 def test_a_bad_row_is_named_by_its_line(pool, capsys):
     pool.write_text(pool.read_text() + '{"problem_id": "x", "samples": [{"text": "y"}]}\n')
     assert run(pool) == 2

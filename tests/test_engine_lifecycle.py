@@ -461,3 +461,23 @@ def test_an_end_id_is_a_stop_and_the_budget_of_tokens_a_length() -> None:
         assert not any(i in model.end_ids for i in c.ids[:-1])
         assert c.text == model.tokenizer.decode(c.ids[:-1] if stopped else c.ids)
         assert tiny.PAD not in c.text
+
+
+def test_a_prompt_that_is_counted_and_sampled_is_tokenised_once_and_never_mistaken_for_another(monkeypatch) -> None:
+    async def main() -> None:
+        model, asked = make_model(end=False), []
+        prompt_ids = model.prompt_ids
+        monkeypatch.setattr(model, "prompt_ids", lambda prompt: asked.append(prompt) or prompt_ids(prompt))
+        async with opened(model) as engine:
+            for prompt in ("one", "two", (5, 6, 7), "one"):
+                want = prompt_ids(prompt)
+                for seed in range(2):
+                    assert engine.count_tokens(prompt) == len(want)
+                    [completion] = await engine.generate(Request(prompt, SamplingParams(2, seed=seed)))
+                    assert completion.prompt_ids == want
+            assert asked == ["one", "two", (5, 6, 7), "one"]
+            before = engine.count_tokens("one")
+            model.take_plain_prompts()
+            assert engine.count_tokens("one") == len(prompt_ids("one")) < before
+
+    asyncio.run(main())

@@ -18,9 +18,11 @@ from ponder.evaluation.testtime import ladder, parallel, parallel_points
 from ponder.protocols import Ask, Group
 from ponder.search import Meter
 from ponder.search.sampling import Sampling
+from ponder.search.strategies.adaptive import Adaptive
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct
+from ponder.search.strategies.majority import Majority
 from ponder.types import Budget, Capabilities, SamplingParams, Spend, Verdict, VerdictKind
 
 
@@ -67,6 +69,50 @@ def test_concurrency_is_what_was_asked_for():
     assert engine.peak == 8
     with pytest.raises(UserError, match="concurrency = 0"):
         run(concurrency=0)
+
+
+class Sending(MockEngine):
+    """Writes down when the requests of a problem came."""
+
+    def __init__(self, events, **options):
+        super().__init__(doubler(0.5), **options)
+        self.events = events
+
+    async def generate(self, request):
+        self.events.append(("sent", request.metadata["problem"]))
+        return await super().generate(request)
+
+
+@pytest.mark.parametrize("strategy", [Direct(), Majority(n=3), Adaptive(n=4, wave=2)], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_the_next_search_is_sent_before_one_that_has_ended_is_judged(strategy, concurrency):
+    class Judging(MockEnvironment):
+        def judge(self, problem, response):
+            events.append(("judged", problem.id))
+            return super().judge(problem, response)
+
+    events = []
+    run(strategy, Sending(events, delay=1e-4), Judging(), count=12, concurrency=concurrency)
+    order = list(dict.fromkeys(events))
+    for i in range(12 - concurrency):
+        assert order.index(("sent", f"test-{i + concurrency}")) < max(
+            order.index(("judged", f"test-{j}")) for j in range(i + 1)
+        )
+
+
+def test_no_more_searches_wait_for_their_judge_than_are_in_flight():
+    class Slow(MockEnvironment):
+        def judge(self, problem, response):
+            time.sleep(0.002)
+            events.append(("judged", problem.id))
+            return super().judge(problem, response)
+
+    events, unjudged, most = [], set(), 0
+    run(engine=Sending(events), environment=Slow(slow_judge=True), count=30, concurrency=3)
+    for what, name in events:
+        (unjudged.add if what == "sent" else unjudged.discard)(name)
+        most = max(most, len(unjudged))
+    assert 3 < most <= 6
 
 
 def test_several_samples_are_averaged_per_problem_and_all_differ():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pool_play import judged, row, sample, write
 
 from ponder.errors import PonderError, Unsupported, UserError
+from ponder.evaluation import pools_adaptive
 from ponder.evaluation.pools import read_pool
 from ponder.evaluation.pools_adaptive import Adaptive
 from ponder.evaluation.pools_analysis import build, defaults, ladder, replay
@@ -20,6 +21,7 @@ from ponder.evaluation.pools_judging import JudgedPool, judge_pool
 from ponder.evaluation.pools_live import Live
 from ponder.evaluation.pools_strategies import BestOfK, Direct, Majority, Weighted
 from ponder.protocols import Ask, Generate
+from ponder.search import stopping as stopping_rules
 from ponder.search.asking import Asking
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
@@ -34,6 +36,10 @@ def folder(tmp_path_factory):
 
 def pool_of(folder, samples) -> JudgedPool:
     return judged(folder / "p.jsonl", row("a", samples))
+
+
+def rows_of(pool: JudgedPool):
+    return [p.row for p in pool.problems]
 
 
 def answers():
@@ -135,6 +141,11 @@ def beta(seen):
     return sum(math.comb(trials, i) for i in range(a)) / 2**trials >= 0.8
 
 
+def against_all(seen):
+    votes = sorted(Counter(a for s in seen if (a := answer(s)) is not None).values(), reverse=True)
+    return bool(votes) and stopping_rules.dirichlet(votes) >= 0.7
+
+
 def window(seen):
     block = [answer(s) for s in seen[-2:]]
     return len(seen) % 2 == 0 and block[0] is not None and block[0] == block[1]
@@ -144,13 +155,40 @@ def window(seen):
 @given(answers())
 def test_adaptive_is_the_vote_that_stops_in_every_order(folder, samples):
     pool, n = pool_of(folder, samples), len(samples)
-    for strategy, stop in ((Adaptive("beta", 0.8), beta), (Adaptive("esc", 2), window)):
+    rules = ((Adaptive("beta", 0.8), beta), (Adaptive("dirichlet", 0.7), against_all), (Adaptive("esc", 2), window))
+    for strategy, stop in rules:
         [reached] = strategy.reach(pool.problems, tuple(range(1, n + 1)))
         for k in range(1, n + 1):
             got = [stopping([samples[i] for i in o], stop) for o in itertools.permutations(range(n), k)]
             mine = [getattr(reached, f"{name}_K")[k - 1] for name in ("accuracy", "samples", "tokens")]
             assert mine == pytest.approx(list(np.mean(got, axis=0))), k
         assert reached.decision == stopping(samples, stop)[0]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.lists(st.integers(0, 5), min_size=30, max_size=30), min_size=1, max_size=4),
+    st.sampled_from([0.6, 0.8, 0.9, 0.95, 0.99]),
+)
+def test_bounds_decide_as_the_integral_does(orders, limit):
+    """Every order of drawing stops at the first sample at which the integral says so."""
+    votes = (np.array(orders)[:, :, None] == np.arange(6)).cumsum(axis=1, dtype=np.int32)
+    over = Adaptive("dirichlet", limit)._decided(votes)
+    for mine, seen in zip(over, votes, strict=True):
+        theirs = [stopping_rules.dirichlet(sorted((int(v) for v in s if v), reverse=True)) >= limit for s in seen]
+        assert mine.any() == any(theirs)
+        assert mine.argmax() == np.argmax(theirs)
+
+
+def test_many_orders_are_worked_out_in_parts_with_the_same_result(folder, monkeypatch):
+    pool = pool_of(folder, [sample([1, 1, 2, 3, None][i % 5], tokens=i) for i in range(20)])
+    for rule in (Adaptive("beta"), Adaptive("dirichlet"), Adaptive("esc", 3)):
+        [whole] = rule.reach(pool.problems, (1, 4, 20))
+        with monkeypatch.context() as patched:
+            patched.setattr(pools_adaptive, "_CELLS", 500)
+            [parts] = rule.reach(pool.problems, (1, 4, 20))
+        assert list(whole.accuracy_K) == list(parts.accuracy_K)
+        assert list(whole.samples_K) == list(parts.samples_K)
 
 
 def test_adaptive_never_differs_from_majority_when_it_cannot_stop(folder):
@@ -250,17 +288,18 @@ def test_a_strategy_that_draws_more_than_its_budget_is_refused(folder):
 
 
 def test_names_say_what_is_computed_and_what_is_run(folder):
-    scored = pool_of(folder, [sample(1, score=1.0), sample(2, score=0.5)])
-    assert build("best-of-n", scored) == BestOfK("score")
-    assert build("weighted:logprob", scored) == Weighted("logprob")
-    assert build("adaptive:esc:3", scored, seed=2) == Adaptive("esc", 3, 2)
-    assert build("direct", scored) == Direct()
-    assert build("live:best_of_n:3", scored) == Live(BestOfN(n=3), "live:best_of_n:3")
-    assert build("budget_forcing:7", scored) == Live(BudgetForcing(thought_tokens=7), "budget_forcing:7")
-    assert defaults(scored) == ("direct", "majority", "best_of_n:score", "weighted:score", "adaptive")
-    assert build("live:best_of_n:top_k=5+min_p=0.1", scored).strategy == BestOfN(top_k=5, min_p=0.1)
+    rows = rows_of(pool_of(folder, [sample(1, score=1.0), sample(2, score=0.5)]))
+    assert build("best-of-n", rows) == BestOfK("score")
+    assert build("weighted:logprob", rows) == Weighted("logprob")
+    assert build("adaptive:esc:3", rows, seed=2) == Adaptive("esc", 3, 2)
+    assert build("direct", rows) == Direct()
+    assert build("live:best_of_n:3", rows) == Live(BestOfN(n=3), "live:best_of_n:3")
+    assert build("budget_forcing:7", rows) == Live(BudgetForcing(thought_tokens=7), "budget_forcing:7")
+    assert defaults(rows) == ("direct", "majority", "best_of_n:score", "weighted:score", "adaptive")
+    assert build("live:best_of_n:top_k=5+min_p=0.1", rows).strategy == BestOfN(top_k=5, min_p=0.1)
     plain = pool_of(folder, [1, 2])
-    assert defaults(plain) == ("direct", "majority", "adaptive")
+    bare = rows_of(plain)
+    assert defaults(bare) == ("direct", "majority", "adaptive")
     for spec, said in (
         ("majorty", "did you mean 'majority'"),
         ("best_of_n", "no sample of the pool has one"),
@@ -276,17 +315,17 @@ def test_names_say_what_is_computed_and_what_is_run(folder):
         ("live:best_of_n:top_k=7+x", "'x' is not KEY=VALUE"),
     ):
         with pytest.raises(UserError, match=said):
-            build(spec, plain)
+            build(spec, bare)
     with pytest.raises(UserError, match=r"'score' to go by"):
         BestOfK("score").reach(plain.problems, (1,))
 
 
 def test_every_point_is_of_the_same_problems(folder):
     pool = judged(folder / "p.jsonl", row("a", [1] * 6), row("b", [1, 2, 2, 1, 3]))
-    assert ladder(pool) == (1, 2, 4, 5)
-    assert ladder(pool, [3, 2]) == (2, 3)
+    assert ladder(rows_of(pool)) == (1, 2, 4, 5)
+    assert ladder(rows_of(pool), [3, 2]) == (2, 3)
     with pytest.raises(UserError, match=r"--budgets 6: give 1 to 5, the samples that problem 'b' has"):
-        ladder(pool, [6])
+        ladder(rows_of(pool), [6])
 
 
 def test_a_comparison_holds_points_pairs_and_coverage(folder):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ponder.errors import PonderError, UserError
 from ponder.runs import files, manifest
 from ponder.runs.run import Run, read_manifest
+from ponder.types import Spend, to_json
 
 JSON = st.recursive(
     st.none()
@@ -173,6 +174,13 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     files.append_line(path, {"loss": float("nan"), "deep": [float("inf"), 1.5], "text": "\ud800\x00"})
     assert json.loads(path.read_text()) == {"loss": None, "deep": [None, 1.5], "text": "\ud800\x00"}
+
+
+def test_a_line_of_dataclasses_is_the_line_of_their_fields(tmp_path: Path) -> None:
+    for row in ({"spend": Spend(3)}, {"spend": to_json(Spend(3))}):
+        files.append_line(tmp_path / "metrics.jsonl", row)
+    first, second = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert first == second
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")

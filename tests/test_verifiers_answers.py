@@ -47,6 +47,12 @@ def test_what_gives_no_number_does_not_vote(text):
     assert read(VerifierAnswers(Numeric()), text) is None
 
 
+@given(*[st.sampled_from(["1", "1.0", "2/2", "-3", "0.5", "1/2", "50%", "0.5%", "1/200", "200", "1e3", "1,000"])] * 2)
+def test_numbers_without_a_tolerance_are_compared_as_the_judge_does(a, b):
+    first, second = Numeric().read(a), Numeric().read(b)
+    assert Numeric().same(first, second) == Numeric()(first, second).correct
+
+
 def test_a_tolerance_makes_numbers_equal_that_are_near():
     answers = VerifierAnswers(Numeric(absolute=0.01))
     assert groups(answers, "3.14", "3.141", "3.2") == [["3.14", "3.141"], ["3.2"]]

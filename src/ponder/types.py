@@ -458,6 +458,8 @@ class Estimate:
 
 def to_json(value: Any) -> Any:
     """Turn dataclasses, enums and containers into plain JSON values, field by field."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, StrEnum):

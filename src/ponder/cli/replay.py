@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from ponder.runs.progress import Progress, quantity
 from ponder.runs.sections import visible
 
 if TYPE_CHECKING:
+    from ponder.engines._recorded import RecordedPool
     from ponder.evaluation.pools_analysis import Replayed
     from ponder.evaluation.pools_judges import Judge
     from ponder.evaluation.pools_judging import JudgedPool
@@ -78,16 +80,24 @@ def main(args: list[str]) -> int:
     config = parse(ReplayConfig, args, prog="ponder replay", description=DESCRIPTION)
     check(config)
     from ponder.evaluation import pools_analysis as analysis
+    from ponder.evaluation.pools import at_least, read_pool
     from ponder.evaluation.pools_judges import EnvironmentJudge
+    from ponder.evaluation.pools_judging import judgeable
 
-    judge = judge_of(config)
-    pool = _judged(config, judge)
-    named = [name.strip() for name in config.strategies.split(",") if name.strip()] or analysis.defaults(pool)
+    recorded = at_least(read_pool(config.pool), config.at_least)
+    judge = judge_of(config, recorded)
+    # Judging can take long: whatever can be refused is refused before.
+    rows = judgeable(recorded, judge, config.trust_recorded).rows
+    counts = analysis.ladder(rows, config.budgets or None)
+    named = [name.strip() for name in config.strategies.split(",") if name.strip()] or analysis.defaults(rows)
     checker = judge.checker if isinstance(judge, EnvironmentJudge) else None
     strategies = {
-        name: analysis.build(name, pool, checker=checker, seed=config.seed, orders=config.orders) for name in named
+        name: analysis.build(name, rows, checker=checker, seed=config.seed, orders=config.orders) for name in named
     }
-    result = analysis.replay(pool, strategies, config.budgets or None, config.seed)
+    for strategy in strategies.values():
+        strategy.check(rows)
+    pool = _judged(config, recorded, judge)
+    result = analysis.replay(pool, strategies, counts, config.seed)
     print("\n".join(text(config, pool, result)))
     if config.json is not None:
         write_json(Path(config.json), result.to_json())
@@ -107,33 +117,36 @@ def check(config: ReplayConfig) -> None:
         raise UserError("--environment-options needs --environment")
     if config.environment is not None and config.trust_recorded:
         raise UserError("--trust-recorded is for problems without a gold; --environment has all golds: give one")
-    if config.json is not None and not Path(config.json).resolve().parent.is_dir():
-        raise UserError(f"--json {config.json}: its folder does not exist; make it first")
+    if config.json is not None:
+        _check_target(Path(config.json))
 
 
-def judge_of(config: ReplayConfig) -> Judge | None:
-    """The judge that was asked for; None where the pool's golds decide."""
-    from ponder.evaluation.pools_judges import EnvironmentJudge, VerifierJudge
+def _check_target(path: Path) -> None:
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UserError(f"--json {path}: its folder does not exist; make it first")
+    if path.is_dir():
+        raise UserError(f"--json {path}: is a folder; name a file in it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--json {path}: its folder cannot be written to; name a file in another one")
+
+
+def judge_of(config: ReplayConfig, pool: RecordedPool) -> Judge:
+    """The judge that was asked for, or the one that suits the pool's golds."""
+    from ponder.evaluation.pools_judges import EnvironmentJudge, VerifierJudge, default_verifier
 
     if config.environment is not None:
         environment = registry.build("environments", config.environment, config.environment_options)
         return EnvironmentJudge(environment, config.environment)
-    if config.verifier is not None:
-        return VerifierJudge(registry.build("verifiers", config.verifier, config.verifier_options), config.verifier)
-    return None
+    name = default_verifier(pool) if config.verifier is None else config.verifier
+    return VerifierJudge(registry.build("verifiers", name, config.verifier_options), name)
 
 
-def _judged(config: ReplayConfig, judge: Judge | None) -> JudgedPool:
-    """Read the pool and judge what is to be compared."""
-    from ponder.evaluation.pools import at_least, read_pool
-    from ponder.evaluation.pools_judges import VerifierJudge, default_verifier
+def _judged(config: ReplayConfig, pool: RecordedPool, judge: Judge) -> JudgedPool:
+    """Judge what is to be compared."""
     from ponder.evaluation.pools_judging import judge_pool
     from ponder.types import ThoughtFormat
 
-    pool = at_least(read_pool(config.pool), config.at_least)
-    if judge is None:
-        name = default_verifier(pool)
-        judge = VerifierJudge(registry.build("verifiers", name, config.verifier_options), name)
     thought = None if config.thought is None else ThoughtFormat(*config.thought)
     with Progress(f"judging by {judge.name}", len(pool.rows), unit="problems") as progress:
         return judge_pool(

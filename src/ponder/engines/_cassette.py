@@ -19,8 +19,8 @@ from typing import Any
 
 import msgspec
 
-from ponder.engines._recorded import lines, parse_object
-from ponder.errors import EngineClosed, Unsupported, UserError
+from ponder.engines._recorded import RecordedEngine, lines, objects, parse_object
+from ponder.errors import Unsupported, UserError
 from ponder.protocols import Engine
 from ponder.runs.files import append_line, mend_tail
 from ponder.types import Capabilities, Completion, Delta, FinishReason, ModelInfo, Prompt, Request, to_json
@@ -115,12 +115,13 @@ class Recorder:
         await self._engine.close()
 
 
-class CassetteEngine:
+class CassetteEngine(RecordedEngine):
     """What a cassette holds, as the engine that it was recorded from."""
 
     def __init__(self, path: Path) -> None:
         tape = _read(path)
-        self._path, self._tape, self._closed = path, tape, False
+        super().__init__(path)
+        self._tape = tape
         self.info, self.weights_version = tape.info, tape.weights_version
         self.capabilities = tape.capabilities
 
@@ -131,10 +132,8 @@ class CassetteEngine:
             raise UserError(f"{self._path}: this prompt was not recorded, so its length is not known; record it first")
         return count
 
-    async def generate(self, request: Request) -> tuple[Completion, ...]:
+    def find(self, request: Request) -> tuple[Completion, ...]:
         """Raises `UserError` for a request that was not recorded."""
-        if self._closed:
-            raise EngineClosed("the cassette is closed")
         found = self._tape.answers.get(key(request))
         if found is None:
             raise UserError(
@@ -142,16 +141,6 @@ class CassetteEngine:
                 f"({_about(request)}); record it, or ask with the seed and options of the recording"
             )
         return found
-
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        for i, completion in enumerate(await self.generate(request)):
-            yield Delta(i, completion.text, completion.ids, completion)
-
-    async def load_weights(self, source: Any, version: str) -> None:
-        raise Unsupported(f"{self._path} holds recorded answers and takes no weights")
-
-    async def close(self) -> None:
-        self._closed = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,14 +158,7 @@ def _read(path: Path) -> _Tape:
     head: dict[str, Any] = {}
     answers: dict[str, tuple[Completion, ...]] = {}
     prompt_tokens: dict[str, int] = {}
-    for number, line, last in lines(path):
-        where = f"{path}: line {number}"
-        try:
-            value = parse_object(line, where)
-        except UserError:
-            if last and head and not line.endswith(b"\n"):
-                break
-            raise
+    for _, where, value in objects(path, []):
         try:
             if not head:
                 if value["cassette"] != FORMAT:

@@ -1,4 +1,4 @@
-"""Recorded samples on disk: reading a pool, one problem with its samples a line.
+"""Recorded samples on disk: reading a pool, one problem with its samples a line; and what engines of them share.
 
     {"problem_id", "prompt"?, "gold"?, "difficulty"?, "thought"?, "samples": [{"text", "tokens", "finish_reason"?,
      "mean_logprob"?, "score"?, "correct"?}]}
@@ -13,13 +13,13 @@ from __future__ import annotations
 import gzip
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ponder.errors import UserError
-from ponder.types import FinishReason, Message, Prompt, ThoughtFormat
+from ponder.errors import EngineClosed, Unsupported, UserError
+from ponder.types import Completion, Delta, FinishReason, Message, Prompt, Request, ThoughtFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +65,14 @@ class RecordedPool:
 def read_pool(path: str | Path) -> RecordedPool:
     """Read and check a pool (`.jsonl`, may be `.gz`).
 
-    A last line without its end that is not JSON (a recording that was killed) is passed over with a note. Raises
-    `UserError` with one sentence that names the file, the line and the field of whatever else is wrong.
+    A torn last line is passed over with a note. Raises `UserError` with one sentence that names the file, the line and
+    the field of whatever else is wrong.
     """
     path = Path(path)
     rows: list[RecordedRow] = []
     notes: list[str] = []
     seen: dict[str, int] = {}
-    for number, line, last in lines(path):
-        where = f"{path}: line {number}"
-        try:
-            value = parse_object(line, where)
-        except UserError:
-            if not last or line.endswith(b"\n") or not rows:
-                raise
-            notes.append(f"{where} is torn ({len(line)} bytes) and was passed over")
-            break
+    for number, where, value in objects(path, notes):
         row = _row(value, number, where)
         if row.id in seen:
             raise UserError(
@@ -91,6 +83,53 @@ def read_pool(path: str | Path) -> RecordedPool:
     if not rows:
         raise UserError(f"{path}: is empty; a pool holds one problem with its samples a line")
     return RecordedPool(path, tuple(rows), tuple(notes))
+
+
+class RecordedEngine:
+    """What engines that answer from a file share: no weights, and a streamed answer that comes whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._closed = path, False
+
+    async def generate(self, request: Request) -> tuple[Completion, ...]:
+        """Raises `EngineClosed`, and `UserError` for what is not recorded."""
+        if self._closed:
+            raise EngineClosed(f"{self._path}: its engine is closed; open it again")
+        return self.find(request)
+
+    def find(self, request: Request) -> tuple[Completion, ...]:
+        """The recorded answer."""
+        raise NotImplementedError
+
+    async def stream(self, request: Request) -> AsyncIterator[Delta]:
+        for i, completion in enumerate(await self.generate(request)):
+            yield Delta(i, completion.text, completion.ids, completion)
+
+    async def load_weights(self, source: Any, version: str) -> None:
+        raise Unsupported(f"{self._path} holds recorded answers and takes no weights")
+
+    async def close(self) -> None:
+        self._closed = True
+
+
+def objects(path: Path, notes: list[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Number, place (for messages) and object of each line.
+
+    A last line without its end that is not JSON (a recording that was killed) is passed over with a note, unless it is
+    the first. Raises `UserError` that names the line of whatever else is no object.
+    """
+    some = False
+    for number, line, last in lines(path):
+        where = f"{path}: line {number}"
+        try:
+            value = parse_object(line, where)
+        except UserError:
+            if not last or line.endswith(b"\n") or not some:
+                raise
+            notes.append(f"{where} is torn ({len(line)} bytes) and was passed over")
+            return
+        some = True
+        yield number, where, value
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:

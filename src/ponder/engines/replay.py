@@ -15,19 +15,17 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ponder.engines._cassette import CassetteEngine, Recorder, is_cassette
-from ponder.engines._recorded import RecordedPool, RecordedRow, RecordedSample, read_pool
-from ponder.errors import EngineClosed, Unsupported, UserError
+from ponder.engines._recorded import RecordedEngine, RecordedPool, RecordedRow, RecordedSample, read_pool
+from ponder.errors import Unsupported, UserError
 from ponder.protocols import Engine
 from ponder.types import (
     Capabilities,
     Completion,
-    Delta,
     FinishReason,
     ModelInfo,
     Prompt,
@@ -60,14 +58,14 @@ class Replay:
         return PoolEngine(read_pool(model), self.order, self.seed)
 
 
-class PoolEngine:
+class PoolEngine(RecordedEngine):
     """The samples of a pool as an engine. Prompts cost nothing: a pool does not record their length."""
 
     def __init__(self, pool: RecordedPool, order: Order = "drawn", seed: int = 0) -> None:
         if order not in ("drawn", "recorded"):
             raise UserError(f"order = {order!r}: give drawn or recorded")
+        super().__init__(pool.path)
         self._order, self._seed = order, seed
-        self._path = pool.path
         self._by_id = {row.id: row for row in pool.rows}
         prompts = Counter(row.prompt for row in pool.rows)
         self._by_prompt: dict[Prompt, RecordedRow] = {
@@ -79,7 +77,6 @@ class PoolEngine:
         logprobs = all(s.mean_logprob is not None for row in pool.rows for s in row.samples)
         self.info = ModelInfo(pool.path.stem, UNBOUNDED, thought=next(iter(thoughts), None))
         self.capabilities = Capabilities(logprobs=logprobs, seed=True, n=True, exact=True)
-        self._closed = False
 
     @property
     def weights_version(self) -> str:
@@ -88,10 +85,8 @@ class PoolEngine:
     def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
         return 0
 
-    async def generate(self, request: Request) -> tuple[Completion, ...]:
+    def find(self, request: Request) -> tuple[Completion, ...]:
         """Raises `UserError` for a problem or a sample that the pool has not, `Unsupported` for a prefix."""
-        if self._closed:
-            raise EngineClosed("the replayed pool is closed")
         params = request.params
         if request.prefix or params.thinking is not None:
             raise Unsupported(
@@ -133,16 +128,6 @@ class PoolEngine:
             # A text seeds the same on every machine, which `hash` does not.
             random.Random(f"{request.metadata.get('seed', whole)}\x1f{row.id}").shuffle(places)
         return places
-
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        for i, completion in enumerate(await self.generate(request)):
-            yield Delta(i, completion.text, completion.ids, completion)
-
-    async def load_weights(self, source: Any, version: str) -> None:
-        raise Unsupported(f"{self._path} holds recorded samples and takes no weights")
-
-    async def close(self) -> None:
-        self._closed = True
 
 
 def _completion(sample: RecordedSample, max_tokens: int, version: str) -> Completion:

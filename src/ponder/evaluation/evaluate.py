@@ -29,7 +29,7 @@ from ponder.types import (
 )
 
 CONCURRENCY = 512
-"""Searches in flight at once; the engine batches them as it can."""
+"""Searches in flight at once; the engine batches them as it can. Those that are being judged do not count."""
 MASKED_SHARE, MASKED_COUNT = 0.05, 5
 """More failures of ours than both of these stop an evaluation."""
 
@@ -41,10 +41,14 @@ async def judge(environment: Environment, problem: Problem, response: Response) 
     return environment.judge(problem, response)
 
 
-async def each(count: int, work: Callable[[int], Awaitable[None]], concurrency: int) -> None:
-    """Do `work(0)` to `work(count - 1)`, so many at once; the first failure cancels the rest and is raised."""
+def _check(concurrency: int) -> None:
     if concurrency < 1:
         raise UserError(f"concurrency = {concurrency}: give at least 1")
+
+
+async def each(count: int, work: Callable[[int], Awaitable[None]], concurrency: int) -> None:
+    """Do `work(0)` to `work(count - 1)`, so many at once; the first failure cancels the rest and is raised."""
+    _check(concurrency)
     numbers = iter(range(count))
 
     async def worker() -> None:
@@ -157,9 +161,12 @@ async def evaluate(
     async def one(number: int) -> None:
         nonlocal correct
         index, sample = pending[number]
-        problem, began = problems[index], time.perf_counter()
-        outcome, error = await search(problem, sample)
-        ended = time.perf_counter()
+        problem = problems[index]
+        async with room:
+            began = time.perf_counter()
+            outcome, error = await search(problem, sample)
+            ended = time.perf_counter()
+        await _give_way()
         verdict = await _verdict(environment, problem, outcome)
         if verdict.kind is VerdictKind.JUDGE_ERROR:
             faults.add(error or verdict.reason)
@@ -179,7 +186,10 @@ async def evaluate(
             tokens = mine.response_tokens
             on_progress(Progress(len(results), total, correct, faults.count, tokens, now, label, spent + mine))
 
-    await each(len(pending), one, concurrency)
+    _check(concurrency)
+    room = asyncio.Semaphore(concurrency)
+    # As many again may be judged and written, so that the engine does not wait for that.
+    await each(len(pending), one, 2 * concurrency)
     assert len(results) == total
     if all(r.refused for r in results.values()):
         raise PonderError(f"nothing was sent, as the budget is too small: {results[0, 0].verdict.reason}")
@@ -187,6 +197,16 @@ async def evaluate(
     seconds = earlier.seconds + time.perf_counter() - started
     ordered = [results[i, s] for i in range(len(problems)) for s in range(samples)]
     return summarise(rows, ordered, samples, earlier.lost, seconds, seed, engine.weights_version)
+
+
+async def _give_way() -> None:
+    """Let the search that takes the place of one that has ended be sent before that one is judged on this loop."""
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
+
+
+_TURNS = 3
+"""Turns of the event loop until it is: it wakes up, its calls start as tasks, the engine is given what they ask for."""
 
 
 async def _verdict(environment: Environment, problem: Problem, outcome: Outcome) -> Verdict:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from ponder.errors import UserError
 from ponder.evaluation.estimators import Floats
 from ponder.evaluation.pools_judging import JudgedProblem
-from ponder.evaluation.pools_strategies import ORDERS, Ints, Reached, nothing, orders_of, padded
+from ponder.evaluation.pools_strategies import ORDERS, Ints, OneByOne, Reached, nothing, orders_of, padded
 from ponder.search.stopping import beta, dirichlet
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(OneByOne):
     """A vote that stops when it is decided, at k samples at the latest, over random orders of drawing.
 
     `beta`: the leader beats the second answer with a chance of `limit` (Aggarwal et al. 2023, arXiv:2305.11860);
@@ -40,13 +40,7 @@ class Adaptive:
         if self.rule != "esc" and not 0.5 < self.limit < 1.0:
             raise UserError(f"adaptive:{self.rule}:{self.limit:g}: the chance is above 0.5 and below 1")
 
-    def counts(self, ladder: Sequence[int]) -> Sequence[int]:
-        return tuple(ladder)
-
-    def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
-        return [self._one(p, counts) for p in problems]
-
-    def _one(self, problem: JudgedProblem, counts: Sequence[int]) -> Reached:
+    def one(self, problem: JudgedProblem, counts: Sequence[int]) -> Reached:
         fit = np.array([k for k in counts if k <= problem.n], dtype=np.int64)
         if not len(fit):
             return nothing(counts)
@@ -70,47 +64,69 @@ class Adaptive:
 
     def _run(self, problem: JudgedProblem, orders: Ints) -> tuple[Floats, Ints]:
         """Whether the leader is right after each sample, per order, and after how many samples the rule stops."""
-        count, n = orders.shape
-        rows = np.arange(count)
-        parties = int(problem.party_G.max(initial=-1)) + 2
-        votes = np.zeros((count, parties), dtype=np.int64)
-        first = np.full((count, parties), n, dtype=np.int64)
-        right = np.zeros((count, n))
-        stop = np.full(count, n, dtype=np.int64)
-        window = max(1, int(self.limit))
-        for i in range(n):
-            party = problem.party_G[orders[:, i]]
-            # Those that abstain vote for the last party, which is never looked at.
-            votes[rows, party] += 1
-            first[rows, party] = np.minimum(first[rows, party], i)
-            standing = votes[:, :-1]
-            if parties == 1:
-                continue
-            leader = (standing * (n + 1) - first[:, :-1]).argmax(axis=1)
-            some = standing[rows, leader] > 0
-            speaker = orders[rows, np.minimum(first[rows, leader], n - 1)]
-            right[:, i] = np.where(some, problem.correct_G[speaker], 0.0)
-            running = np.flatnonzero(some & (stop == n))
-            if self.rule != "esc":
-                over = self._decided(standing[running])
-            elif (i + 1) % window == 0:
-                block = problem.party_G[orders[running, i + 1 - window : i + 1]]
-                over = (block == block[:, :1]).all(axis=1) & (block[:, 0] >= 0)
-            else:
-                continue
-            stop[running[over]] = i + 1
-        return right, stop
+        parties = int(problem.party_G.max(initial=-1)) + 1
+        if not parties:
+            return np.zeros(orders.shape), np.full(len(orders), problem.n, dtype=np.int64)
+        rows = max(1, _CELLS // (problem.n * parties))
+        parts = [self._some(problem, orders[i : i + rows], parties) for i in range(0, len(orders), rows)]
+        return np.concatenate([right for right, _ in parts]), np.concatenate([stop for _, stop in parts])
 
-    def _decided(self, standing: Ints) -> NDArray[np.bool_]:
-        ranked = -np.sort(-standing, axis=1)
+    def _some(self, problem: JudgedProblem, orders: Ints, parties: int) -> tuple[Floats, Ints]:
+        """`_run` for some of the orders (`_O`), over all samples (`_G`) and parties (`_P`) at once."""
+        n = problem.n
+        party_OG = problem.party_G[orders]
+        speaks_OGP = party_OG[:, :, None] == np.arange(parties)
+        votes_OGP = speaks_OGP.cumsum(axis=1, dtype=np.int32)
+        first_OP = np.where(votes_OGP[:, -1] > 0, speaks_OGP.argmax(axis=1), n)
+        # Of answers with as many votes the one that came first leads.
+        leader_OG = (votes_OGP * np.int32(n + 1) - first_OP[:, None, :].astype(np.int32)).argmax(axis=2)
+        most_OG = np.take_along_axis(votes_OGP, leader_OG[:, :, None], axis=2)[:, :, 0]
+        speaker_OP = np.take_along_axis(orders, np.minimum(first_OP, n - 1), axis=1)
+        speaker_OG = np.take_along_axis(speaker_OP, leader_OG, axis=1)
+        right_OG = np.where(most_OG > 0, problem.correct_G[speaker_OG], 0.0)
+        over_OG = (most_OG > 0) & (self._agreed(party_OG) if self.rule == "esc" else self._decided(votes_OGP))
+        return right_OG, np.where(over_OG.any(axis=1), over_OG.argmax(axis=1) + 1, n)
+
+    def _agreed(self, party_OG: Ints) -> NDArray[np.bool_]:
+        """Where a window ends whose samples all gave one answer."""
+        window, (orders, n) = int(self.limit), party_OG.shape
+        over_OG = np.zeros((orders, n), dtype=bool)
+        blocks = party_OG[:, : n // window * window].reshape(orders, -1, window)
+        over_OG[:, window - 1 :: window] = (blocks == blocks[:, :, :1]).all(axis=2) & (blocks[:, :, 0] >= 0)
+        return over_OG
+
+    def _decided(self, votes_OGP: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Where the leader stays with a chance of `limit`."""
+        ranked_OGP = -np.sort(-votes_OGP, axis=2)
+        first_OG = ranked_OGP[:, :, 0]
+        second_OG = ranked_OGP[:, :, 1] if ranked_OGP.shape[2] > 1 else np.zeros_like(first_OG)
+        stays = _chances(int(first_OG.max()))
+        beats_second_OG = stays[first_OG, second_OG]
         if self.rule == "beta":
-            second = ranked[:, 1] if ranked.shape[1] > 1 else np.zeros(len(ranked), dtype=np.int64)
-            return _table(int(standing.sum(axis=1).max(initial=0)), self.limit)[ranked[:, 0], second]
-        return np.array([dirichlet([v for v in r if v]) >= self.limit for r in ranked.tolist()], dtype=bool)
+            return beats_second_OG >= self.limit
+        # The leader beats all at most as often as it beats the second, and fails at most as often as it fails to beat
+        # each of them: between these bounds alone the integral is needed, and only up to where it is sure to stop.
+        open_OG = (first_OG > 0) & (beats_second_OG >= self.limit - _MARGIN)
+        ranked_SP = ranked_OGP[open_OG]
+        fails = np.where(np.arange(len(stays)) > 0, 1.0 - stays, 0.0)
+        least_S = beats_second_OG[open_OG] - fails[ranked_SP[:, :1], ranked_SP[:, 2:]].sum(axis=1)
+        over_OG = np.zeros(open_OG.shape, dtype=bool)
+        over_OG[open_OG] = least_S >= self.limit + _MARGIN
+        open_OG &= ~np.logical_or.accumulate(over_OG, axis=1)
+        states = [tuple(filter(None, state)) for state in ranked_OGP[open_OG].tolist()]
+        stop = {state: dirichlet(state) >= self.limit for state in set(states)}
+        over_OG[open_OG] = [stop[state] for state in states]
+        return over_OG
 
 
-@functools.lru_cache(maxsize=1024)
-def _table(most: int, limit: float) -> NDArray[np.bool_]:
-    """Whether the Beta rule stops, by the votes of the first and of the second answer."""
+_CELLS = 2_000_000
+"""Most votes held in memory at once."""
+_MARGIN = 1e-6
+"""What the integral may be off by, with much room."""
+
+
+@functools.lru_cache(maxsize=8)
+def _chances(most: int) -> Floats:
+    """The chance of the Beta rule, by the votes of the first and of the second answer (at most those of the first)."""
     votes = range(most + 1)
-    return np.array([[b <= a and beta(a, b) >= limit for b in votes] for a in votes], dtype=bool)
+    return np.array([[beta(a, min(a, b)) for b in votes] for a in votes])

@@ -11,13 +11,24 @@ import numpy as np
 
 from ponder import registry
 from ponder.config import parse_options
+from ponder.engines._recorded import RecordedRow
 from ponder.errors import UserError, nearest
 from ponder.evaluation import pools_live
 from ponder.evaluation.estimators import pass_at_k
 from ponder.evaluation.intervals import mcnemar, mean_of_problems, paired_difference
 from ponder.evaluation.pools_adaptive import Adaptive
 from ponder.evaluation.pools_judging import Disagreement, JudgedPool, JudgedProblem
-from ponder.evaluation.pools_strategies import ORDERS, BestOfK, By, Direct, Majority, PoolStrategy, Reached, Weighted
+from ponder.evaluation.pools_strategies import (
+    ORDERS,
+    BestOfK,
+    By,
+    Direct,
+    Majority,
+    PoolStrategy,
+    Reached,
+    Weighted,
+    recorded,
+)
 from ponder.protocols import Checker
 from ponder.types import to_json
 
@@ -82,37 +93,38 @@ class Replayed:
         return {name: to_json(getattr(self, name)) for name in names}
 
 
-def ladder(pool: JudgedPool, counts: Sequence[int] | None = None) -> tuple[int, ...]:
+def ladder(rows: Sequence[RecordedRow], counts: Sequence[int] | None = None) -> tuple[int, ...]:
     """1, 2, 4, … and the fewest samples that a problem was recorded with; or `counts`, checked against that.
 
     So that every point is of the same problems. Raises `UserError` for counts that the pool does not reach.
     """
-    fewest = min(pool.problems, key=lambda p: len(p.row.samples))
-    most = len(fewest.row.samples)
+    fewest = min(rows, key=lambda row: len(row.samples))
+    most = len(fewest.samples)
     if counts is None:
         return tuple(sorted({*(2**i for i in range(most.bit_length())), most}))
     for k in counts:
         if not 1 <= k <= most:
             raise UserError(
-                f"--budgets {k}: give 1 to {most}, the samples that problem {fewest.row.id!r} has (--at-least leaves "
+                f"--budgets {k}: give 1 to {most}, the samples that problem {fewest.id!r} has (--at-least leaves "
                 "problems with fewer samples out)"
             )
     return tuple(sorted(set(counts)))
 
 
-def defaults(pool: JudgedPool) -> tuple[str, ...]:
-    """The strategies that the pool has recorded enough for."""
-    scored = [f"{name}:{by}" for by in _recorded(pool) for name in ("best_of_n", "weighted")]
+def defaults(rows: Sequence[RecordedRow]) -> tuple[str, ...]:
+    """The strategies that a pool has recorded enough for."""
+    scored = [f"{name}:{by}" for by in recorded(rows) for name in ("best_of_n", "weighted")]
     return ("direct", "majority", *scored, "adaptive")
 
 
 def build(
-    spec: str, pool: JudgedPool, *, checker: Checker | None = None, seed: int = 0, orders: int | None = None
+    spec: str, rows: Sequence[RecordedRow], *, checker: Checker | None = None, seed: int = 0, orders: int | None = None
 ) -> PoolStrategy:
     """A strategy by name: one of `NAMES`, with what it goes by after a colon, or one of the registry, run.
 
     `best_of_n:score`, `weighted:logprob`, `adaptive:beta`, `adaptive:dirichlet:0.9`, `adaptive:esc:4`; options of one
-    that is run follow its name, as in `live:best_of_n:temperature=0.5+top_k=20`. Raises `UserError` for a name, rule,
+    that is run follow its name, as in `live:best_of_n:temperature=0.5+top_k=20`. `rows` are those that will be judged:
+    they say what can be gone by where the name does not. Raises `UserError` for a name, rule,
     option or number that there is not.
     """
     head, _, rest = spec.partition(":")
@@ -122,7 +134,7 @@ def build(
             raise UserError(f"{spec}: {name} takes nothing after the colon")
         return Direct() if name == "direct" else Majority()
     if name in ("best_of_n", "weighted"):
-        by = _by(spec, rest, pool)
+        by = _by(spec, rest, rows)
         return BestOfK(by) if name == "best_of_n" else Weighted(by, seed, orders or ORDERS)
     if name == "adaptive":
         rule, _, limit = rest.partition(":")
@@ -148,25 +160,16 @@ def build(
     return pools_live.Live(strategy, spec, checker, seed, pools_live.ORDERS if orders is None else orders)
 
 
-def _by(spec: str, given: str, pool: JudgedPool) -> By:
+def _by(spec: str, given: str, rows: Sequence[RecordedRow]) -> By:
     by = registry.canonical(given)
     if by in ("score", "logprob", "mean_logprob"):
         return "score" if by == "score" else "logprob"
     if by:
         raise UserError(f"{spec}: what it goes by is score or logprob")
-    recorded = _recorded(pool)
-    if not recorded:
+    known = recorded(rows)
+    if not known:
         raise UserError(f"{spec} goes by a 'score' or 'mean_logprob' and no sample of the pool has one; leave it out")
-    return recorded[0]
-
-
-def _recorded(pool: JudgedPool) -> list[By]:
-    found: list[By] = []
-    if any(np.isfinite(p.score_G).any() for p in pool.problems):
-        found.append("score")
-    if any(np.isfinite(p.logprob_G).any() for p in pool.problems):
-        found.append("logprob")
-    return found
+    return known[0]
 
 
 def replay(
@@ -176,7 +179,7 @@ def replay(
 
     Raises `UserError` for counts beyond the pool and what the strategies raise.
     """
-    rungs = ladder(pool, counts)
+    rungs = ladder([p.row for p in pool.problems], counts)
     problems = pool.problems
     points: dict[str, tuple[Point, ...]] = {}
     errors: dict[str, float] = {}

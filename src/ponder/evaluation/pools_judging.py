@@ -7,6 +7,7 @@ answers are found as in `search.votes`.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -94,9 +95,10 @@ def judge_pool(
     """Judge every text of a pool. `thought` is for rows that do not say how their model marks its thought.
 
     Rows without a gold are left out with a note, or with `trust_recorded` judged by what was recorded. Raises
-    `UserError` if none is left, or if a row cannot be judged by this judge.
+    `UserError` as `judgeable` does, or if a row cannot be judged by this judge.
     """
-    rows, notes = _rows(pool, isinstance(judge, EnvironmentJudge), trust_recorded)
+    pool = judgeable(pool, judge, trust_recorded)
+    rows, notes = pool.rows, list(pool.notes)
     problems = [judge.problem(row, f"{pool.path}: line {row.line}") for row in rows]
     done = 0
 
@@ -125,14 +127,11 @@ def judge_pool(
     return JudgedPool(judged, judge, known, tuple(d for r in results for d in r[1]), tuple(notes))
 
 
-def _rows(pool: RecordedPool, environment: bool, trust_recorded: bool) -> tuple[list[RecordedRow], list[str]]:
-    """The rows that can be judged, and notes about the others."""
-    notes = list(pool.notes)
-    if environment:
-        return list(pool.rows), notes
+def judgeable(pool: RecordedPool, judge: Judge, trust_recorded: bool = False) -> RecordedPool:
+    """The rows that can be judged, with a note about the others. Raises `UserError` if there is none."""
     bare = [row for row in pool.rows if row.gold is None]
-    if not bare:
-        return list(pool.rows), notes
+    if not bare or isinstance(judge, EnvironmentJudge):
+        return pool
     what = f"{len(bare)} of {len(pool.rows)} rows have no gold (the first: line {bare[0].line})"
     if trust_recorded:
         unjudged = next((r for r in bare if any(s.correct is None for s in r.samples)), None)
@@ -141,16 +140,15 @@ def _rows(pool: RecordedPool, environment: bool, trust_recorded: bool) -> tuple[
                 f"{pool.path}: line {unjudged.line} has neither a gold nor a recorded 'correct' for each sample; "
                 "remove it, or judge by --environment"
             )
-        notes.append(f"{what} and are judged by what was recorded")
-        return list(pool.rows), notes
-    kept = [row for row in pool.rows if row.gold is not None]
+        note = f"{what} and are judged by what was recorded"
+        return dataclasses.replace(pool, notes=(*pool.notes, note))
+    kept = tuple(row for row in pool.rows if row.gold is not None)
     if not kept:
         raise UserError(
             f"{pool.path}: no row has a gold to judge by; judge by --environment if the problem ids are of one, or "
             "take the recorded judgements with --trust-recorded"
         )
-    notes.append(f"{what} and are left out")
-    return kept, notes
+    return dataclasses.replace(pool, rows=kept, notes=(*pool.notes, f"{what} and are left out"))
 
 
 def _judged(

@@ -17,7 +17,7 @@ from ponder.errors import PonderError, UserError
 from ponder.evaluation.estimators import Floats
 from ponder.evaluation.pools_judging import JudgedProblem
 from ponder.evaluation.pools_strategies import Reached
-from ponder.protocols import Checker
+from ponder.protocols import Checker, SearchContext
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.search.trace import samples
@@ -42,6 +42,14 @@ class Live:
     seed: int = 0
     orders: int = ORDERS
 
+    def check(self, rows: Sequence[RecordedRow]) -> None:
+        """Raises `UserError` if it refuses to search with recorded samples."""
+        engine = PoolEngine(RecordedPool(Path("pool"), tuple(rows)), "recorded")
+        scored = any(s.score is not None for row in rows for s in row.samples)
+        context = SearchContext(engine.info, engine.capabilities, self.seed, self.checker is not None, scored)
+        asked = Problem(rows[0].id, rows[0].prompt or rows[0].id)
+        self._with(len(rows[0].samples), _longest(rows)).start(asked, context)
+
     def counts(self, ladder: Sequence[int]) -> Sequence[int]:
         return tuple(ladder) if self._has("n") else (max(ladder),)
 
@@ -52,10 +60,9 @@ class Live:
     async def _reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
         rows = [_row(p) for p in problems if p.n]
         pool = RecordedPool(Path("pool"), tuple(rows))
-        longest = max(s.tokens for row in rows for s in row.samples)
         drawn = [PoolEngine(pool, "drawn", derive(self.seed, "orders", r)) for r in range(self.orders)]
         recorded = PoolEngine(pool, "recorded")
-        return [await self._one(p, counts, drawn, recorded, longest) for p in problems]
+        return [await self._one(p, counts, drawn, recorded, _longest(rows)) for p in problems]
 
     async def _one(
         self,
@@ -111,7 +118,13 @@ class Live:
 
     def _with(self, k: int, longest: int) -> Any:
         values = {name: v for name, v in (("n", k), ("max_tokens", max(longest, 1))) if self._has(name)}
+        if getattr(self.strategy, "thought_tokens", None) is not None:
+            values.pop("max_tokens", None)
         return dataclasses.replace(self.strategy, **values) if values else self.strategy
+
+
+def _longest(rows: Sequence[RecordedRow]) -> int:
+    return max(s.tokens for row in rows for s in row.samples)
 
 
 def _prompt(problem: JudgedProblem) -> Any:

@@ -11,13 +11,14 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder.engines._recorded import RecordedRow
 from ponder.errors import UserError
 from ponder.evaluation.estimators import Floats, best_of_k, majority_of_k
 from ponder.evaluation.pools_judging import JudgedProblem
@@ -49,6 +50,10 @@ class Reached:
 class PoolStrategy(Protocol):
     """A strategy over a pool."""
 
+    def check(self, rows: Sequence[RecordedRow]) -> None:
+        """Raises `UserError` if it does not go with what the pool has recorded. Nothing needs to be judged yet."""
+        ...
+
     def counts(self, ladder: Sequence[int]) -> Sequence[int]:
         """The budgets of a ladder, in samples, at which it differs."""
         ...
@@ -58,29 +63,44 @@ class PoolStrategy(Protocol):
         ...
 
 
+class AtEachBudget:
+    """A strategy that goes with every pool and differs at every budget."""
+
+    def check(self, rows: Sequence[RecordedRow]) -> None:
+        """It goes with every pool."""
+
+    def counts(self, ladder: Sequence[int]) -> Sequence[int]:
+        return tuple(ladder)
+
+
+class OneByOne(AtEachBudget):
+    """Its problems are worked out one by one."""
+
+    def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
+        return [self.one(p, counts) for p in problems]
+
+    def one(self, problem: JudgedProblem, counts: Sequence[int]) -> Reached:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Direct:
+class Direct(OneByOne):
     """The first sample."""
 
     def counts(self, ladder: Sequence[int]) -> Sequence[int]:
         return (1,)
 
-    def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
-        return [_exact(p, counts, [p.correct_G.mean()] * len(counts), p.correct_G[0]) if p.n else nothing(counts)
-                for p in problems]  # fmt: skip
+    def one(self, problem: JudgedProblem, counts: Sequence[int]) -> Reached:
+        if not problem.n:
+            return nothing(counts)
+        return _exact(problem, counts, [problem.correct_G.mean()] * len(counts), problem.correct_G[0])
 
 
 @dataclass(frozen=True)
-class Majority:
+class Majority(OneByOne):
     """A vote over answers (Wang et al. 2022, arXiv:2203.11171): exact over all draws (`majority_of_k`)."""
 
-    def counts(self, ladder: Sequence[int]) -> Sequence[int]:
-        return tuple(ladder)
-
-    def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
-        return [self._one(p, counts) for p in problems]
-
-    def _one(self, problem: JudgedProblem, counts: Sequence[int]) -> Reached:
+    def one(self, problem: JudgedProblem, counts: Sequence[int]) -> Reached:
         fit = [k for k in counts if k <= problem.n]
         party, correct = problem.party_G, problem.correct_G
         sizes = [int((party == j).sum()) for j in range(party.max(initial=-1) + 1)]
@@ -90,7 +110,7 @@ class Majority:
 
 
 @dataclass(frozen=True)
-class BestOfK:
+class BestOfK(AtEachBudget):
     """The response with the highest score or mean log-probability: exact over all draws (`best_of_k`).
 
     Responses without an answer never win; one without a score (or log-probability) ranks below all that have one.
@@ -98,11 +118,11 @@ class BestOfK:
 
     by: By
 
-    def counts(self, ladder: Sequence[int]) -> Sequence[int]:
-        return tuple(ladder)
+    def check(self, rows: Sequence[RecordedRow]) -> None:
+        _check_recorded(rows, self.by)
 
     def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
-        _check_recorded(problems, self.by)
+        _check_recorded([p.row for p in problems], self.by)
         most = max(p.n for p in problems)
         # NaN is a sample that is not there.
         correct_PG, rank_PG = np.full((2, len(problems), most), np.nan)
@@ -125,7 +145,7 @@ class BestOfK:
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Weighted(AtEachBudget):
     """A vote weighted by score (Li et al. 2022, arXiv:2206.02336) or by probability per token, exp(mean logprob).
 
     Scores below 0 are no weights: exp(score − highest of the problem) is taken then, for all problems. A response
@@ -137,11 +157,11 @@ class Weighted:
     seed: int = 0
     orders: int = ORDERS
 
-    def counts(self, ladder: Sequence[int]) -> Sequence[int]:
-        return tuple(ladder)
+    def check(self, rows: Sequence[RecordedRow]) -> None:
+        _check_recorded(rows, self.by)
 
     def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
-        _check_recorded(problems, self.by)
+        _check_recorded([p.row for p in problems], self.by)
         below = self.by == "logprob" or any(np.nanmin(p.score_G, initial=0.0) < 0 for p in problems)
         return [self._one(p, counts, below) for p in problems]
 
@@ -152,9 +172,12 @@ class Weighted:
             value = np.exp(value - highest)
         weight = np.nan_to_num(value)
         accuracy, variance = [], []
+        orders: Ints | None = None
         for k in (k for k in counts if k <= problem.n):
             exact = math.comb(problem.n, k) <= ENUMERATE
-            drawn = _subsets(problem.n, k) if exact else orders_of(problem, self.seed, self.orders)[:, :k]
+            if not exact and orders is None:
+                orders = orders_of(problem, self.seed, self.orders)
+            drawn = _subsets(problem.n, k) if exact or orders is None else orders[:, :k]
             gains = _weighted_votes(problem, weight, drawn)
             accuracy.append(float(gains.mean()))
             variance.append(0.0 if exact else float(gains.var(ddof=1) / len(gains)))
@@ -183,9 +206,18 @@ def padded(values: Sequence[float] | Floats, counts: Sequence[int]) -> Floats:
     return np.concatenate([np.asarray(values, dtype=np.float64), np.full(len(counts) - len(values), np.nan)])
 
 
-def _check_recorded(problems: Sequence[JudgedProblem], by: By) -> None:
-    if not any(np.isfinite(_values(p, by)).any() for p in problems):
-        field = {"score": "score", "logprob": "mean_logprob"}[by]
+FIELDS: Mapping[By, str] = {"score": "score", "logprob": "mean_logprob"}
+"""What a sample is gone by, as its field in a pool."""
+
+
+def recorded(rows: Sequence[RecordedRow]) -> list[By]:
+    """What some sample can be gone by."""
+    return [by for by, field in FIELDS.items() if any(getattr(s, field) is not None for r in rows for s in r.samples)]
+
+
+def _check_recorded(rows: Sequence[RecordedRow], by: By) -> None:
+    if by not in recorded(rows):
+        field = FIELDS[by]
         raise UserError(f"no sample of the pool has a {field!r} to go by; leave out the strategies by {by}")
 
 

@@ -96,7 +96,11 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
     Raises `PonderError` if the disk is full, `UserError` if the file cannot be written.
     """
-    line = (json.dumps(plain(row), allow_nan=False) + "\n").encode()
+    try:
+        text = json.dumps(row, allow_nan=False)
+    except (TypeError, ValueError):  # not plain yet
+        text = json.dumps(plain(row), allow_nan=False)
+    line = (text + "\n").encode()
     with disk_errors(path):
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o644)
         try:

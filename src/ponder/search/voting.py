@@ -111,7 +111,9 @@ class Voting(Sampling):
         for index, leaf in self.leaves.items():
             if index in said:
                 self.tree.vote(leaf.id, said[index])
-            self.tree.note(leaf.id, "" if index in said else _LATE if index in late else _silence(leaf))
+            note = "" if index in said else _LATE if index in late else _silence(leaf)
+            if note != self.tree[leaf.id].note:
+                self.tree.note(leaf.id, note)
 
 
 _LATE = "not counted: the search had stopped"

@@ -137,6 +137,7 @@ class TorchEngine:
         reuse_freed_memory()
         release_threads()  # of the thread that loaded the model: from here on the worker computes
         self._worker = Worker(batch, max_rows=max_rows, chunk=prefill_chunk)
+        self._last_prompt: tuple[Any, Any, tuple[int, ...]] = (None, None, ())
         self._pending: dict[asyncio.AbstractEventLoop, list[Job]] = {}
         self._lock = threading.Lock()
         # Ends the thread when the engine is forgotten and, before torch is torn down, when Python exits.
@@ -174,7 +175,15 @@ class TorchEngine:
         return CacheUse(self.kv_memory, slots * per_token, held * per_token, free * per_token)
 
     def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
-        return len(self.model.prompt_ids(prompt))
+        return len(self._prompt_ids(prompt))
+
+    def _prompt_ids(self, prompt: Prompt | tuple[int, ...]) -> tuple[int, ...]:
+        """The ids of a prompt; those of the last one are kept, as it is counted, sampled and often sampled again."""
+        info, known, ids = self._last_prompt
+        if info is not self.model.info or (known is not prompt and known != prompt):
+            info, ids = self.model.info, tuple(self.model.prompt_ids(prompt))
+            self._last_prompt = info, prompt, ids
+        return ids
 
     async def generate(self, request: Request) -> tuple[Completion, ...]:
         loop = asyncio.get_running_loop()
@@ -342,6 +351,7 @@ class TorchEngine:
         self._refuse_closed()
         return prepare(
             request,
+            self._prompt_ids(request.prompt),
             self.model,
             self._vocabulary,
             self._markers,

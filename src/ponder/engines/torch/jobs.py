@@ -205,6 +205,7 @@ def _within_thought(text: str, markers: Markers, inside: bool) -> tuple[bool, li
 
 def prepare(
     request: Request,
+    prompt: tuple[int, ...],
     model: LoadedModel,
     vocabulary: Vocabulary,
     markers: Markers,
@@ -214,10 +215,9 @@ def prepare(
     memory: int,
     streams: bool = False,
 ) -> Job:
-    """Check a request and resolve it to ids. Raises `UserError` or `Unsupported`; nothing has run by then."""
+    """Check a request, whose prompt is these ids, and resolve it. Raises `UserError`, `Unsupported`; nothing ran."""
     p = request.params
     _check_params(p, request.n)
-    prompt = tuple(model.prompt_ids(request.prompt))
     if not prompt:
         raise UserError("the prompt is empty: give at least one token")
     _check_ids(prompt, "the prompt", model, vocabulary)
