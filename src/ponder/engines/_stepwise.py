@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ponder.engines.torch.text import TextStream, Vocabulary
+from ponder.engines._text import TextStream, Vocabulary
 from ponder.errors import EngineClosed, Unsupported, UserError
 from ponder.models.base import LoadedModel
 from ponder.types import (
