@@ -43,12 +43,16 @@ class Growth:
         self._cut: int | None = None
         self.computed = 0
         """Ids that went through the model for this sample."""
-        self.fed = 0
-        """Ids of the response after its prefix that the last logits were computed from."""
         self.begun = False
         """The prompt is computed."""
+        self._prompt = 0
         self.seconds = 0.0
         self._close_if_full()
+
+    def found(self) -> None:
+        """The logits for the next id are there: what went through the model beside the response was the prompt."""
+        self.begun = True
+        self._prompt = max(0, self.computed - (len(self.ids) - len(self.ready.prefix)))
 
     @property
     def is_forced(self) -> bool:
@@ -126,7 +130,7 @@ class Growth:
     def spend(self, flops_per_token: float) -> Spend:
         """What was used so far. Prompt and prefix are cached as far as they were not computed for this sample."""
         given = len(self.ready.prompt) + len(self.ready.prefix)
-        prompt = min(given, max(0, self.computed - self.fed))
+        prompt = min(given, self._prompt if self.begun else self.computed)
         forced = sum(self._forced) - len(self.ready.prefix)
         return Spend(
             prompt_tokens=prompt,

@@ -189,15 +189,15 @@ class StepwiseEngine:
         go_on()
         if row.is_forced:
             row.force()
-        elif call.first is not None and call.first[0] == row.ids:
-            row.begun = True
-            row.draw(call.first[1])
+            return
+        if call.first is not None and call.first[0] == row.ids:
+            logits = call.first[1]
         else:
             logits = self._logits((*call.ready.prompt, *row.ids), computed)
-            row.fed, row.begun = len(row.ids) - len(call.ready.prefix), True
             if call.first is None:
                 call.first = (list(row.ids), logits)
-            row.draw(logits)
+        row.found()
+        row.draw(logits)
 
     # Life ---------------------------------------------------------------------------------------------------------
 
