@@ -36,6 +36,7 @@ def draw(logits_V: np.ndarray, p: SamplingParams, u: float) -> Drawn:
     greedy, wants_raw = p.temperature == 0, p.logprobs_of == "raw"
     x_V = logits_V.astype(np.float64) - float(logits_V[top])
     raw_V = x_V - math.log(float(np.exp(x_V).sum())) if wants_raw else None
+    best: tuple[tuple[int, float], ...]
     if greedy:
         token, logprob = top, 0.0
         best = () if wants_raw or not p.top_logprobs else ((top, 0.0),)
