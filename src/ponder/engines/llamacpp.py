@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ponder.errors import MissingExtra, UserError
+from ponder.models.base import LoadedModel
 
 if TYPE_CHECKING:
     import numpy as np
 
     from ponder.engines._stepwise import StepwiseEngine
+    from ponder.models.gguf import Header
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,11 @@ class LlamaCpp:
     """
 
     context: int = 4096
-    """Most tokens of prompt and response; 0 is what the model was trained for."""
+    """Most tokens of prompt and response, as far as the model was trained for so many; 0 is what it was trained for."""
     threads: int = 0
     """CPU threads; 0 lets llama.cpp choose."""
     batch: int = 256
-    """Prompt tokens that are computed at once; a cancelled call waits for no more than these."""
+    """Prompt tokens that are computed at once; a cancelled call computes no more than these."""
     gpu_layers: int = 0
     """Layers on the GPU; -1 is all."""
 
@@ -46,26 +49,55 @@ class LlamaCpp:
         """An engine for a GGUF file. Raises `MissingExtra` without the library, `UserError` for a file that is none."""
         path = Path(model)
         if not path.is_file():
-            raise UserError(f"{model}: there is no such file; give a GGUF file")
+            raise UserError(f"{model}: {'is a folder, name a file in it' if path.is_dir() else 'no such file'}")
+        from ponder.models.gguf import read_header
+
+        header = read_header(path)
         try:
-            from llama_cpp import Llama
+            import llama_cpp
         except ImportError:
             raise MissingExtra("a GGUF through llama.cpp", "llamacpp") from None
         from ponder.engines._stepwise import StepwiseEngine
 
+        trained = header.fields.get(f"{header.architecture}.context_length")
+        context = min(self.context, trained) if self.context and isinstance(trained, int) else self.context
+        said: list[str] = []
         try:
-            llama = Llama(
-                str(path),
-                n_ctx=self.context,
-                n_batch=self.batch,
-                n_threads=self.threads or None,
-                n_gpu_layers=self.gpu_layers,
-                verbose=False,
-            )
-        except (ValueError, RuntimeError, AssertionError) as error:
-            raise UserError(f"{model}: llama.cpp cannot read it: {error}") from None
-        logits = _Logits(llama, self.batch)
-        return StepwiseEngine(_loaded(llama, path), logits, llama.close)
+            with _errors(llama_cpp, said):
+                llama = llama_cpp.Llama(
+                    str(path),
+                    n_ctx=context,
+                    n_batch=self.batch,
+                    n_threads=self.threads or None,
+                    n_threads_batch=self.threads or None,
+                    n_gpu_layers=self.gpu_layers,
+                    verbose=False,
+                )
+        except Exception as error:  # of its own, of ctypes and of jinja2
+            reason = said[0] if said else str(error)
+            raise UserError(f"{model}: llama.cpp cannot read it: {reason}") from None
+        return StepwiseEngine(_loaded(llama, header), _Logits(llama, self.batch), llama.close)
+
+
+@contextlib.contextmanager
+def _errors(llama_cpp: Any, said: list[str]) -> Iterator[None]:
+    """Collect what llama.cpp reports as errors: its exceptions do not say what is wrong."""
+
+    def note(level: int, text: bytes, _: Any) -> None:
+        if level == _ERROR:
+            line = text.decode("utf-8", "replace").strip()
+            said.append(line.partition("error loading model: ")[2] or line)
+
+    callback = llama_cpp.llama_log_callback(note)
+    llama_cpp.llama_log_set(callback, None)
+    try:
+        yield
+    finally:
+        llama_cpp.llama_log_set(llama_cpp._logger.llama_log_callback, None)
+
+
+_ERROR = 4
+"""`GGML_LOG_LEVEL_ERROR` of ggml.h (`llama_cpp._logger` has the levels of an older one)."""
 
 
 class _Logits:
@@ -74,7 +106,7 @@ class _Logits:
     def __init__(self, llama: Any, batch: int) -> None:
         self._llama, self._batch = llama, batch
 
-    def __call__(self, ids: Sequence[int], stop: Callable[[], bool]) -> tuple[np.ndarray, int] | None:
+    def __call__(self, ids: Sequence[int], computed: Callable[[int], None]) -> np.ndarray:
         import numpy as np
 
         llama = self._llama
@@ -88,12 +120,11 @@ class _Logits:
             common = 0
         llama.n_tokens = common
         for start in range(common, len(ids), self._batch):
-            if stop():
-                return None
-            llama.eval(list(ids[start : start + self._batch]))
-        size = llama.n_vocab()
-        row = np.ctypeslib.as_array(llama._ctx.get_logits_ith(-1), shape=(size,)).copy()
-        return row, len(ids) - common
+            part = list(ids[start : start + self._batch])
+            llama.eval(part)
+            computed(len(part))
+        row = np.ctypeslib.as_array(llama._ctx.get_logits_ith(-1), shape=(llama.n_vocab(),))
+        return row.copy()
 
 
 class _Tokenizer:
@@ -102,60 +133,114 @@ class _Tokenizer:
     def __init__(self, llama: Any) -> None:
         import llama_cpp
 
-        self._llama = llama
+        self._llama, self._c = llama, llama_cpp
+        self._vocab = vocab = llama._model.vocab
         self.vocab_size = llama.n_vocab()
-        vocab = llama._model.vocab
-        wanted = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
-        self._special = {}
-        for i in range(self.vocab_size):
-            if llama_cpp.llama_vocab_get_attr(vocab, i) & wanted:
-                self._special[llama_cpp.llama_vocab_get_text(vocab, i).decode("utf-8", "replace")] = i
-        self.markers = tuple(self._special)
-        self.ends = tuple(i for i in range(self.vocab_size) if llama_cpp.llama_vocab_is_eog(vocab, i))
+        everyone = range(self.vocab_size)
+        texts = [llama_cpp.llama_vocab_get_text(vocab, i).decode("utf-8", "replace") for i in everyone]
+        self._ids = {text: i for i, text in reversed(list(enumerate(texts)))}
+        kinds = [llama_cpp.llama_vocab_get_attr(vocab, i) for i in everyone]
+        control, user = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL, llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+        self.markers = tuple(t for t, kind in zip(texts, kinds, strict=True) if kind & (control | user))
+        self.ends = tuple(i for i in everyone if llama_cpp.llama_vocab_is_eog(vocab, i))
+        # llama.cpp spells out only control tokens; what a user writes must not become `<think>` either.
+        loose = [t for t, kind in zip(texts, kinds, strict=True) if kind & user and re.fullmatch(r"[<\[].+[>\]]", t)]
+        self._loose = re.compile("|".join(map(re.escape, sorted(loose, key=len, reverse=True)))) if loose else None
+        self._pieces: dict[int, bytes] = {}
+        self._adds_space = False
+        # A tokenizer that puts a space before a text takes it off again.
+        self._adds_space = self.decode(self.encode("a")) == " a"
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        if not text:
-            return []
-        return list(self._llama.tokenize(text.encode("utf-8", "replace"), add_bos=False, special=special))
+        from ponder.models.tokenizer import SURROGATE
+
+        text = text if text.isascii() else SURROGATE.sub("\ufffd", text)
+        ids: list[int] = []
+        at = 0
+        for found in self._loose.finditer(text) if self._loose and not special else ():
+            # Cut inside the marker: neither half is one.
+            cut = found.start() + 1
+            ids += self._encode(text[at:cut], False)
+            at = cut
+        return ids + self._encode(text[at:], special)
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        return list(self._llama.tokenize(text.encode(), add_bos=False, special=special)) if text else []
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._llama.detokenize(list(ids), special=True).decode("utf-8", "replace"))
+        data = b"".join(map(self._piece, ids))
+        if self._adds_space and data.startswith(b" "):
+            data = data[1:]
+        return data.decode("utf-8", "replace")
+
+    def _piece(self, i: int) -> bytes:
+        # `Llama.detokenize` cuts pieces of more than 32 bytes.
+        if i not in self._pieces:
+            size = 64
+            while True:
+                buffer = self._c.ctypes.create_string_buffer(size)
+                length = self._c.llama_token_to_piece(self._vocab, i, buffer, size, 0, True)
+                if length >= 0:
+                    break
+                size = -length
+            self._pieces[i] = buffer.raw[:length]
+        return self._pieces[i]
 
     def id_of(self, token: str) -> int | None:
-        if token in self._special:
-            return self._special[token]
-        # Byte tokens are asked for by name.
-        with contextlib.suppress(ValueError, RuntimeError):
-            ids = self.encode(token, special=True)
-            if len(ids) == 1 and self.decode(ids) == token:
-                return ids[0]
-        return None
+        return self._ids.get(token)
 
 
-def _loaded(llama: Any, path: Path) -> Any:
-    """The model as tokenizer, templates and facts, without a module."""
+@dataclass
+class _Gguf(LoadedModel):
+    """A model that llama.cpp computes: tokenizer, templates and facts, without a module."""
+
+    described: str = ""
+    """What llama.cpp calls it, such as `llama 256M Q4_1`."""
+
+    def facts(self) -> dict[str, Any]:
+        import llama_cpp
+
+        return {
+            "name": self.info.name,
+            "source": self.source,
+            "architecture": self.config.get("model_type"),
+            "parameters": self.info.parameters,
+            "weights": self.described,
+            "forward": f"llama-cpp-python {llama_cpp.__version__}",
+        }
+
+
+def _loaded(llama: Any, header: Header) -> LoadedModel:
     import dataclasses
 
-    from ponder.models.base import LoadedModel
+    from ponder.models.gguf_tokenizer import special_tokens
     from ponder.models.thought import find
     from ponder.types import ModelInfo
 
     tokenizer = _Tokenizer(llama)
-    template = llama.metadata.get("tokenizer.chat_template")
-    texts = {i: t for t, i in tokenizer._special.items()}
-    bos, eos = llama.token_bos(), llama.token_eos()
-    special = {name: texts[i] for name, i in (("bos_token", bos), ("eos_token", eos)) if i in texts}
-    size = int(llama._model.n_params())
-    info = ModelInfo(path.stem, llama.n_ctx(), parameters=size, flops_per_token=2.0 * size, chat=template is not None)
-    model = LoadedModel(
+    template = header.fields.get("tokenizer.chat_template")
+    size, bos = int(llama._model.n_params()), llama.token_bos()
+    # Looking an embedding up costs nothing; with a head of its own it is no product either.
+    looked_up = llama.n_vocab() * llama.n_embd() if "output.weight" in header.tensors else 0
+    context = min(llama.n_ctx(), len(llama.input_ids))
+    info = ModelInfo(
+        header.path.stem,
+        context,
+        parameters=size,
+        flops_per_token=2.0 * (size - looked_up),
+        chat=template is not None,
+    )
+    model = _Gguf(
         module=None,  # type: ignore[arg-type]
         tokenizer=tokenizer,
         info=info,
         end_ids=tokenizer.ends,
         chat_template=template,
         bos_id=bos if llama._model.add_bos_token() and bos >= 0 else None,
-        special_tokens=special,
-        source=str(path),
+        special_tokens=special_tokens(header),
+        config={"model_type": header.architecture},
+        source=str(header.path),
+        described=llama._model.desc(),
     )
     model.info = dataclasses.replace(info, thought=find(model))
     return model

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ponder.engines._requests import Markers
+from ponder.engines._streams import again, uniforms
+from ponder.engines._text import Vocabulary
 from ponder.engines.torch.attention import Shared, shared_parts
 from ponder.engines.torch.cache import better_order
 from ponder.engines.torch.exact import Exact
 from ponder.engines.torch.forward import Native, Recompute
-from ponder.engines.torch.jobs import NO_LIMIT, Job, Markers, stop_table
+from ponder.engines.torch.jobs import NO_LIMIT, Job, stop_table
 from ponder.engines.torch.pool import Pool
 from ponder.engines.torch.prefix import Node
-from ponder.engines.torch.sampler import Rules, mix, sample, uniforms
-from ponder.engines.torch.text import Vocabulary
+from ponder.engines.torch.sampler import Rules, sample
 from ponder.types import Completion, FinishReason, SamplingParams, Segment, SegmentKind, Spend
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ TIDY_STEPS = 16
 """How often slots are sorted by length, if it pays."""
 WORTH_KEEPING = 64
 """Positions of a response from which on its keys and values are left in the tree."""
-_REDRAW = np.uint64(0xD1B54A32D192ED03)
 _NEUTRAL = SamplingParams(1)
 _Best = list[tuple[Sequence[int], Sequence[float]]]
 
@@ -354,8 +355,7 @@ class Batch:
                 self.pending = wider
             self.pending[s, : len(extend)] = extend
             self.pending_at[s], self.pending_end[s] = 0, len(extend)
-        # What replaced a draw must not meet the same number again.
-        self.keys[:n][early] = mix(self.keys[:n][early] ^ _REDRAW)
+        self.keys[:n][early] = again(self.keys[:n][early])
 
     def _follow_thought(self, tokens: np.ndarray, ended: np.ndarray) -> None:
         """Keep track of who is inside a thought and for how long; queue the marker where a thought is full."""

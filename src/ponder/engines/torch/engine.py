@@ -14,12 +14,13 @@ from typing import Any
 import psutil
 import torch
 
+from ponder.engines._requests import Markers
+from ponder.engines._text import TextStream, Vocabulary
 from ponder.engines.torch.batch import Batch
 from ponder.engines.torch.compiled import why_not
 from ponder.engines.torch.forward import Native
-from ponder.engines.torch.jobs import Job, Markers, Sink, prepare, prepare_lease
+from ponder.engines.torch.jobs import Job, Sink, prepare, prepare_lease
 from ponder.engines.torch.packed import can_pack
-from ponder.engines.torch.text import TextStream, Vocabulary
 from ponder.engines.torch.weights import copy_weights, state_of
 from ponder.engines.torch.worker import CLOSED, Worker
 from ponder.errors import EngineClosed, Unsupported, UserError

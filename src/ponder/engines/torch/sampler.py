@@ -1,11 +1,7 @@
-"""Drawing one token a row: temperature, truncation, and an inverse-CDF draw from a counter-based stream.
+"""Drawing one token a row: temperature, truncation, and an inverse-CDF draw from a stream of `engines._streams`.
 
-Each row has a key made of (seed, sample index); the uniform number for position `t` of its response is a hash of
-(key, t). So a sample draws the same numbers whatever else is in the batch, and no state has to be kept or moved.
 One uniform number a row is all that is drawn: the token is where the cumulated probability passes it, found in two
 levels (blocks, then within one block), in float64, without a sort and without noise over the vocabulary.
-
-Hash: SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
 """
 
 from __future__ import annotations
@@ -21,31 +17,10 @@ from torch import Tensor
 from ponder.errors import PonderError
 from ponder.types import SamplingParams
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MASK = (1 << 64) - 1
 _RARE = 1e-30
 """Probabilities below this are too near to what float32 can hold for their logarithm to be right."""
 _CANDIDATES = 64
 """Largest logits that are looked at first for a nucleus."""
-
-
-def mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64, on uint64 of any shape."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def stream_keys(seed: int, indices: np.ndarray) -> np.ndarray:
-    """Keys of the streams `(seed, index)`, uint64, one per index."""
-    base = mix(np.array([seed & _MASK], dtype=np.uint64) + _GOLDEN)
-    return mix(base ^ mix((indices.astype(np.uint64) + np.uint64(1)) * _GOLDEN))
-
-
-def uniforms(keys_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) per row, float64: the number at a position of each row's stream."""
-    bits = mix(keys_B + (positions_B.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 @dataclass(frozen=True, slots=True)
