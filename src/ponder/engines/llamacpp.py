@@ -46,11 +46,21 @@ class LlamaCpp:
                 raise UserError(f"{name} = {getattr(self, name)!r}: give {mend}")
 
     def open(self, model: str) -> StepwiseEngine:
-        """An engine for a GGUF file. Raises `MissingExtra` without the library, `UserError` for a file that is none."""
-        path = Path(model)
-        if not path.is_file():
-            raise UserError(f"{model}: {'is a folder, name a file in it' if path.is_dir() else 'no such file'}")
+        """An engine for a GGUF file, or a built-in model that is one.
+
+        Raises `MissingExtra` without the library, `UserError` for a file that is none.
+        """
         from ponder.models.gguf import read_header
+        from ponder.models.load import BUILTIN, resolve
+
+        path = Path(model)
+        if path.is_dir():
+            raise UserError(f"{model}: is a folder, name a file in it")
+        if not path.is_file():
+            source = resolve(model) if model in BUILTIN else None
+            if source is None or source.kind != "gguf":
+                raise UserError(f"{model}: {'no such file' if source is None else 'not a GGUF file'}")
+            path = source.path
 
         header = read_header(path)
         try:
