@@ -210,7 +210,7 @@ def test_what_a_budget_cut_short_is_said_and_whose_budget_it_was():
     engine = MockEngine("x" * 50)
     outcome = run(Direct(max_tokens=40), engine, budget=Budget(tokens=30))
     assert (outcome.stop, outcome.outer) == (StopReason.BUDGET, False)
-    assert "of 40 tokens: the budget had room for no more" in outcome.reason
+    assert "of 40 tokens: the budget of 30 tokens had room for no more" in outcome.reason
     outcome = run(Direct(max_tokens=40), engine, budget=Budget(tokens=1000), parent=Meter(Budget(tokens=30)))
     assert (outcome.stop, outcome.outer) == (StopReason.BUDGET, True)
 
