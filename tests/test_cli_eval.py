@@ -31,7 +31,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     real = registry.build
 
     @contextlib.contextmanager
-    def opened(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[MockEngine]:
+    def opened(options: ModelOptions, **_: Any) -> Iterator[MockEngine]:
         yield made
 
     def build(room: str, spec: str, options: Any = None) -> Any:

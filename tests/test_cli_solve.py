@@ -31,7 +31,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     made = MockEngine(texts="5+7=12, 12*2=24</think>(5+7)*2")
 
     @contextlib.contextmanager
-    def opened(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[MockEngine]:
+    def opened(options: ModelOptions, **_: Any) -> Iterator[MockEngine]:
         yield made
 
     for module in ("solve", "_common"):

@@ -235,13 +235,21 @@ class Meter:
             if ledger.waited_for:
                 ledger.wake()
 
-    def add_opening(self, engine: Engine) -> None:
-        """Book what an engine spent by being opened (`opening`, such as asking an endpoint what it can do)."""
+    def add_opening(self, engine: Engine) -> Spend:
+        """Book what an engine spent by being opened (`opening`, such as asking an endpoint what it can do).
+
+        Returns it with its dollars; nothing for engines that say nothing.
+        """
         opening = getattr(engine, "opening", None)
-        if isinstance(opening, Spend) and opening.tokens:
-            prices = self._prices_of(engine)
-            dollars = 0.0 if prices is None else prices.dollars(opening)
-            self.add(dataclasses.replace(opening, dollars=opening.dollars or dollars))
+        if not isinstance(opening, Spend) or opening == Spend():
+            return Spend()
+        prices = self._prices_of(engine)
+        if prices is not None:
+            if prices.per_hour and not opening.device_seconds:
+                opening = dataclasses.replace(opening, device_seconds=opening.seconds)
+            opening = dataclasses.replace(opening, dollars=opening.dollars or prices.dollars(opening))
+        self.add(opening)
+        return opening
 
     def _prices_of(self, engine: Engine) -> Prices | None:
         name = engine.info.name

@@ -73,7 +73,7 @@ class OpenAI:
     body: dict[str, Any] = field(default_factory=dict)
     """Further fields of each request's body."""
     probe: bool = True
-    """Find out what the endpoint can do, by a few short calls when it is first opened."""
+    """Find out what it can do by a few short calls when it is first opened, a quarter of a budget at most."""
     capabilities: tuple[str, ...] = ()
     """Without the probe: what the endpoint can do, of n, logprobs, seed, prefix, thinking."""
 
@@ -126,17 +126,21 @@ class OpenAI:
         From asynchronous code use `open_async`. Raises `MissingExtra` without the client, `UserError` for what the
         endpoint refuses, `EndpointFailed` if it does not answer.
         """
+        return self.open_within(model)
+
+    def open_within(self, model: str, tokens: int | None = None, seconds: float | None = None) -> OpenAIEngine:
+        """`open` under a budget of which so many tokens and seconds are left; see `probe.findings`."""
         from ponder import sync
 
-        return sync.run(self.open_async(model))
+        return sync.run(self.open_async(model, tokens, seconds))
 
-    async def open_async(self, model: str) -> OpenAIEngine:
-        """`open` for asynchronous code."""
+    async def open_async(self, model: str, tokens: int | None = None, seconds: float | None = None) -> OpenAIEngine:
+        """`open_within` for asynchronous code."""
         from ponder.engines.openai.engine import OpenAIEngine
         from ponder.engines.openai.probe import declared, findings
 
         engine = OpenAIEngine(self, model, declared(self))
         if self.probe:
-            found, spend = await findings(engine)
+            found, spend = await findings(engine, tokens, seconds)
             engine.take(found, spend)
         return engine

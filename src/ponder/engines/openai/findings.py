@@ -31,6 +31,10 @@ class Findings:
     """It thinks where nobody sees it: what a cut stream has cost is not known."""
     markers: tuple[tuple[str, int], ...] = ()
     """Tokens of the thought markers as the endpoint counts them."""
+    unasked: tuple[str, ...] = ()
+    """Capabilities that a budget left no room to find out; they are taken as absent."""
+    why: str = ""
+    """What the first of them would have cost, and what was left."""
 
     @property
     def capabilities(self) -> Capabilities:
