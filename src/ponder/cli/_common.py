@@ -98,7 +98,7 @@ def engine_for(options: ModelOptions, *, raw_prompts: bool = False, opening: Ope
     opened = _torch(options, raw_prompts) if options.engine == "torch" else _by_name(options, opening)
     try:
         if opening is not None:
-            opening.book(opened)
+            opening.book(opened, options.model)
         yield opened
     finally:
         sync.run(opened.close())
@@ -138,7 +138,8 @@ def _by_name(options: ModelOptions, opening: Opening | None) -> Engine:
     if not callable(getattr(part, "open", None)):
         raise UserError(f"--engine {options.engine}: {type(part).__name__} has no method open(model) -> Engine")
     if opening is not None and callable(getattr(part, "open_within", None)):
-        engine: Engine = part.open_within(options.model, *opening.left(options.model))
+        known = opening.known.get(options.model)
+        engine: Engine = part.open_within(options.model, *opening.left(options.model), known)
     else:
         engine = part.open(options.model)
     spent = getattr(engine, "opening", None)

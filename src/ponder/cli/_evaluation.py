@@ -78,7 +78,9 @@ class Job:
 
     def opening(self, before: Earlier) -> Opening:
         """What the budget of the whole leaves for opening engines."""
-        return Opening(self.total, self.prices, _together(before), before.seconds + before.opening.seconds)
+        known = read_manifest(Path(self.config.out or "")).get("known") if self.config.resume else None
+        passed = before.seconds + before.opening.seconds
+        return Opening(self.total, self.prices, _together(before), passed, known)
 
     def run(self, engine: Engine, others: Mapping[str, Engine], before: Earlier) -> Evaluation:
         """Without a run directory. `before` has what opening these engines has cost."""
@@ -86,15 +88,20 @@ class Job:
         on_search = None if recording is None else recording.add
         return self._evaluate(engine, others, before, self._meter(before), on_search)
 
-    def run_in(self, run: Run, engine: Engine, others: Mapping[str, Engine], before: Earlier) -> Evaluation:
-        """In a run directory, going on from `before`. Raises `Stopped` on Ctrl-C."""
+    def run_in(
+        self, run: Run, engine: Engine, others: Mapping[str, Engine], before: Earlier, known: Mapping[str, Any]
+    ) -> Evaluation:
+        """In a run directory, going on from `before`; `known` of the engines' endpoints is kept for a resume.
+
+        Raises `Stopped` on Ctrl-C.
+        """
         facts = {"model": model_facts(engine, self.config)}
         facts |= {"others": {n: model_facts(e, self.config) for n, e in others.items()}} if others else {}
         if self.config.resume:
             _refuse_other_model(run, facts)
         # At once, so that it counts even if this process is killed.
         paid = {} if before.opening == Spend() else {"opening": before.opening}
-        run.note(**to_json(facts | paid))
+        run.note(**to_json(facts | paid | ({"known": known} if known else {})))
         recording = self._recording(engine, before)
         if recording is not None:
             before = _only_recorded(before, recording, self.problems)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ponder.errors import UserError
 from ponder.protocols import Engine
 from ponder.search.meter import Meter
@@ -12,8 +15,20 @@ from ponder.types import Budget, Spend
 class Opening:
     """What is left for opening engines, and what it has cost; give it to `engine_for`."""
 
-    def __init__(self, budget: Budget, prices: PriceList, before: Spend = Spend(), passed: float = 0.0) -> None:  # noqa: B008
-        """`budget` is the one that the openings count against; `before` and `passed` (seconds) are used of it."""
+    def __init__(
+        self,
+        budget: Budget,
+        prices: PriceList,
+        before: Spend = Spend(),  # noqa: B008  (frozen)
+        passed: float = 0.0,
+        known: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`budget` is the one that the openings count against; `before` and `passed` (seconds) are used of it.
+
+        `known` is what an earlier process has found out, by model: what is gone on with must not change under way.
+        """
+        self.known = dict(known or {})
+        """What the engines know of their endpoints, by model."""
         self.spend = Spend()
         """Of all engines that were opened, with their dollars."""
         self._prices = prices
@@ -40,6 +55,8 @@ class Opening:
                 seconds = paid_seconds if seconds is None else min(seconds, paid_seconds)
         return tokens, seconds
 
-    def book(self, engine: Engine) -> None:
-        """Count what an engine says that its opening took."""
+    def book(self, engine: Engine, model: str) -> None:
+        """Count what an engine says that its opening took, and keep what it found out."""
         self.spend += self._meter.add_opening(engine)
+        if known := getattr(engine, "known", None):
+            self.known[model] = known

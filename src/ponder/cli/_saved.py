@@ -40,12 +40,14 @@ class Saved:
     journal: Journal
     opening: Spend = dataclasses.field(default_factory=Spend)
     """Of the engines, in all processes so far."""
+    known: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What was found out about the engines' endpoints, by model."""
 
     @classmethod
-    def of(cls, config: Any, question: str, journal: Journal, opening: Spend) -> Saved:
+    def of(cls, config: Any, question: str, journal: Journal, opening: Spend, known: dict[str, Any]) -> Saved:
         """A search as it is now; budgets are not part of it."""
         free = {f.name: f.default for f in dataclasses.fields(config) if f.name in FREE}
-        return cls("", dataclasses.replace(config, question=question, **free), journal, opening)
+        return cls("", dataclasses.replace(config, question=question, **free), journal, opening, known)
 
     def write(self, path: str) -> None:
         """Write beside and rename."""
@@ -54,6 +56,7 @@ class Saved:
             "config": to_mapping(self.config),
             "journal": self.journal.to_json(),
             "opening": to_json(self.opening),
+            "known": self.known,
         }
         write_atomic(Path(path), (json.dumps(values) + "\n").encode())
 
@@ -80,6 +83,7 @@ def read(args: list[str], config: type) -> Saved | None:
     try:
         journal = Journal.from_json(values.get("journal"))
         opening = msgspec.convert(values.get("opening", {}), Spend)
+        known = msgspec.convert(values.get("known", {}), dict[str, Any])
     except (UserError, msgspec.ValidationError) as error:
         raise UserError(f"{path}: {error}") from None
-    return Saved(path, from_mapping(config, values.get("config") or {}, where=path), journal, opening)
+    return Saved(path, from_mapping(config, values.get("config") or {}, where=path), journal, opening, known)

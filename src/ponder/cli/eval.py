@@ -164,7 +164,7 @@ def main(args: list[str]) -> int:
             result = job.run(engine, others, before)
         else:
             with open_run(config) as run:
-                result = job.run_in(run, engine, others, before)
+                result = job.run_in(run, engine, others, before, opening.known)
                 _write(run, job, result)
     shown = samples(environment, problems, result, config.show)
     if config.json:

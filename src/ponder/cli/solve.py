@@ -98,7 +98,9 @@ def main(args: list[str]) -> int:
         thinks = engine.info.thought is not None
         screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
         paid = opening.spend if saved is None else saved.opening + opening.spend
-        outcome, whole = _solve(config, problem, strategy, environment, engine, others, screen, saved, paid)
+        outcome, whole = _solve(
+            config, problem, strategy, environment, engine, others, screen, saved, paid, opening.known
+        )
         outcome = dataclasses.replace(outcome, spend=outcome.spend + paid)
         seconds = whole.elapsed
         verdict = None if environment is None else environment.judge(problem, outcome.response)
@@ -126,7 +128,7 @@ def opening_of(config: SolveConfig, saved: Saved | None) -> Opening:
     if saved is None:
         return Opening(budget, prices)
     before, passed = saved.journal.spend + saved.opening, saved.journal.seconds + saved.opening.seconds
-    return Opening(budget, prices, before, passed)
+    return Opening(budget, prices, before, passed, saved.known)
 
 
 def read_config(args: list[str]) -> tuple[Saved | None, SolveConfig, str]:
@@ -227,8 +229,12 @@ def _solve(
     screen: Screen | None,
     saved: Saved | None,
     paid: Spend,
+    known: dict[str, Any],
 ) -> tuple[Outcome, Meter]:
-    """What was found, and the meter of all that this search may spend: `paid` for opening the engines, too."""
+    """What was found, and the meter of all that this search may spend: `paid` for opening the engines, too.
+
+    `known` is what was found out by that; it is saved with the search.
+    """
     from ponder import sync
     from ponder.cli._saved import Saved, stopped
     from ponder.search.journal import Journal
@@ -263,4 +269,4 @@ def _solve(
     finally:
         if where is not None and journal is not None:
             question = problem.prompt if environment is None and isinstance(problem.prompt, str) else ""
-            Saved.of(config, question, journal, paid).write(where)
+            Saved.of(config, question, journal, paid, known).write(where)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ponder.engines.machine import MachineTime
-from ponder.errors import PonderError, UserError
+from ponder.errors import BudgetExceeded, PonderError, UserError
 from ponder.protocols import Engine
 from ponder.search.ledger import Reservation
 from ponder.search.prices import Prices
@@ -51,7 +51,12 @@ class Deadline:
 
 
 class Metered:
-    """A call from its reservation to its booking; `run` it once."""
+    """A call from its reservation to its booking; `run` it once.
+
+    An engine that tries again by itself does so within what was reserved. Where that is used up, its exception says
+    how many `attempts_left` there are and how many seconds to `wait`: then it is reserved anew, as the budget allows
+    (fewer samples, but no shorter ones: what failed is not worth the end of a budget).
+    """
 
     def __init__(
         self,
@@ -72,6 +77,32 @@ class Metered:
 
     async def run(self, deadline: Deadline | None, on_delta: Callable[[Delta], None] | None) -> tuple[Completion, ...]:
         """Reserve, call, settle; see `Meter.generate`."""
+        request, pieces = self._request, None if on_delta is None else Pieces(on_delta)
+        failure: Exception | None = None
+        tries = left = 0
+        while True:
+            tries += 1
+            try:
+                return await self._attempt(deadline, pieces)
+            except BudgetExceeded as error:
+                if failure is None:
+                    raise
+                failure.args = (f"{failure}, and {error}",)
+                raise failure from None
+            except Exception as error:
+                offered = getattr(error, "attempts_left", 0)
+                left = offered if failure is None else min(left - 1, offered)
+                if left <= 0:
+                    if tries > 1:
+                        error.args = (f"{error}, {tries} reservations in a row",)
+                    raise
+                failure = error
+            self._request, self._minimum = request, request.params.max_tokens
+            await asyncio.sleep(getattr(failure, "wait", 0.0))
+            if pieces is not None:
+                pieces.again()
+
+    async def _attempt(self, deadline: Deadline | None, on_delta: Pieces | None) -> tuple[Completion, ...]:
         meter, asked = self._meter, self._request.params.max_tokens
         if meter.limited:
             await self._reserve(deadline)
@@ -147,6 +178,46 @@ class Metered:
         with contextlib.suppress(Exception):
             return self._engine.count_tokens(self._request.prompt)
         return 0
+
+
+class Pieces:
+    """Passes the pieces of a stream on; of one that begins again, only what was not passed on before.
+
+    Where it says something else than before, nothing more of that sample is passed on but its completion.
+    """
+
+    def __init__(self, on_delta: Callable[[Delta], None]) -> None:
+        self._on_delta = on_delta
+        self._passed: dict[int, list[str]] = {}
+        self._to_repeat: dict[int, str] = {}
+        """What was passed on and has not come again yet, by sample."""
+        self._parted: set[int] = set()
+
+    def again(self) -> None:
+        """The stream begins again."""
+        self._to_repeat = {sample: "".join(texts) for sample, texts in self._passed.items()}
+        self._parted.clear()
+
+    def __call__(self, delta: Delta) -> None:
+        text = self._new(delta) if self._to_repeat else delta.text
+        if text:
+            self._passed.setdefault(delta.sample, []).append(text)
+        if text != delta.text:
+            delta = dataclasses.replace(delta, text=text)
+        self._on_delta(delta)
+
+    def _new(self, delta: Delta) -> str:
+        text, before = delta.text, self._to_repeat.get(delta.sample, "")
+        if delta.sample in self._parted:
+            return ""
+        if before.startswith(text):
+            self._to_repeat[delta.sample] = before[len(text) :]
+            return ""
+        if text.startswith(before):
+            self._to_repeat[delta.sample] = ""
+            return text[len(before) :]
+        self._parted.add(delta.sample)
+        return ""
 
 
 async def streamed(engine: Engine, request: Request, on_delta: Callable[[Delta], None]) -> tuple[Completion, ...]:

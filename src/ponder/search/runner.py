@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from ponder.errors import BudgetExceeded, CallCancelled, Unsupported, UserError
+from ponder.errors import BudgetExceeded, CallCancelled, PonderError, Unsupported, UserError
 from ponder.protocols import (
     Answers,
     Ask,
@@ -311,4 +311,4 @@ class _Leader:
 
 
 def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".rstrip(": ")
+    return str(error) if isinstance(error, PonderError) else f"{type(error).__name__}: {error}".rstrip(": ")

@@ -28,7 +28,8 @@ class Call:
     """A request on its way. `run` gives its deltas; each sample's last one has its completion.
 
     The caller holds n × (prompt + max_tokens) for it. All attempts together stay within that: what a failed one may
-    have cost is taken from the next.
+    have cost is taken from the next. Where nothing is left for another, the failure says how many attempts there may
+    still be, and the meter reserves anew.
     """
 
     def __init__(self, engine: OpenAIEngine, request: Request) -> None:
@@ -105,15 +106,17 @@ class Call:
             error: Exception = faults.refuse(options.url, fault)
             error.spend, error.completions = self.wasted, ()  # type: ignore[attr-defined]
             return error
+        more, wait = 0, fault.wait if fault.wait is not None else options.backoff
         if fault.retry and attempt < options.retries and (fault.wait or 0.0) <= options.max_wait:
             if self._still() >= min(LEAST, self.longest):
                 return None
+            more = options.retries - attempt
             why = f"; what was reserved ({self.room} tokens) has no room for a retry"
         elif fault.retry and (fault.wait or 0.0) > options.max_wait:
             why = f"; it asks to wait {fault.wait:g} s, and max_wait is {options.max_wait:g} s"
         else:
             why = f", {attempt + 1} times in a row" if attempt else ""
-        return EndpointFailed(f"{options.url} failed: {fault.sentence}{why}", self.wasted, completions)
+        return EndpointFailed(f"{options.url} failed: {fault.sentence}{why}", self.wasted, completions, more, wait)
 
     def _still(self) -> int:
         """Tokens of each response that the next attempt may ask for."""

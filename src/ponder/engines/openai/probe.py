@@ -56,7 +56,13 @@ def declared(options: OpenAI) -> Findings:
         seed="seed" in can,
         prefix="flags" if "prefix" in can else "",
         thinking=options.thinking_parameter if "thinking" in can else "",
+        **_stated(options),
     )
+
+
+def _stated(options: OpenAI) -> dict[str, Any]:
+    """Fields of the findings that the options give, with the probe and without."""
+    return {name: value for name in ("limit_field", "usage") if (value := getattr(options, name))}
 
 
 async def findings(
@@ -122,7 +128,7 @@ class _Probe:
         self.engine = engine
         self.calls = ProbeCalls(engine, None if tokens is None else tokens // SHARE)
         self.seconds = None if seconds is None else seconds / SHARE
-        self.found = Findings()
+        self.found = declared(engine.options)
         """What is certain so far."""
         self.unasked = list(_LOST)
         """Capabilities that nothing is known of yet."""
@@ -180,13 +186,17 @@ class _Probe:
 
     async def _simplest(self) -> tuple[Findings, Received, set[str]]:
         """Fields that it takes, all together or one by one, what it answered, and which of them were tried."""
-        everything = Findings(n=True, logprobs=True, seed=True, usage="running", cuts=True)
+        stated = _stated(self.engine.options)
+        everything = Findings(n=True, logprobs=True, seed=True, cuts=True, **{"usage": "running", **stated})
         first = await self._digits(everything)
         if isinstance(first, Received):
             return everything, first, {"n", "logprobs", "seed"}
         found, refusal = Findings(), first
-        for limit, usage in itertools.product(("max_tokens", "max_completion_tokens"), ("final", "none")):
-            found = Findings(limit_field=limit, usage=usage)  # type: ignore[arg-type]
+        ways = itertools.product(("max_tokens", "max_completion_tokens"), ("final", "none"))
+        # Fields that the options give are the same each way.
+        for found in dict.fromkeys(
+            Findings(**{"limit_field": limit, "usage": usage, **stated}) for limit, usage in ways
+        ):
             first = await self._digits(found)
             if isinstance(first, Received):
                 break
@@ -195,7 +205,7 @@ class _Probe:
             raise UserError(f"{self.engine.options.url} refuses the simplest request: {refusal}")
         tried: set[str] = set()
         for name in ("n", "logprobs", "seed", "cuts", "usage"):
-            if name == "usage" and found.usage == "none":
+            if name == "usage" and found.usage in ("none", everything.usage):
                 continue
             more = dataclasses.replace(found, **{name: getattr(everything, name)})
             try:
