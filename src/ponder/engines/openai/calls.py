@@ -20,8 +20,8 @@ from ponder.types import Completion, Delta, FinishReason, Request, Spend
 if TYPE_CHECKING:
     from ponder.engines.openai.engine import OpenAIEngine
 
-LEAST = 16
-"""Fewest tokens of a response that a retry is worth, unless fewer were asked for."""
+LEAST = 0.5
+"""Of the length that was asked for: a retry that could be shorter than that would often be cut off."""
 
 
 class Call:
@@ -64,7 +64,7 @@ class Call:
                 async with contextlib.aclosing(self._attempt(received, limit)) as deltas:
                     async for delta in deltas:
                         yield delta
-                for i, completion in enumerate(self._completions(received)):
+                for i, completion in enumerate(self._completions(received, limit)):
                     yield Delta(i, self._unshown(i, completion.text), (), completion)
                 return
             except asyncio.CancelledError as error:
@@ -108,7 +108,7 @@ class Call:
             return error
         more, wait = 0, fault.wait if fault.wait is not None else options.backoff
         if fault.retry and attempt < options.retries and (fault.wait or 0.0) <= options.max_wait:
-            if self._still() >= min(LEAST, self.longest):
+            if self._still() >= LEAST * self.longest:
                 return None
             more = options.retries - attempt
             why = f"; what was reserved ({self.room} tokens) has no room for a retry"
@@ -177,8 +177,8 @@ class Call:
 
     # What it cost -------------------------------------------------------------------------------------------------
 
-    def _completions(self, received: Received) -> list[Completion]:
-        """The samples of a stream that came to its end."""
+    def _completions(self, received: Received, limit: int) -> list[Completion]:
+        """The samples of a stream that came to its end; each could have `limit` tokens."""
         engine, request, counter = self.engine, self.request, self.counter
         samples, total = received.samples, received.completion_tokens
         if total is None or received.prompt_tokens is None:
@@ -187,8 +187,7 @@ class Call:
                 + ("counted with the tokenizer" if counter.exact else "booked at an upper bound, their bytes")
             )
         if total is None:
-            tokens = [self._seen(s) for s in samples]
-            bounds = tokens
+            bounds = tokens = [min(limit, self._seen(s)) for s in samples]
         elif all(s.running is not None for s in samples) and sum(s.running or 0 for s in samples) == total:
             tokens = bounds = [s.running or 0 for s in samples]
         else:
