@@ -31,7 +31,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     real = registry.build
 
     @contextlib.contextmanager
-    def opened(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[MockEngine]:
+    def opened(options: ModelOptions, **_: Any) -> Iterator[MockEngine]:
         yield made
 
     def build(room: str, spec: str, options: Any = None) -> Any:
@@ -340,6 +340,19 @@ def test_what_the_budget_of_the_whole_cut_short_is_run_again_and_what_its_own_di
     assert main(["eval", "--resume", "--out", str(out), "--total-tokens", "100000"]) == 0
     assert searches(out) == searches(tmp_path / "whole")
     assert result(out) == result(tmp_path / "whole")
+
+
+def test_seconds_that_an_evaluation_took_before_a_resume_are_told_apart_in_what_its_budget_refuses(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    engine.delay = lambda request: 0.0 if engine.calls <= 2 else 3600.0
+    flags = ["--total-seconds", "0.3", "--concurrency", "1"]
+    assert evaluate("-n", "6", *flags, "--out", str(out)) == 0
+    engine.delay, engine.calls = 0.0, 0
+    assert main(["eval", "--resume", "--out", str(out), *flags]) == 0
+    assert engine.calls == 0
+    assert "the budget of 0.3 seconds is used up (0." in searches(out)[-1]["verdict"]["reason"]
 
 
 @pytest.mark.parametrize("flags", [["--budget-tokens", "0"], ["--total-tokens", "9"], ["--budget-seconds", "0"]])

@@ -31,7 +31,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     made = MockEngine(texts="5+7=12, 12*2=24</think>(5+7)*2")
 
     @contextlib.contextmanager
-    def opened(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[MockEngine]:
+    def opened(options: ModelOptions, **_: Any) -> Iterator[MockEngine]:
         yield made
 
     for module in ("solve", "_common"):
@@ -241,6 +241,74 @@ def test_a_search_that_used_up_its_budget_goes_on_in_another_process(
     engine.requests.clear()
     assert answer(["--continue", file], capsys) == whole
     assert not engine.requests
+
+
+@pytest.mark.parametrize("answered", [0, 3])
+def test_a_search_whose_seconds_are_used_up_has_none_left_when_it_goes_on_with_as_many(
+    answered: int, engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.capabilities, engine.texts = Capabilities(ids=True, logprobs=True, seed=True), numbered
+    file, seconds = str(tmp_path / "search.json"), ["--budget-seconds", "0.2"]
+    engine.delay = lambda request: 0.0 if engine.calls <= answered else 3600.0
+    code = 0 if answered else 1
+    assert main(["solve", QUESTION, *SAVED, *seconds, "--save", file]) == code
+    assert f"go on with: ponder solve --continue {file} --budget-seconds MORE" in capsys.readouterr().err
+    engine.delay, engine.calls = 0.0, 0
+    assert main(["solve", "--continue", file, *seconds]) == code
+    captured = capsys.readouterr()
+    (said,) = [line for line in captured.err.splitlines() if "the budget of 0.2 seconds is used up (0." in line]
+    assert "before it was continued)" in said
+    assert engine.calls == 0
+    if not answered:
+        assert said.startswith("ponder: no answer: the budget of 0.2 seconds")
+        assert said.endswith("give more with --budget-seconds")
+    else:
+        assert captured.out.strip()
+        assert f"{file} --budget-seconds MORE" in captured.err
+    assert main(["solve", "--continue", file, "--budget-seconds", "3600"]) == 0
+    assert engine.calls > 0
+
+
+def test_a_search_that_was_saved_before_its_seconds_were_goes_on(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "search.json"
+    assert main(["solve", QUESTION, "--save", str(file)]) == 0
+    saved = json.loads(file.read_text())
+    del saved["journal"]["seconds"], saved["opening"], saved["known"]
+    file.write_text(json.dumps(saved))
+    assert main(["solve", "--continue", str(file), "--budget-seconds", "60"]) == 0
+    file.write_text(json.dumps({**saved, "opening": {"prompt_tokens": "many"}}))
+    assert main(["solve", "--continue", str(file)]) == 2
+    assert f"{file}: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "first", "mend"),
+    [
+        (
+            ["--budget-tokens", "30"],
+            "a response was cut off at 9 of 512 tokens: the budget of 30 tokens had room for no more; ",
+            "; give more with --budget-tokens",
+        ),
+        (
+            ["--budget-tokens", "45", "--max-tokens", "9"],
+            "the response was cut off at 9 tokens, and then 15 of the budget's 45 tokens are left",
+            "; give more with --max-tokens and --budget-tokens, or let the thought be closed by force with "
+            "--thought-tokens",
+        ),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["direct", "majority"])
+def test_a_response_that_was_cut_off_names_the_limit_that_cut_it(
+    strategy: str, flags: list[str], first: str, mend: str, engine: MockEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--strategy", strategy, "--strategy-options", "n=4"]
+    assert main(["solve", QUESTION, *options, *flags]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"ponder: no answer: {first}")
+    assert last.endswith(mend)
+    assert engine.used.tokens <= int(flags[1])
 
 
 def test_an_interrupted_search_goes_on_in_another_process(

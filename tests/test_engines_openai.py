@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mocks import MockEngine
 from openai_play import QUESTION, ask, faults, fresh, offline, sample, spent
-from openai_server import Behaviour, Fault, Server, solver, tokens
+from openai_server import Behaviour, Fault, Scripted, Server, solver, tokens
 
 from ponder import registry
 from ponder.engines.openai import OpenAI
@@ -109,6 +109,16 @@ def test_without_usage_tokens_are_bounded_and_that_is_said(caplog):
         completions = sample(engine, ask())
         assert server.tokens() <= spent(completions).tokens <= engine.count_tokens(QUESTION) + 200
         assert sum("no usage" in r.getMessage() for r in caplog.records) == 1
+
+
+@pytest.mark.parametrize("can", [(), ("logprobs",)])
+def test_without_usage_a_response_that_reached_its_limit_is_booked_at_no_more(can):
+    speaker = Scripted(Behaviour(usage="none"), lambda m, r: ("so carry " * 40, "42"))
+    with Server(speaker.behaviour, speaker) as server:
+        engine = offline(server, *can)
+        completions = sample(engine, ask(43))
+        assert completions[0].finish_reason is FinishReason.LENGTH
+        assert server.tokens() <= spent(completions).tokens == engine.count_tokens(QUESTION) + 43
 
 
 def test_log_probabilities_come_without_ids_and_can_be_chosen_by():

@@ -21,6 +21,7 @@ from ponder.search.meter import Meter
 from ponder.search.runner import solve
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
+from ponder.search.strategies.direct import Direct
 from ponder.types import Budget, FinishReason, Spend, StopReason
 
 pytest.importorskip("openai")
@@ -279,6 +280,50 @@ def test_a_search_never_spends_more_than_its_budget_as_the_endpoint_counts():
         holds()
         for engine in engines.values():
             sync.run(engine.close())
+
+
+def searched(strategy, problem, engine, **options):
+    """The outcome of one search; the engine is closed afterwards."""
+
+    async def go():
+        try:
+            return await solve(strategy, problem, engine, **options)
+        finally:
+            await engine.close()
+
+    return asyncio.run(go())
+
+
+ONCE = [Fault("drop", 4), Fault("garbage", 4), Fault("error", 4, message="out of memory"), Fault("hang", 4)]
+
+
+@pytest.mark.parametrize("fault", ONCE, ids=lambda f: f.kind)
+def test_where_a_reservation_has_no_room_for_a_retry_the_rest_of_the_budget_has(fault):
+    problem = MockEnvironment().problem("train", 3)
+    with Server(Behaviour(faults=faults(fault))) as server:
+        # So much may have been under way that nothing of the first reservation is left.
+        engine, shown = offline(server, "seed", timeout=0.3, in_flight_tokens=90), []
+        options = {"budget": Budget(tokens=400), "on_delta": shown.append}
+        outcome = searched(Direct(max_tokens=90), problem, engine, **options)
+        server.wait_quiet()
+        assert (outcome.stop, len(server.calls)) == (StopReason.FINISHED, 2)
+        assert "".join(d.text for d in shown) == outcome.response.text
+        assert server.tokens() <= outcome.spend.tokens <= 400
+        assert server.calls[1].body["max_tokens"] == server.calls[0].body["max_tokens"]
+
+
+@pytest.mark.parametrize(("budget", "calls", "said"), [(200, 1, "a call needs at least"), (None, 3, "3 reservations")])
+def test_an_endpoint_that_never_mends_is_tried_within_the_budget_and_as_often_as_allowed(budget, calls, said):
+    problem = MockEnvironment().problem("train", 3)
+    with Server(Behaviour(faults=lambda n, b: Fault("drop", 4))) as server:
+        engine = offline(server, "seed", retries=2, in_flight_tokens=90)
+        outcome = searched(Direct(max_tokens=90), problem, engine, budget=Budget(tokens=budget))
+        server.wait_quiet()
+        assert (outcome.stop, len(server.calls)) == (StopReason.FAILED, calls)
+        assert "the connection failed" in outcome.reason
+        assert said in outcome.reason
+        assert server.tokens() <= outcome.spend.tokens <= (budget or 1000)
+        assert [n.completion.finish_reason for n in outcome.trace.nodes] == [FinishReason.CANCELLED]
 
 
 def test_a_thought_is_bounded_by_a_second_call_within_the_budget():

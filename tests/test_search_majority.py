@@ -18,7 +18,7 @@ from ponder.search.strategies.direct import Direct
 from ponder.search.strategies.majority import Majority
 from ponder.search.strategies.weighted import Weighted
 from ponder.search.votes import result, standings
-from ponder.types import Capabilities, StopReason, Verdict, VerdictKind
+from ponder.types import Budget, Capabilities, StopReason, Verdict, VerdictKind
 from ponder.verifiers._answers import VerifierAnswers
 from ponder.verifiers.numeric import Numeric
 
@@ -54,6 +54,20 @@ def test_a_response_without_an_answer_abstains():
     assert outcome.reason == "2 of 3 votes for 42; 3 of 6 responses abstained"
     assert [n.vote for n in outcome.trace.nodes] == [None, None, "41", None, "42", "42"]
     assert outcome.trace.nodes[0].note == "abstains: cut off before its answer"
+
+
+def test_what_kept_a_vote_from_being_held_is_said_first():
+    engine = MockEngine("." * 50)
+    refused = run(Majority(n=3), engine, budget=Budget(tokens=5))
+    assert (refused.stop, engine.calls) == (StopReason.BUDGET, 0)
+    assert refused.reason.startswith("5 of the budget's 5 tokens are left, and a call needs at least ")
+    assert "vote" not in refused.reason
+    cut = run(Majority(n=3, max_tokens=40), engine, budget=Budget(tokens=30))
+    first, *_, last = cut.reason.split("; ")
+    assert first.endswith("of 40 tokens: the budget of 30 tokens had room for no more")
+    assert last == "no response had an answer to vote with"
+    broken = run(Majority(n=3), MockEngine(fail=lambda call, request: ConnectionError("gone")))
+    assert (broken.stop, broken.reason) == (StopReason.FAILED, "ConnectionError: gone")
 
 
 def test_without_any_vote_there_is_no_answer():

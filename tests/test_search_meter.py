@@ -12,8 +12,9 @@ from ponder.errors import BudgetExceeded, UserError
 from ponder.protocols import Ask, Generate
 from ponder.search import solve
 from ponder.search.asking import Asking
+from ponder.search.calling import Pieces
 from ponder.search.meter import Meter, Prices, clamp
-from ponder.types import Budget, Outcome, Request, Response, SamplingParams, Spend, Thinking
+from ponder.types import Budget, Delta, Outcome, Request, Response, SamplingParams, Spend, Thinking
 
 
 def request(max_tokens: int = 10, n: int = 1, prompt: str = "12345") -> Request:
@@ -204,6 +205,69 @@ def test_a_failed_call_that_says_nothing_of_its_cost_is_booked_at_its_worst(budg
     with pytest.raises(ConnectionError):
         asyncio.run(meter.generate(engine, request(10, n=2)))
     assert meter.spend.tokens == 2 * (5 + 10)
+
+
+class Flaky(Exception):
+    """What an engine raises that may be tried again with another reservation."""
+
+    attempts_left, wait = 3, 0.0
+
+
+@pytest.mark.parametrize(("tokens", "sent"), [(16, 1), (31, 2), (400, 3)])
+def test_a_call_that_used_up_its_reservation_is_reserved_anew_as_often_as_there_is_room(tokens, sent):
+    engine = MockEngine("x" * 40, fail=lambda call, request: Flaky("broke off") if call < 2 else None)
+    meter = Meter(Budget(tokens=tokens))
+    call = meter.generate(engine, request(10, prompt="12345"))
+    if sent < 3:
+        with pytest.raises(Flaky, match=r"^broke off, and \d+ of the budget's \d+ tokens are left"):
+            asyncio.run(call)
+    else:
+        assert asyncio.run(call)[0].text == "x" * 10
+    assert (engine.calls, [r.params.max_tokens for r in engine.requests]) == (sent, [10] * sent)
+    assert meter.spend.tokens == engine.used.tokens <= tokens
+    assert idle(meter)
+
+
+def test_a_call_is_tried_no_more_often_than_its_engine_says():
+    engine = MockEngine(fail=lambda call, request: Flaky("broke off"))
+    with pytest.raises(Flaky, match="broke off, 4 reservations in a row"):
+        asyncio.run(Meter().generate(engine, request()))
+    assert engine.calls == 4
+
+
+@given(
+    st.lists(st.text("ab", min_size=1, max_size=3), max_size=6),
+    st.lists(st.text("ab", min_size=1, max_size=3), max_size=6),
+    st.booleans(),
+)
+def test_a_stream_that_begins_again_is_passed_on_once(first, other, same):
+    """Whatever the pieces: what is passed on never repeats, and is the whole text where both say the same."""
+    passed = []
+    pieces = Pieces(lambda delta: passed.append(delta.text))
+    for text in first:
+        pieces(Delta(0, text))
+    pieces.again()
+    second = ["".join(first), *other] if same else other
+    for text in second:
+        pieces(Delta(0, text))
+    before, whole, after = "".join(first), "".join(passed), "".join(second)
+    assert whole.startswith(before)
+    if after.startswith(before):
+        assert whole == after
+    else:
+        assert whole == before
+
+
+def test_what_was_used_before_counts_against_the_seconds():
+    now = [100.0]
+    meter = Meter(Budget(seconds=5), passed=4.0, clock=lambda: now[0])
+    assert (meter.seconds_left, meter.elapsed) == (1.0, 4.0)
+    now[0] += 2.5
+    assert (meter.seconds_left, meter.elapsed) == (0.0, 6.5)
+    engine = MockEngine()
+    with pytest.raises(BudgetExceeded, match=r"5 seconds is used up \(4 before it was continued\)"):
+        asyncio.run(meter.generate(engine, request()))
+    assert engine.calls == 0
 
 
 def test_a_call_that_was_refused_as_bad_input_costs_nothing():

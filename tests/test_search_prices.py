@@ -85,7 +85,7 @@ def test_what_opening_an_engine_cost_is_booked_at_its_prices():
     engine = MockEngine()
     engine.opening = Spend(prompt_tokens=200, sampled_tokens=60)
     meter = Meter(prices=Prices(prompt=1.0, output=10.0))
-    meter.add_opening(engine)
-    meter.add_opening(MockEngine())
+    assert meter.add_opening(engine) == meter.spend
+    assert meter.add_opening(MockEngine()) == Spend()
     assert meter.spend.tokens == 260
     assert meter.spend.dollars == pytest.approx(200e-6 + 600e-6)

@@ -210,7 +210,7 @@ def test_what_a_budget_cut_short_is_said_and_whose_budget_it_was():
     engine = MockEngine("x" * 50)
     outcome = run(Direct(max_tokens=40), engine, budget=Budget(tokens=30))
     assert (outcome.stop, outcome.outer) == (StopReason.BUDGET, False)
-    assert "of 40 tokens: the budget had room for no more" in outcome.reason
+    assert "of 40 tokens: the budget of 30 tokens had room for no more" in outcome.reason
     outcome = run(Direct(max_tokens=40), engine, budget=Budget(tokens=1000), parent=Meter(Budget(tokens=30)))
     assert (outcome.stop, outcome.outer) == (StopReason.BUDGET, True)
 
@@ -226,6 +226,34 @@ def test_a_saved_search_counts_what_it_spent_before_and_refuses_to_go_on_as_anot
     for changed in (Direct(n=2), BestOfN()):
         with pytest.raises(UserError, match="strategy"):
             run(changed, MockEngine(), journal=Journal("Direct()", PROBLEM.id, 0))
+
+
+def test_the_seconds_of_a_saved_search_count_and_the_time_between_two_processes_does_not():
+    engine, journal = MockEngine(doubler(0.5), capabilities=ONE_BY_ONE), Journal()
+    engine.delay = lambda request: 0.0 if engine.calls < 3 else 3600.0
+    stopped = run(Majority(n=5), engine, journal=journal, budget=Budget(seconds=0.05))
+    assert (stopped.stop, len(journal.answers) > 0) == (StopReason.BUDGET, True)
+    assert journal.seconds >= 0.05
+    saved = Journal.from_json(json.loads(json.dumps(journal.to_json())))
+    assert saved.seconds == journal.seconds
+    engine.calls, engine.delay = 0, 0.0
+    # The same budget has nothing left, a larger one has what it is larger by.
+    again = run(Majority(n=5), engine, journal=saved, budget=Budget(seconds=0.05))
+    assert (again.stop, engine.calls) == (StopReason.BUDGET, 0)
+    assert "the budget of 0.05 seconds is used up (0." in again.reason
+    assert " before it was continued)" in again.reason
+    more = run(Majority(n=5), engine, journal=saved, budget=Budget(seconds=3600))
+    assert (more.stop, engine.calls > 0) == (StopReason.FINISHED, True)
+    assert saved.seconds > journal.seconds
+
+
+def test_a_search_that_was_saved_before_there_were_seconds_is_read():
+    values = Journal("Direct()", PROBLEM.id, 0).to_json()
+    del values["seconds"]
+    assert Journal.from_json(values).seconds == 0.0
+    for wrong in (-1.0, float("inf"), "long", None):
+        with pytest.raises(UserError, match="not a saved search"):
+            Journal.from_json({**values, "seconds": wrong})
 
 
 @pytest.mark.parametrize("values", [None, [], {}, {"answers": [{"ask": 0}]}])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,6 +18,9 @@ from ponder.errors import PonderError, UserError, nearest
 from ponder.protocols import Engine, Environment, Scorer, Strategy
 from ponder.runs.progress import duration, quantity
 from ponder.types import Spend
+
+if TYPE_CHECKING:
+    from ponder.cli._opening import Opening
 
 
 class Stopped(PonderError):
@@ -82,29 +85,36 @@ def check_engine(options: ModelOptions, *, raw_prompts: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def engine_for(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[Engine]:
+def engine_for(options: ModelOptions, *, raw_prompts: bool = False, opening: Opening | None = None) -> Iterator[Engine]:
     """Open the engine on its model; it is closed at the end.
 
-    With `raw_prompts` plain-text prompts do not go through the chat template. Raises `UserError` for a model that
-    cannot be loaded or options that the engine does not have.
+    With `raw_prompts` plain-text prompts do not go through the chat template. What opening it costs is kept within
+    what `opening` has left, and booked there. Raises `UserError` for a model that cannot be loaded or options that the
+    engine does not have.
     """
     from ponder import sync
 
     check_engine(options, raw_prompts=raw_prompts)
-    opened = _torch(options, raw_prompts) if options.engine == "torch" else _by_name(options)
+    opened = _torch(options, raw_prompts) if options.engine == "torch" else _by_name(options, opening)
     try:
+        if opening is not None:
+            opening.book(opened, options.model)
         yield opened
     finally:
         sync.run(opened.close())
 
 
 @contextlib.contextmanager
-def others_for(options: ModelOptions, *, raw_prompts: bool = False) -> Iterator[dict[str, Engine]]:
+def others_for(
+    options: ModelOptions, *, raw_prompts: bool = False, opening: Opening | None = None
+) -> Iterator[dict[str, Engine]]:
     """The engines of `--others` by name, each opened as that of `--model`."""
     with contextlib.ExitStack() as stack:
         yield {
             name: stack.enter_context(
-                engine_for(dataclasses.replace(options, model=model, adapter=None), raw_prompts=raw_prompts)
+                engine_for(
+                    dataclasses.replace(options, model=model, adapter=None), raw_prompts=raw_prompts, opening=opening
+                )
             )
             for name, model in options.others.items()
         }
@@ -123,14 +133,18 @@ def _torch(options: ModelOptions, raw_prompts: bool) -> Engine:
     return TorchEngine(loaded, kv_memory=memory, exact=options.exact, compile=options.compile)
 
 
-def _by_name(options: ModelOptions) -> Engine:
+def _by_name(options: ModelOptions, opening: Opening | None) -> Engine:
     part = registry.build("engines", options.engine, options.engine_options)
     if not callable(getattr(part, "open", None)):
         raise UserError(f"--engine {options.engine}: {type(part).__name__} has no method open(model) -> Engine")
-    engine: Engine = part.open(options.model)
-    opening = getattr(engine, "opening", None)
-    if isinstance(opening, Spend) and opening.tokens:
-        print(f"note: finding out what {options.model} can do took {opening.tokens:,} tokens", file=sys.stderr)
+    if opening is not None and callable(getattr(part, "open_within", None)):
+        known = opening.known.get(options.model)
+        engine: Engine = part.open_within(options.model, *opening.left(options.model), known)
+    else:
+        engine = part.open(options.model)
+    spent = getattr(engine, "opening", None)
+    if isinstance(spent, Spend) and spent.tokens:
+        print(f"note: finding out what {options.model} can do took {spent.tokens:,} tokens", file=sys.stderr)
     return engine
 
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from ponder import sync
 from ponder.cli._budget import branch_prices
 from ponder.cli._common import Stopped, model_facts, money
+from ponder.cli._opening import Opening
 from ponder.config import to_toml
 from ponder.errors import PonderError, UserError
 from ponder.evaluation.evaluate import CONCURRENCY, evaluate
@@ -66,26 +68,44 @@ class Job:
     prices: PriceList
     scorer: Scorer | None
 
-    def run(self, engine: Engine, others: Mapping[str, Engine]) -> Evaluation:
-        """Without a run directory."""
-        recording = self._recording(engine, Earlier())
-        on_search = None if recording is None else recording.add
-        return self._evaluate(engine, others, Earlier(), self._meter(), on_search)
+    def before(self) -> Earlier:
+        """What the run directory holds that is gone on with. Raises `UserError` if it is of another evaluation."""
+        if not self.config.resume:
+            return Earlier()
+        path = Path(self.config.out or "")
+        found = earlier(path / "rollouts.jsonl", self.problems, self.config.samples)
+        return dataclasses.replace(found, lost=found.lost + _noted(path, "lost"), opening=_noted(path, "opening"))
 
-    def run_in(self, run: Run, engine: Engine, others: Mapping[str, Engine]) -> Evaluation:
-        """In a run directory, going on from what it holds. Raises `Stopped` on Ctrl-C."""
+    def opening(self, before: Earlier) -> Opening:
+        """What the budget of the whole leaves for opening engines."""
+        known = read_manifest(Path(self.config.out or "")).get("known") if self.config.resume else None
+        passed = before.seconds + before.opening.seconds
+        return Opening(self.total, self.prices, _together(before), passed, known)
+
+    def run(self, engine: Engine, others: Mapping[str, Engine], before: Earlier) -> Evaluation:
+        """Without a run directory. `before` has what opening these engines has cost."""
+        recording = self._recording(engine, before)
+        on_search = None if recording is None else recording.add
+        return self._evaluate(engine, others, before, self._meter(before), on_search)
+
+    def run_in(
+        self, run: Run, engine: Engine, others: Mapping[str, Engine], before: Earlier, known: Mapping[str, Any]
+    ) -> Evaluation:
+        """In a run directory, going on from `before`; `known` of the engines' endpoints is kept for a resume.
+
+        Raises `Stopped` on Ctrl-C.
+        """
         facts = {"model": model_facts(engine, self.config)}
         facts |= {"others": {n: model_facts(e, self.config) for n, e in others.items()}} if others else {}
-        before = Earlier()
         if self.config.resume:
             _refuse_other_model(run, facts)
-            before = self._before(run)
-        run.note(**to_json(facts))
+        # At once, so that it counts even if this process is killed.
+        paid = {} if before.opening == Spend() else {"opening": before.opening}
+        run.note(**to_json(facts | paid | ({"known": known} if known else {})))
         recording = self._recording(engine, before)
         if recording is not None:
             before = _only_recorded(before, recording, self.problems)
-        meter = self._meter(before.seconds)
-        meter.add(_together(before))
+        meter = self._meter(before)
         written = _together(before)
         branches = branch_prices(self.config, engine, others)
 
@@ -100,8 +120,8 @@ class Job:
             return self._evaluate(engine, others, before, meter, note)
         except BaseException as error:
             # What was in flight was spent too, and is run again.
-            lost = _less(meter.spend, written)
-            run.note(lost=to_json(_lost(run) + lost))
+            lost = less(meter.spend, written)
+            run.note(lost=to_json(_noted(run.path, "lost") + lost))
             command = f"ponder eval --resume --out {shlex.quote(str(run.path))}"
             if isinstance(error, KeyboardInterrupt):
                 raise Stopped(f"stopped; go on with: {command}") from None
@@ -109,14 +129,11 @@ class Job:
                 raise PonderError(f"{error}; go on with: {command}") from error
             raise
 
-    def _before(self, run: Run) -> Earlier:
-        found = earlier(run.path / "rollouts.jsonl", self.problems, self.config.samples)
-        return dataclasses.replace(found, lost=found.lost + _lost(run))
-
-    def _meter(self, passed: float = 0.0) -> Meter:
-        seconds = self.total.seconds
-        total = self.total if seconds is None else dataclasses.replace(self.total, seconds=max(0.0, seconds - passed))
-        return Meter(total, prices=self.prices)
+    def _meter(self, before: Earlier) -> Meter:
+        """The budget of the whole, with what was spent of it."""
+        meter = Meter(self.total, prices=self.prices, passed=before.seconds + before.opening.seconds)
+        meter.add(_together(before))
+        return meter
 
     def _recording(self, engine: Engine, before: Earlier) -> Recording | None:
         if self.config.record is None:
@@ -142,8 +159,6 @@ class Job:
         on_search: Callable[[Searched], None] | None,
     ) -> Evaluation:
         config = self.config
-        for opened in (engine, *others.values()):
-            meter.add_opening(opened)
         with Progress(config.environment, len(self.problems) * config.samples, unit="responses") as progress:
 
             def show(p: Done) -> None:
@@ -203,21 +218,22 @@ def _refuse_other_model(run: Run, facts: Mapping[str, Any]) -> None:
                     )
 
 
-def _lost(run: Run) -> Spend:
-    return msgspec.convert(read_manifest(run.path).get("lost") or {}, Spend)
+def _noted(path: Path, name: str) -> Spend:
+    """A spend that a run's manifest has kept."""
+    return msgspec.convert(read_manifest(path).get(name) or {}, Spend)
 
 
 def _only_recorded(before: Earlier, recording: Recording, problems: Sequence[Problem]) -> Earlier:
     """Without the results of problems that the pool has not: it needs their whole responses, so they run again."""
     kept = {place: r for place, r in before.results.items() if problems[place[0]].id in recording.writer.done_ids}
     again = sum((r.spend for place, r in before.results.items() if place not in kept), Spend())
-    return Earlier(kept, before.lost + again, before.seconds)
+    return dataclasses.replace(before, results=kept, lost=before.lost + again)
 
 
 def _together(before: Earlier) -> Spend:
-    return sum((r.spend for r in before.results.values()), before.lost)
+    return sum((r.spend for r in before.results.values()), before.lost + before.opening)
 
 
-def _less(a: Spend, b: Spend) -> Spend:
+def less(a: Spend, b: Spend) -> Spend:
     """a − b, never below nothing (sums of floats round)."""
     return Spend(**{f.name: max(0, getattr(a, f.name) - getattr(b, f.name)) for f in dataclasses.fields(Spend)})

@@ -1,4 +1,4 @@
-"""A search of `ponder solve` as a file: what it was begun with, and its journal."""
+"""A search of `ponder solve` as a file: what it was begun with, its journal, and what opening its engines has cost."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from ponder.cli._common import Stopped, value_of
 from ponder.config import from_mapping, to_mapping
 from ponder.errors import UserError
 from ponder.runs.files import read_json, write_atomic
 from ponder.search.journal import Journal
+from ponder.types import Spend, to_json
 
 FORMAT = "ponder-search-1"
 FREE = (
@@ -35,16 +38,26 @@ class Saved:
     config: Any
     """The `SolveConfig` that the search was begun with, the question filled in."""
     journal: Journal
+    opening: Spend = dataclasses.field(default_factory=Spend)
+    """Of the engines, in all processes so far."""
+    known: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """What was found out about the engines' endpoints, by model."""
 
     @classmethod
-    def of(cls, config: Any, question: str, journal: Journal) -> Saved:
+    def of(cls, config: Any, question: str, journal: Journal, opening: Spend, known: dict[str, Any]) -> Saved:
         """A search as it is now; budgets are not part of it."""
         free = {f.name: f.default for f in dataclasses.fields(config) if f.name in FREE}
-        return cls("", dataclasses.replace(config, question=question, **free), journal)
+        return cls("", dataclasses.replace(config, question=question, **free), journal, opening, known)
 
     def write(self, path: str) -> None:
         """Write beside and rename."""
-        values = {"format": FORMAT, "config": to_mapping(self.config), "journal": self.journal.to_json()}
+        values = {
+            "format": FORMAT,
+            "config": to_mapping(self.config),
+            "journal": self.journal.to_json(),
+            "opening": to_json(self.opening),
+            "known": self.known,
+        }
         write_atomic(Path(path), (json.dumps(values) + "\n").encode())
 
     def refuse_changed(self, config: Any) -> None:
@@ -69,6 +82,8 @@ def read(args: list[str], config: type) -> Saved | None:
         raise UserError(f"{path}: not a search that ponder solve --save wrote ({FORMAT})")
     try:
         journal = Journal.from_json(values.get("journal"))
-    except UserError as error:
+        opening = msgspec.convert(values.get("opening", {}), Spend)
+        known = msgspec.convert(values.get("known", {}), dict[str, Any])
+    except (UserError, msgspec.ValidationError) as error:
         raise UserError(f"{path}: {error}") from None
-    return Saved(path, from_mapping(config, values.get("config") or {}, where=path), journal)
+    return Saved(path, from_mapping(config, values.get("config") or {}, where=path), journal, opening, known)

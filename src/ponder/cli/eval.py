@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -151,16 +152,19 @@ def main(args: list[str]) -> int:
     from ponder.cli._evaluation import Job, open_run
 
     job = Job(config, strategy, environment, problems, budget, total, prices_of(config), scorer_for(environment))
+    before = job.before()
+    opening = job.opening(before)
     with (
-        engine_for(config, raw_prompts=config.raw_prompts) as engine,
-        others_for(config, raw_prompts=config.raw_prompts) as others,
+        engine_for(config, raw_prompts=config.raw_prompts, opening=opening) as engine,
+        others_for(config, raw_prompts=config.raw_prompts, opening=opening) as others,
     ):
         check_prices(config, (engine, *others.values()))
+        before = dataclasses.replace(before, opening=before.opening + opening.spend)
         if config.out is None:
-            result = job.run(engine, others)
+            result = job.run(engine, others, before)
         else:
             with open_run(config) as run:
-                result = job.run_in(run, engine, others)
+                result = job.run_in(run, engine, others, before, opening.known)
                 _write(run, job, result)
     shown = samples(environment, problems, result, config.show)
     if config.json:
@@ -226,6 +230,10 @@ def text(config: EvalConfig, result: Evaluation, shown: list[dict[str, Any]]) ->
         f"mean tokens  {quantity(t.value)} [{quantity(t.low)}, {quantity(t.high)}] per response",
         f"spent        {spend_text(result.spend, result.seconds)}",
     ]
+    if result.opening.tokens:
+        lines.append(
+            f"opening      {quantity(result.opening.tokens)} of these tokens, to find out what the model can do"
+        )
     if result.lost.tokens:
         lines.append(f"lost         {quantity(result.lost.tokens)} tokens, on searches that were run again")
     if set(result.stops) != {"finished"}:
@@ -263,6 +271,7 @@ def samples(
 
 def _write(run: Run, job: Job, result: Evaluation) -> None:
     """The numbers, and what the report shows besides the searches."""
+    from ponder.cli._evaluation import less
     from ponder.types import to_json
 
     config = job.config
@@ -280,7 +289,10 @@ def _write(run: Run, job: Job, result: Evaluation) -> None:
         "cost of a correct answer": _per_correct(result),
         "stopped": ", ".join(f"{stop} {count:,}" for stop, count in result.stops.items()),
     }
-    cost = [{"phase": "evaluation", **to_json(result.spend), "seconds": result.seconds}]
+    rest = result.seconds - result.opening.seconds
+    cost = [{"phase": "evaluation", **to_json(less(result.spend, result.opening)), "seconds": rest}]
+    if result.opening.tokens:
+        cost.insert(0, {"phase": "opening: finding out what the model can do", **to_json(result.opening)})
     if result.lost.tokens:
         cost.append({"phase": "searches that were run again", **to_json(result.lost), "seconds": 0})
     title = f"{config.model} on {config.environment}"

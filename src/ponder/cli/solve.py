@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 import sys
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +18,9 @@ from ponder.cli._common import (
     check_engine,
     engine_for,
     others_for,
-    rate,
     scorer_for,
-    spend_text,
 )
+from ponder.cli._outcome import as_json, limits, status, why
 from ponder.cli._screen import Screen
 from ponder.config import Options, parse
 from ponder.errors import PonderError, UserError
@@ -29,9 +29,11 @@ from ponder.runs.text import visible
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ponder.cli._opening import Opening
     from ponder.cli._saved import Saved
     from ponder.protocols import Engine, Environment, Strategy
-    from ponder.types import Outcome, Problem, Verdict
+    from ponder.search.meter import Meter
+    from ponder.types import Outcome, Problem, Spend
 
 DESCRIPTION = """Answer one question. The leading thought streams to stderr (dim on a terminal), the answer goes to
 stdout, why the search stopped and what it cost to stderr. The exit code is 1 if there is no answer, such as when the
@@ -90,27 +92,43 @@ def main(args: list[str]) -> int:
     if environment is not None and not config.json:
         print(f"{config.environment} {config.problem}: {visible(_text(problem), 2000)}", file=sys.stderr)
     refuse_nothing(config, budget_of(config))
-    with engine_for(config) as engine, others_for(config) as others:
+    opening = opening_of(config, saved)
+    with engine_for(config, opening=opening) as engine, others_for(config, opening=opening) as others:
         check_prices(config, (engine, *others.values()))
         thinks = engine.info.thought is not None
         screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
-        began = time.perf_counter()
-        outcome = _solve(config, problem, strategy, environment, engine, others, screen, saved)
-        seconds = time.perf_counter() - began
+        paid = opening.spend if saved is None else saved.opening + opening.spend
+        outcome, whole = _solve(
+            config, problem, strategy, environment, engine, others, screen, saved, paid, opening.known
+        )
+        outcome = dataclasses.replace(outcome, spend=outcome.spend + paid)
+        seconds = whole.elapsed
         verdict = None if environment is None else environment.judge(problem, outcome.response)
         if config.json:
-            print(json.dumps(as_json(_text(problem), config, outcome, verdict, seconds), indent=1))
+            print(json.dumps(as_json(_text(problem), config, outcome, verdict, seconds, paid), indent=1))
         if screen is not None:
             screen.finish(outcome)
     where = config.save or config.continue_
     if where is not None and not config.json:
-        print(f"saved: {where} (go on with: ponder solve --continue {where})", file=sys.stderr)
+        more = "".join(f" {flag} MORE" for flag in limits(config)) if outcome.stop.value == "budget" else ""
+        print(f"saved: {where} (go on with: ponder solve --continue {shlex.quote(where)}{more})", file=sys.stderr)
     if outcome.response.answer is None or not outcome.response.answer.strip():
-        raise PonderError(f"no answer: {_why(outcome, thinks, config)}")
+        raise PonderError(f"no answer: {why(outcome, thinks, config, cut=bool(whole.shortened))}")
     if not config.json:
-        for line in status(outcome, verdict, seconds):
+        for line in status(outcome, verdict, seconds, paid):
             print(line, file=sys.stderr)
     return 0
+
+
+def opening_of(config: SolveConfig, saved: Saved | None) -> Opening:
+    """What is left of the budget for opening engines."""
+    from ponder.cli._opening import Opening
+
+    budget, prices = budget_of(config), prices_of(config)
+    if saved is None:
+        return Opening(budget, prices)
+    before, passed = saved.journal.spend + saved.opening, saved.journal.seconds + saved.opening.seconds
+    return Opening(budget, prices, before, passed, saved.known)
 
 
 def read_config(args: list[str]) -> tuple[Saved | None, SolveConfig, str]:
@@ -210,7 +228,13 @@ def _solve(
     others: Mapping[str, Engine],
     screen: Screen | None,
     saved: Saved | None,
-) -> Outcome:
+    paid: Spend,
+    known: dict[str, Any],
+) -> tuple[Outcome, Meter]:
+    """What was found, and the meter of all that this search may spend: `paid` for opening the engines, too.
+
+    `known` is what was found out by that; it is saved with the search.
+    """
     from ponder import sync
     from ponder.cli._saved import Saved, stopped
     from ponder.search.journal import Journal
@@ -219,10 +243,9 @@ def _solve(
 
     where = config.save or config.continue_
     journal = saved.journal if saved is not None else Journal() if where else None
-    # What opening an endpoint has cost is part of what this command may spend.
-    whole = Meter(budget_of(config), prices=prices_of(config))
-    for opened in (engine, *others.values()):
-        whole.add_opening(opened)
+    passed = paid.seconds + (journal.seconds if journal is not None else 0.0)
+    whole = Meter(budget_of(config), prices=prices_of(config), passed=passed)
+    whole.add(paid)
     search = solve(
         strategy,
         problem,
@@ -238,7 +261,7 @@ def _solve(
         on_delta=None if screen is None else screen.show,
     )
     try:
-        return sync.run(search)
+        return sync.run(search), whole
     except KeyboardInterrupt:
         if where is None:
             raise
@@ -246,63 +269,4 @@ def _solve(
     finally:
         if where is not None and journal is not None:
             question = problem.prompt if environment is None and isinstance(problem.prompt, str) else ""
-            Saved.of(config, question, journal).write(where)
-
-
-def _why(outcome: Outcome, thinks: bool, config: SolveConfig) -> str:
-    """One clause on why there is no answer, with the mend."""
-    from ponder.types import Budget, FinishReason
-
-    if outcome.reason and not outcome.trace.nodes:
-        return outcome.reason
-    completions = [n.completion for n in outcome.trace.nodes]
-    tokens = max((c.spend.response_tokens for c in completions), default=0)
-    if any(c.finish_reason is FinishReason.LENGTH for c in completions):
-        force = ", or let the thought be closed by force with --thought-tokens" if thinks else ""
-        mend = "--max-tokens" if budget_of(config) == Budget() else "--max-tokens or a larger budget"
-        return f"the response was cut off at {tokens} tokens; give more with {mend}{force}"
-    if outcome.reason:
-        return outcome.reason
-    if outcome.response.answer is not None:
-        return "the response is empty; try another --seed"
-    return "the thought never closed; try another --seed or --thought-tokens"
-
-
-def status(outcome: Outcome, verdict: Verdict | None, seconds: float) -> list[str]:
-    """Why the search stopped, how sure it is, the judge's word, and what it cost."""
-    parts = [outcome.stop.value + (f": {visible(outcome.reason, 500)}" if outcome.reason else "")]
-    if outcome.confidence is not None:
-        parts.append(f"confidence {outcome.confidence:.0%}")
-    count = len(outcome.trace.nodes)
-    parts.append(f"{count} response{'s' * (count != 1)}")
-    lines = [" · ".join(parts)]
-    if verdict is not None:
-        lines.append(f"judge: {verdict.kind.value}, {visible(verdict.reason, 500)}")
-    return [*lines, spend_text(outcome.spend, seconds)]
-
-
-def as_json(
-    question: str, config: SolveConfig, outcome: Outcome, verdict: Verdict | None, seconds: float
-) -> dict[str, Any]:
-    """What `--json` prints."""
-    from ponder.types import to_json
-
-    chosen = next((n for n in outcome.trace.nodes if n.id == outcome.chosen), None)
-    return {
-        "question": question,
-        "model": config.model,
-        "engine": config.engine,
-        "seed": config.seed,
-        "answer": outcome.response.answer,
-        "thought": outcome.response.thought,
-        "text": outcome.response.text,
-        "confidence": outcome.confidence,
-        "finish_reason": None if chosen is None else chosen.completion.finish_reason.value,
-        "stop": outcome.stop.value,
-        "reason": outcome.reason,
-        "verdict": to_json(verdict),
-        "responses": len(outcome.trace.nodes),
-        "spend": to_json(outcome.spend),
-        "seconds": seconds,
-        "tokens_per_second": rate(outcome.spend, seconds),
-    }
+            Saved.of(config, question, journal, paid, known).write(where)

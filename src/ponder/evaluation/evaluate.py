@@ -114,7 +114,9 @@ async def evaluate(
     `budget` is for each search, `parent` for all of them. The environment's checker and its `answers`, if it has them,
     are the search's. `on_search` gets each search as it ends; its trace is not kept (with it, every whole response of
     the trace is judged, unless the environment says `slow_judge`). `earlier` are results of the same evaluation that
-    need not be run again. The texts of the first `keep_texts` problems' responses are in the rows (default: of all).
+    need not be run again, and what opening the engines has cost (an engine may serve several evaluations: whoever
+    opened it says which of them pays). The texts of the first `keep_texts` problems' responses are in the rows
+    (default: of all).
 
     The result does not depend on the order in which searches finish. Failures of ours (a judge that broke, an engine
     that failed) are left out of the shares and counted; more than 5 and 5 % raise `PonderError`. A search that its
@@ -131,7 +133,7 @@ async def evaluate(
     faults = Faults(total)
     results: dict[tuple[int, int], Judged] = dict(earlier.results)
     pending = [(i, s) for i in range(len(problems)) for s in range(samples) if (i, s) not in results]
-    spent = sum((r.spend for r in results.values()), earlier.lost)
+    spent = sum((r.spend for r in results.values()), earlier.lost + earlier.opening)
     correct = sum(r.verdict.correct for r in results.values())
     started = time.perf_counter()
     answers = getattr(environment, "answers", None)
@@ -192,11 +194,12 @@ async def evaluate(
     await each(len(pending), one, 2 * concurrency)
     assert len(results) == total
     if all(r.refused for r in results.values()):
-        raise PonderError(f"nothing was sent, as the budget is too small: {results[0, 0].verdict.reason}")
+        what = "no question" if earlier.opening.tokens else "nothing"
+        raise PonderError(f"{what} was sent, as the budget is too small: {results[0, 0].verdict.reason}; give more")
     rows = tuple(row(p, [results[i, s] for s in range(samples)]) for i, p in enumerate(problems))
-    seconds = earlier.seconds + time.perf_counter() - started
+    seconds = earlier.seconds + earlier.opening.seconds + time.perf_counter() - started
     ordered = [results[i, s] for i in range(len(problems)) for s in range(samples)]
-    return summarise(rows, ordered, samples, earlier.lost, seconds, seed, engine.weights_version)
+    return summarise(rows, ordered, samples, earlier.lost, earlier.opening, seconds, seed, engine.weights_version)
 
 
 async def _give_way() -> None:

@@ -91,13 +91,19 @@ class Searched:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What an evaluation that was stopped has left; see `rollouts.earlier`."""
+    """What was there and spent before the first search: what an evaluation that was stopped has left (see
+
+    `rollouts.earlier`), and what opening the engines has cost.
+    """
 
     results: Mapping[tuple[int, int], Judged] = field(default_factory=dict)
     """By index of the problem and number of the sample."""
     lost: Spend = field(default_factory=Spend)
     """Of searches that are run again."""
     seconds: float = 0.0
+    """That it took before, without the openings of its engines."""
+    opening: Spend = field(default_factory=Spend)
+    """What opening its engines has cost (`opening` of those that say it), in this process too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,10 @@ class Evaluation:
     stops: dict[str, int]
     """Why the searches stopped."""
     spend: Spend
-    """Of the searches that are counted here."""
+    """Of the searches that are counted here, and of opening the engines."""
+    opening: Spend
+    """The part of `spend` that opening the engines has cost: asking endpoints what they can do, in every process that
+    did."""
     lost: Spend
     """What was spent besides: on searches that failed or were cut off, and were run again after a resume."""
     tokens_per_correct: float | None
@@ -161,6 +170,7 @@ def summarise(
     results: Sequence[Judged],
     samples: int,
     lost: Spend,
+    opening: Spend,
     seconds: float,
     seed: int,
     weights_version: str,
@@ -169,7 +179,7 @@ def summarise(
     kinds = Counter(k for r in rows for k in r.kinds)
     stops = Counter(r.stop for r in results)
     # Summed in the order of the problems: floats must not depend on who finished first.
-    spend = sum((r.spend for r in results), Spend())
+    spend = sum((r.spend for r in results), opening)
     correct = kinds[VerdictKind.CORRECT]
     judged = sum(kinds.values()) - kinds[VerdictKind.JUDGE_ERROR]
     scored = [math.nan if r.correct is None else r.correct for r in rows]
@@ -183,6 +193,7 @@ def summarise(
         samples=samples,
         stops={s.value: stops[s] for s in StopReason if stops[s]},
         spend=spend,
+        opening=opening,
         lost=lost,
         tokens_per_correct=spend.tokens / correct if correct else None,
         dollars_per_correct=spend.dollars / correct if correct else None,

@@ -1,15 +1,22 @@
-"""What the meter needs to make one call: a request that fits, a counted stream, the cost of a call that failed."""
+"""One call of an engine under a meter: a request that fits, a counted stream, what it cost, also where it failed."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ponder.errors import PonderError, UserError
+from ponder.engines.machine import MachineTime
+from ponder.errors import BudgetExceeded, PonderError, UserError
 from ponder.protocols import Engine
-from ponder.types import Completion, Delta, Request, Spend
+from ponder.search.ledger import Reservation
+from ponder.search.prices import Prices
+from ponder.types import Completion, Delta, FinishReason, Request, Spend
+
+if TYPE_CHECKING:
+    from ponder.search.meter import Meter
 
 
 def clamp(request: Request, max_tokens: int) -> Request:
@@ -41,6 +48,176 @@ class Deadline:
         if when is None or now < when:
             self.timeout.reschedule(now)
             self.refusal = refusal
+
+
+class Metered:
+    """A call from its reservation to its booking; `run` it once.
+
+    An engine that tries again by itself does so within what was reserved. Where that is used up, its exception says
+    how many `attempts_left` there are and how many seconds to `wait`: then it is reserved anew, as the budget allows
+    (fewer samples, but no shorter ones: what failed is not worth the end of a budget).
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        engine: Engine,
+        request: Request,
+        prices: Prices | None,
+        minimum: int,
+        answer: int,
+        final: bool,
+    ) -> None:
+        """Options as in `Meter.reserve`."""
+        self._meter, self._engine, self._request, self._prices = meter, engine, request, prices
+        self._minimum, self._answer, self._final = minimum, answer, final
+        self._reservation: Reservation | None = None
+        self._machine: MachineTime | None = None
+        self._begun = 0.0
+
+    async def run(self, deadline: Deadline | None, on_delta: Callable[[Delta], None] | None) -> tuple[Completion, ...]:
+        """Reserve, call, settle; see `Meter.generate`."""
+        request, pieces = self._request, None if on_delta is None else Pieces(on_delta)
+        failure: Exception | None = None
+        tries = left = 0
+        while True:
+            tries += 1
+            try:
+                return await self._attempt(deadline, pieces)
+            except BudgetExceeded as error:
+                if failure is None:
+                    raise
+                failure.args = (f"{failure}, and {error}",)
+                raise failure from None
+            except Exception as error:
+                offered = getattr(error, "attempts_left", 0)
+                left = offered if failure is None else min(left - 1, offered)
+                if left <= 0:
+                    if tries > 1:
+                        error.args = (f"{error}, {tries} reservations in a row",)
+                    raise
+                failure = error
+            self._request, self._minimum = request, request.params.max_tokens
+            await asyncio.sleep(getattr(failure, "wait", 0.0))
+            if pieces is not None:
+                pieces.again()
+
+    async def _attempt(self, deadline: Deadline | None, on_delta: Pieces | None) -> tuple[Completion, ...]:
+        meter, asked = self._meter, self._request.params.max_tokens
+        if meter.limited:
+            await self._reserve(deadline)
+        if self._prices is not None and self._prices.per_hour:
+            self._machine = meter.machines.setdefault(id(self._engine), MachineTime())
+            self._begun = self._machine.begin(self._request.n, meter.clock())
+        try:
+            if on_delta is None:
+                completions = await self._engine.generate(self._request)
+            else:
+                completions = await streamed(self._engine, self._request, on_delta)
+        except BaseException as error:
+            self._book(spent(error))
+            raise
+        self._book(completions[0].spend if len(completions) == 1 else sum((c.spend for c in completions), Spend()))
+        given, reservation = self._request.params.max_tokens, self._reservation
+        cut = given < asked and any(c.finish_reason is FinishReason.LENGTH for c in completions)
+        if cut and reservation is not None:
+            meter.cut_short(given, asked, reservation.narrowest)
+        return completions
+
+    async def _reserve(self, deadline: Deadline | None) -> None:
+        """Take what the call may cost, and cut the request to it."""
+        meter, engine, request, prices = self._meter, self._engine, self._request, self._prices
+        params = request.params
+        reservation = self._reservation = await meter.reserve(
+            engine.count_tokens(request.prompt),
+            params.max_tokens,
+            request.n,
+            minimum=self._minimum,
+            answer=self._answer,
+            prefix=None if isinstance(request.prefix, str) and request.prefix else len(request.prefix),
+            final=self._final,
+            engine=engine,
+        )
+        if reservation.max_tokens < params.max_tokens:
+            request = clamp(request, reservation.max_tokens)
+        if reservation.n < request.n:
+            request = dataclasses.replace(request, n=reservation.n)
+        self._request = request
+        if reservation.deadline is not None and deadline is not None and prices is not None:
+            deadline.tighten(
+                reservation.deadline - meter.clock(),
+                f"the budget in dollars is used up by the time of {engine.info.name} at ${prices.per_hour:g} per hour",
+            )
+
+    def _book(self, spend: Spend | None) -> None:
+        """Book what it cost; None is its worst case. Time of a machine that its engine does not tell is its share."""
+        n, prices, reservation = self._request.n, self._prices, self._reservation
+        seconds = 0.0
+        if self._machine is not None:
+            seconds = n * self._machine.end(n, self._begun, self._meter.clock())
+            if self._machine.idle:
+                self._meter.machines.pop(id(self._engine), None)
+        if spend is None:
+            tokens = self._request.params.max_tokens
+            spend = Spend(prompt_tokens=n * self._prompt_tokens(), sampled_tokens=n * tokens, device_seconds=seconds)
+            if prices is not None and reservation is not None:
+                spend = dataclasses.replace(spend, dollars=reservation.dollars + seconds * prices.per_second)
+        elif not spend.device_seconds and seconds:
+            spend = dataclasses.replace(spend, device_seconds=seconds)
+        if prices is not None and not spend.dollars:
+            spend = dataclasses.replace(spend, dollars=prices.dollars(spend))
+        if reservation is None:
+            self._meter.add(spend)
+        else:
+            reservation.settle(spend)
+
+    def _prompt_tokens(self) -> int:
+        if self._reservation is not None:
+            return self._reservation.prompt_tokens
+        # The engine may be what failed; its error must come through.
+        with contextlib.suppress(Exception):
+            return self._engine.count_tokens(self._request.prompt)
+        return 0
+
+
+class Pieces:
+    """Passes the pieces of a stream on; of one that begins again, only what was not passed on before.
+
+    Where it says something else than before, nothing more of that sample is passed on but its completion.
+    """
+
+    def __init__(self, on_delta: Callable[[Delta], None]) -> None:
+        self._on_delta = on_delta
+        self._passed: dict[int, list[str]] = {}
+        self._to_repeat: dict[int, str] = {}
+        """What was passed on and has not come again yet, by sample."""
+        self._parted: set[int] = set()
+
+    def again(self) -> None:
+        """The stream begins again."""
+        self._to_repeat = {sample: "".join(texts) for sample, texts in self._passed.items()}
+        self._parted.clear()
+
+    def __call__(self, delta: Delta) -> None:
+        text = self._new(delta) if self._to_repeat else delta.text
+        if text:
+            self._passed.setdefault(delta.sample, []).append(text)
+        if text != delta.text:
+            delta = dataclasses.replace(delta, text=text)
+        self._on_delta(delta)
+
+    def _new(self, delta: Delta) -> str:
+        text, before = delta.text, self._to_repeat.get(delta.sample, "")
+        if delta.sample in self._parted:
+            return ""
+        if before.startswith(text):
+            self._to_repeat[delta.sample] = before[len(text) :]
+            return ""
+        if text.startswith(before):
+            self._to_repeat[delta.sample] = ""
+            return text[len(before) :]
+        self._parted.add(delta.sample)
+        return ""
 
 
 async def streamed(engine: Engine, request: Request, on_delta: Callable[[Delta], None]) -> tuple[Completion, ...]:

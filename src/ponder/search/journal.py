@@ -9,6 +9,7 @@ the outcome is the one of a search that never stopped.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,8 @@ class Journal:
     """What each answer is the answer to (`fingerprint`): a search that goes on with more may ask otherwise."""
     spend: Spend = field(default_factory=Spend)
     """Everything that was spent, calls that did not end too."""
+    seconds: float = 0.0
+    """That the search ran, in all processes so far; the time between them does not count."""
 
     def check(self, strategy: Strategy, problem: Problem, seed: int) -> None:
         """Take the name of a search, or raise `UserError` if the journal is of another one."""
@@ -77,12 +80,13 @@ class Journal:
             "problem": self.problem,
             "seed": self.seed,
             "spend": to_json(self.spend),
+            "seconds": self.seconds,
             "answers": rows,
         }
 
     @classmethod
     def from_json(cls, values: Any) -> Journal:
-        """Raises `UserError` for anything that `to_json` did not make."""
+        """Raises `UserError` for anything that `to_json` did not make (before there were `seconds`, too)."""
         try:
             answers = {
                 int(row["ask"]): msgspec.convert(row["value"], _KINDS[row["kind"]], strict=False)
@@ -90,7 +94,11 @@ class Journal:
             }
             asked = {int(row["ask"]): str(row["work"]) for row in values["answers"]}
             spend = msgspec.convert(values["spend"], Spend)
-            return cls(str(values["strategy"]), str(values["problem"]), int(values["seed"]), answers, asked, spend)
+            seconds = msgspec.convert(values.get("seconds", 0.0), float)
+            if not 0.0 <= seconds < math.inf:
+                raise ValueError(f"seconds is {seconds}")
+            name, problem, seed = str(values["strategy"]), str(values["problem"]), int(values["seed"])
+            return cls(name, problem, seed, answers, asked, spend, seconds)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"not a saved search: {type(error).__name__}: {error}") from None
 

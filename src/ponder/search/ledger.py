@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ponder.errors import UserError
@@ -60,6 +61,35 @@ class Call:
         return (self.prompt + self.prefix) * prices.worst_prompt + (response - self.prefix) * prices.output_token
 
 
+class Reservation:
+    """What was taken from a chain of budgets for one call; `settle` it exactly once."""
+
+    __slots__ = ("_book", "_open", "deadline", "dollars", "max_tokens", "n", "narrowest", "prompt_tokens", "tokens")
+
+    def __init__(
+        self, book: Callable[[Reservation, Spend], None], narrowest: Ledger, call: Call, n: int, max_tokens: int
+    ) -> None:
+        self.n = n
+        """Samples: what was asked for, or fewer."""
+        self.max_tokens = max_tokens
+        """Tokens that each response may have: what was asked for, or less."""
+        self.narrowest = narrowest
+        """Whose room decided on both."""
+        self.prompt_tokens = call.prompt
+        self.tokens = n * (call.prompt + max_tokens)
+        self.dollars = n * call.reserved_dollars(max_tokens)
+        """At worst, without those of a machine's time."""
+        self.deadline: float | None = None
+        """When the dollars for the machine's time run out, on the meter's clock; None if it is not paid by the hour."""
+        self._book, self._open = book, True
+
+    def settle(self, spend: Spend) -> None:
+        """Book what was really spent, in dollars too, and give the rest back. A second call changes nothing."""
+        if self._open:
+            self._open = False
+            self._book(self, spend)
+
+
 def check_budget(budget: Budget) -> None:
     """Refuse what is no limit. Raises `UserError` that names the unit."""
     for unit in ("tokens", "seconds", "dollars"):
@@ -91,6 +121,14 @@ class Ledger:
         """Tokens and dollars that only final calls may take."""
         self.hourly = Hourly()
         self._waiters: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def name(self) -> str:
+        """Which budget it is, by its numbers."""
+        tokens, dollars = self.budget.tokens, self.budget.dollars
+        parts = [] if tokens is None else [f"{tokens} tokens"]
+        parts += [] if dollars is None else [f"${dollars:.6g}"]
+        return f"the budget of {' and '.join(parts)}"
 
     @property
     def idle(self) -> bool:

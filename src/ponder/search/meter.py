@@ -20,45 +20,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from ponder.engines.machine import MachineTime
 from ponder.errors import BudgetExceeded
 from ponder.protocols import Checker, Engine, Scorer
-from ponder.search.calling import Deadline, clamp, grace_of, spent, streamed
-from ponder.search.ledger import NOTHING, Call, Ledger, check_budget
+from ponder.search.calling import Deadline, Metered, clamp, grace_of
+from ponder.search.ledger import NOTHING, Call, Ledger, Reservation, check_budget
 from ponder.search.prices import PriceList, Prices, dearest, load
-from ponder.types import Budget, Completion, Delta, FinishReason, Problem, Request, Response, Spend, Verdict
+from ponder.types import Budget, Completion, Delta, Problem, Request, Response, Spend, Verdict
 
 __all__ = ["Meter", "Prices", "Reservation", "clamp"]
-
-
-class Reservation:
-    """What was taken from a chain of budgets for one call; `settle` it exactly once."""
-
-    __slots__ = ("_meter", "_open", "deadline", "dollars", "max_tokens", "n", "prompt_tokens", "tokens")
-
-    def __init__(self, meter: Meter, call: Call, n: int, max_tokens: int) -> None:
-        self.n = n
-        """Samples: what was asked for, or fewer."""
-        self.max_tokens = max_tokens
-        """Tokens that each response may have: what was asked for, or less."""
-        self.prompt_tokens = call.prompt
-        self.tokens = n * (call.prompt + max_tokens)
-        self.dollars = n * call.reserved_dollars(max_tokens)
-        """At worst, without those of a machine's time."""
-        self.deadline: float | None = None
-        """When the dollars for the machine's time run out, on the meter's clock; None if it is not paid by the hour."""
-        self._meter, self._open = meter, True
-
-    def settle(self, spend: Spend) -> None:
-        """Book what was really spent, in dollars too, and give the rest back. A second call changes nothing."""
-        if self._open:
-            self._open = False
-            self._meter._book(self, spend)
 
 
 class Meter:
     """Counts what a search spends and keeps it within a budget and the budgets around it.
 
     `prices` is what every engine costs, or a list by the models' names; None is the list of the budget around it, or
-    `search.prices.load()`. `clock` is for tests; a nested meter has its parent's. Raises `UserError` for a budget that
-    makes no sense.
+    `search.prices.load()`. `passed` are seconds of the budget that were used before, by what is gone on with. `clock`
+    is for tests; a nested meter has its parent's. Raises `UserError` for a budget that makes no sense.
     """
 
     def __init__(
@@ -67,6 +42,7 @@ class Meter:
         *,
         prices: Prices | PriceList | None = None,
         parent: Meter | None = None,
+        passed: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_budget(budget)
@@ -74,11 +50,12 @@ class Meter:
         self.prices: Prices | PriceList | None = prices or (parent.prices if parent else None)
         self._ledger = self._narrowest = Ledger(budget)
         self.shortened = ""
-        """How the first response was cut off for want of budget; empty if none was."""
+        """How the first response was cut off for want of this budget or one around it; empty if none was."""
         self.outer = False
         """A budget around this one refused, cut short or ended a call."""
-        self._clock: Callable[[], float] = parent._clock if parent else clock
-        self._started = self._clock()
+        self.clock: Callable[[], float] = parent.clock if parent else clock
+        self._passed = passed
+        self._started = self.clock() - passed
         self._chain: tuple[Meter, ...] = (self, *(parent._chain if parent else ()))
         ledgers = [m._ledger for m in self._chain]
         self._limits = tuple(g for g in ledgers if g.budget.tokens is not None or g.budget.dollars is not None)
@@ -89,7 +66,8 @@ class Meter:
         self._keeps = NOTHING
         self._asked_to_keep = (0, 0)
         self._known: dict[str, Prices | None] = {}
-        self._machines: dict[int, MachineTime] = parent._machines if parent else {}
+        self.machines: dict[int, MachineTime] = parent.machines if parent else {}
+        """By engine: the time of those that are paid by the hour, shared among what runs."""
 
     # What is left -------------------------------------------------------------------------------------------------
 
@@ -105,7 +83,12 @@ class Meter:
 
     @property
     def seconds_left(self) -> float | None:
-        return None if self.deadline is None else max(0.0, self.deadline - self._clock())
+        return None if self.deadline is None else max(0.0, self.deadline - self.clock())
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it began, those that had passed before included."""
+        return self.clock() - self._started
 
     @property
     def left(self) -> Budget:
@@ -199,7 +182,7 @@ class Meter:
 
     def _fit(self, call: Call, queue: bool) -> tuple[tuple[int, int], Ledger | None]:
         """Samples and tokens of each that fit, and the budget to wait for if more will fit later."""
-        want, rooms, now = (call.n, call.max_tokens), [], self._clock()
+        want, rooms, now = (call.n, call.max_tokens), [], self.clock()
         own = self._keeps if call.final else NOTHING
         self._narrowest = self._ledger
         for ledger in self._limits:
@@ -217,13 +200,13 @@ class Meter:
         return want, None
 
     def _take(self, call: Call, n: int, granted: int) -> Reservation:
-        reservation = Reservation(self, call, n, granted)
+        reservation = Reservation(self._book, self._narrowest, call, n, granted)
         for ledger in self._limits:
             ledger.tokens += reservation.tokens
             ledger.dollars += reservation.dollars
             ledger.outstanding += 1
         if call.machine and self._paid:
-            now, own = self._clock(), self._keeps[1] if call.final else 0.0
+            now, own = self.clock(), self._keeps[1] if call.final else 0.0
             ends = [
                 g.hourly.until(now, g.budget.dollars - g.spend.dollars - g.dollars - g.kept[1] + own)
                 for g in self._paid
@@ -252,13 +235,21 @@ class Meter:
             if ledger.waited_for:
                 ledger.wake()
 
-    def add_opening(self, engine: Engine) -> None:
-        """Book what an engine spent by being opened (`opening`, such as asking an endpoint what it can do)."""
+    def add_opening(self, engine: Engine) -> Spend:
+        """Book what an engine spent by being opened (`opening`, such as asking an endpoint what it can do).
+
+        Returns it with its dollars; nothing for engines that say nothing.
+        """
         opening = getattr(engine, "opening", None)
-        if isinstance(opening, Spend) and opening.tokens:
-            prices = self._prices_of(engine)
-            dollars = 0.0 if prices is None else prices.dollars(opening)
-            self.add(dataclasses.replace(opening, dollars=opening.dollars or dollars))
+        if not isinstance(opening, Spend) or opening == Spend():
+            return Spend()
+        prices = self._prices_of(engine)
+        if prices is not None:
+            if prices.per_hour and not opening.device_seconds:
+                opening = dataclasses.replace(opening, device_seconds=opening.seconds)
+            opening = dataclasses.replace(opening, dollars=opening.dollars or prices.dollars(opening))
+        self.add(opening)
+        return opening
 
     def _prices_of(self, engine: Engine) -> Prices | None:
         name = engine.info.name
@@ -292,12 +283,12 @@ class Meter:
         Raises `BudgetExceeded`, also when the time is up (with the completions as they were then, if the engine tells),
         and what the engine raises.
         """
-        options = minimum, answer, final, on_delta
         prices = self._prices_of(engine)
+        call = Metered(self, engine, request, prices, minimum, answer, final)
         if self.deadline is None and not (self._paid and prices is not None and prices.per_hour):
-            return await self._generate(engine, request, prices, None, *options)
+            return await call.run(None, on_delta)
         async with self.clocked() as deadline:
-            return await self._generate(engine, request, prices, deadline, *options)
+            return await call.run(deadline, on_delta)
 
     async def check(self, checker: Checker, problem: Problem, response: Response) -> Verdict:
         """Run a checker, on a thread if it says that it is `slow`, and book the call. Raises what it raises."""
@@ -325,7 +316,7 @@ class Meter:
         left = self.seconds_left
         mine = None if self.budget.seconds is None else self._started + self.budget.seconds
         outer = mine is None or (self.deadline is not None and self.deadline < mine)
-        deadline = Deadline(left, "" if left is None else f"the budget of {self._seconds():g} seconds is used up")
+        deadline = Deadline(left, "" if left is None else self._late())
         if left is not None and left <= 0:
             self.outer = self.outer or outer
             raise BudgetExceeded(deadline.refusal)
@@ -338,104 +329,15 @@ class Meter:
                 raise BudgetExceeded(deadline.refusal, getattr(error.__cause__, "completions", ())) from None
             raise
 
-    def _seconds(self) -> float:
-        timed = [(m._started + m.budget.seconds, m.budget.seconds) for m in self._chain if m.budget.seconds is not None]
-        return min(timed)[1]
+    def _late(self) -> str:
+        timed = [(m._started + m.budget.seconds, m) for m in self._chain if m.budget.seconds is not None]
+        tightest = min(timed, key=lambda pair: pair[0])[1]
+        before = f" ({tightest._passed:.3g} before it was continued)" if tightest._passed else ""
+        return f"the budget of {tightest.budget.seconds:g} seconds is used up{before}"
 
-    async def _generate(
-        self,
-        engine: Engine,
-        request: Request,
-        prices: Prices | None,
-        deadline: Deadline | None,
-        minimum: int,
-        answer: int,
-        final: bool,
-        on_delta: Callable[[Delta], None] | None,
-    ) -> tuple[Completion, ...]:
-        reservation, outer, asked = None, False, request.params.max_tokens
-        if self._limits:
-            params = request.params
-            reservation = await self.reserve(
-                engine.count_tokens(request.prompt),
-                params.max_tokens,
-                request.n,
-                minimum=minimum,
-                answer=answer,
-                prefix=None if isinstance(request.prefix, str) and request.prefix else len(request.prefix),
-                final=final,
-                engine=engine,
-            )
-            outer = self._narrowest is not self._ledger
-            if reservation.max_tokens < params.max_tokens:
-                request = clamp(request, reservation.max_tokens)
-            if reservation.n < request.n:
-                request = dataclasses.replace(request, n=reservation.n)
-            if reservation.deadline is not None and deadline is not None and prices is not None:
-                deadline.tighten(
-                    reservation.deadline - self._clock(),
-                    f"the budget in dollars is used up by the time of {engine.info.name} at "
-                    f"${prices.per_hour:g} per hour",
-                )
-        call = _Running(self, engine, request, prices, reservation)
-        try:
-            if on_delta is None:
-                completions = await engine.generate(request)
-            else:
-                completions = await streamed(engine, request, on_delta)
-        except BaseException as error:
-            call.book(spent(error))
-            raise
-        call.book(completions[0].spend if len(completions) == 1 else sum((c.spend for c in completions), Spend()))
-        given = request.params.max_tokens
-        if given < asked and any(c.finish_reason is FinishReason.LENGTH for c in completions):
-            self.outer = self.outer or outer
-            self.shortened = self.shortened or (
-                f"a response was cut off at {given} of {asked} tokens: the budget had room for no more"
-            )
-        return completions
-
-
-class _Running:
-    """A call that was sent, until it is booked."""
-
-    def __init__(
-        self, meter: Meter, engine: Engine, request: Request, prices: Prices | None, reservation: Reservation | None
-    ) -> None:
-        self._meter, self._engine, self._request = meter, engine, request
-        self._prices, self._reservation = prices, reservation
-        self._machine: MachineTime | None = None
-        if prices is not None and prices.per_hour:
-            self._machine = meter._machines.setdefault(id(engine), MachineTime())
-            self._begun = self._machine.begin(request.n, meter._clock())
-
-    @property
-    def prompt_tokens(self) -> int:
-        if self._reservation is not None:
-            return self._reservation.prompt_tokens
-        # The engine may be what failed; its error must come through.
-        with contextlib.suppress(Exception):
-            return self._engine.count_tokens(self._request.prompt)
-        return 0
-
-    def book(self, spend: Spend | None) -> None:
-        """Book what it cost; None is its worst case. Time of a machine that its engine does not tell is its share."""
-        n, prices, reservation = self._request.n, self._prices, self._reservation
-        seconds = 0.0
-        if self._machine is not None:
-            seconds = n * self._machine.end(n, self._begun, self._meter._clock())
-            if self._machine.idle:
-                self._meter._machines.pop(id(self._engine), None)
-        if spend is None:
-            tokens = self._request.params.max_tokens
-            spend = Spend(prompt_tokens=n * self.prompt_tokens, sampled_tokens=n * tokens, device_seconds=seconds)
-            if prices is not None and reservation is not None:
-                spend = dataclasses.replace(spend, dollars=reservation.dollars + seconds * prices.per_second)
-        elif not spend.device_seconds and seconds:
-            spend = dataclasses.replace(spend, device_seconds=seconds)
-        if prices is not None and not spend.dollars:
-            spend = dataclasses.replace(spend, dollars=prices.dollars(spend))
-        if reservation is None:
-            self._meter.add(spend)
-        else:
-            reservation.settle(spend)
+    def cut_short(self, given: int, asked: int, ledger: Ledger) -> None:
+        """Note that a response ended for want of budget, in the ledger that decided on its length."""
+        self.outer = self.outer or ledger is not self._ledger
+        said = f"a response was cut off at {given} of {asked} tokens: {ledger.name} had room for no more"
+        for meter in self._chain:
+            meter.shortened = meter.shortened or said

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from ponder.errors import BudgetExceeded, CallCancelled, Unsupported, UserError
+from ponder.errors import BudgetExceeded, CallCancelled, PonderError, Unsupported, UserError
 from ponder.protocols import (
     Answers,
     Ask,
@@ -56,7 +56,7 @@ async def solve(
     (default: as they are written). `others` are further engines that the strategy may ask for by name. `on_delta` gets
     the pieces of the leading response as they are sampled: the first sample of the first call, then of the next one to
     start, one at a time; an empty piece ends a response that was cut off. `journal` is written as answers come and, if
-    it holds some already, continued from there.
+    it holds some already, continued from there; what it spent, and the seconds that it ran, count against `budget`.
 
     What fails is told to the search, which goes on with what it has: the outcome then stops with `BUDGET` or
     `FAILED`, with the best so far and the reason. `prices` are those of all engines, or a list by the models' names
@@ -74,7 +74,7 @@ async def solve(
         {name: (e.info, e.capabilities) for name, e in engines.items() if name},
     )
     search = strategy.start(problem, context)
-    meter = Meter(budget, prices=prices, parent=parent)
+    meter = Meter(budget, prices=prices, parent=parent, passed=0.0 if journal is None else journal.seconds)
     meter.expect(*engines.values())
     calls = _Calls(problem, engines, meter, checker, scorer, answers or TextAnswers(), on_delta)
     tasks: dict[int, asyncio.Task[None]] = {}
@@ -131,17 +131,25 @@ async def solve(
         await calls.release()
         meter.keep(0, 0)
         if journal is not None:
-            journal.spend = meter.spend
+            journal.spend, journal.seconds = meter.spend, meter.elapsed
     while not told.empty():
         search.tell(*told.get_nowait())
     for ask_id, error in cut:
         search.tell(ask_id, error)
-    outcome = search.outcome(meter.spend, calls.stop)
-    reasons = [outcome.reason, calls.reason]
-    if outcome.stop is StopReason.FINISHED and meter.shortened:
-        outcome = dataclasses.replace(outcome, stop=StopReason.BUDGET)
-        reasons.append(meter.shortened)
-    return dataclasses.replace(outcome, reason="; ".join(filter(None, reasons)), outer=meter.outer)
+    return _explained(search.outcome(meter.spend, calls.stop), calls.reason, meter)
+
+
+def _explained(outcome: Outcome, failure: str, meter: Meter) -> Outcome:
+    """The outcome with what went wrong in its reason; first, where that is why there is no answer."""
+    cut = bool(meter.shortened) and outcome.stop is StopReason.FINISHED
+    stop = StopReason.BUDGET if cut else outcome.stop
+    if outcome.response.answer is not None:
+        reasons = [outcome.reason, failure, meter.shortened if cut else ""]
+    elif outcome.trace.nodes:
+        reasons = [meter.shortened if stop is StopReason.BUDGET else "", failure, outcome.reason]
+    else:
+        reasons = [failure or outcome.reason]
+    return dataclasses.replace(outcome, stop=stop, reason="; ".join(filter(None, reasons)), outer=meter.outer)
 
 
 async def _cancel(tasks: Mapping[int, asyncio.Task[None]]) -> list[tuple[int, CallCancelled]]:
@@ -303,4 +311,4 @@ class _Leader:
 
 
 def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}".rstrip(": ")
+    return str(error) if isinstance(error, PonderError) else f"{type(error).__name__}: {error}".rstrip(": ")

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from ponder.errors import UserError, nearest
+from ponder.types import Spend
 
 if TYPE_CHECKING:
     from ponder.engines.openai.engine import OpenAIEngine
@@ -70,10 +72,15 @@ class OpenAI:
     """Sent with each call if not empty: low, medium, high or what the endpoint knows."""
     thinking_parameter: str = ""
     """Field of the body that bounds a thought in tokens, dots for nesting; empty: the probe looks for one."""
+    limit_field: Literal["", "max_tokens", "max_completion_tokens"] = ""
+    """Field of the body that bounds a response; empty: the probe finds it, max_tokens without it."""
+    usage: Literal["", "running", "final", "none"] = ""
+    """How it counts tokens: with each piece, at the end, not at all (then they are booked at a bound); empty: the probe
+    finds it, final without it."""
     body: dict[str, Any] = field(default_factory=dict)
     """Further fields of each request's body."""
     probe: bool = True
-    """Find out what the endpoint can do, by a few short calls when it is first opened."""
+    """Find out what it can do by a few short calls when it is first opened, a quarter of a budget at most."""
     capabilities: tuple[str, ...] = ()
     """Without the probe: what the endpoint can do, of n, logprobs, seed, prefix, thinking."""
 
@@ -126,17 +133,37 @@ class OpenAI:
         From asynchronous code use `open_async`. Raises `MissingExtra` without the client, `UserError` for what the
         endpoint refuses, `EndpointFailed` if it does not answer.
         """
+        return self.open_within(model)
+
+    def open_within(
+        self,
+        model: str,
+        tokens: int | None = None,
+        seconds: float | None = None,
+        known: Mapping[str, Any] | None = None,
+    ) -> OpenAIEngine:
+        """`open` under a budget of which so many tokens and seconds are left; see `probe.findings`.
+
+        `known` is that of an earlier engine for this endpoint and model (`OpenAIEngine.known`): it is taken as it is.
+        """
         from ponder import sync
 
-        return sync.run(self.open_async(model))
+        return sync.run(self.open_async(model, tokens, seconds, known))
 
-    async def open_async(self, model: str) -> OpenAIEngine:
-        """`open` for asynchronous code."""
+    async def open_async(
+        self,
+        model: str,
+        tokens: int | None = None,
+        seconds: float | None = None,
+        known: Mapping[str, Any] | None = None,
+    ) -> OpenAIEngine:
+        """`open_within` for asynchronous code."""
         from ponder.engines.openai.engine import OpenAIEngine
+        from ponder.engines.openai.findings import recalled
         from ponder.engines.openai.probe import declared, findings
 
         engine = OpenAIEngine(self, model, declared(self))
         if self.probe:
-            found, spend = await findings(engine)
-            engine.take(found, spend)
+            before = recalled(self.url, known)
+            engine.take(*((before, Spend()) if before else await findings(engine, tokens, seconds)))
         return engine

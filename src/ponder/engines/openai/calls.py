@@ -20,15 +20,16 @@ from ponder.types import Completion, Delta, FinishReason, Request, Spend
 if TYPE_CHECKING:
     from ponder.engines.openai.engine import OpenAIEngine
 
-LEAST = 16
-"""Fewest tokens of a response that a retry is worth, unless fewer were asked for."""
+LEAST = 0.5
+"""Of the length that was asked for: a retry that could be shorter than that would often be cut off."""
 
 
 class Call:
     """A request on its way. `run` gives its deltas; each sample's last one has its completion.
 
     The caller holds n × (prompt + max_tokens) for it. All attempts together stay within that: what a failed one may
-    have cost is taken from the next.
+    have cost is taken from the next. Where nothing is left for another, the failure says how many attempts there may
+    still be, and the meter reserves anew.
     """
 
     def __init__(self, engine: OpenAIEngine, request: Request) -> None:
@@ -63,7 +64,7 @@ class Call:
                 async with contextlib.aclosing(self._attempt(received, limit)) as deltas:
                     async for delta in deltas:
                         yield delta
-                for i, completion in enumerate(self._completions(received)):
+                for i, completion in enumerate(self._completions(received, limit)):
                     yield Delta(i, self._unshown(i, completion.text), (), completion)
                 return
             except asyncio.CancelledError as error:
@@ -105,15 +106,17 @@ class Call:
             error: Exception = faults.refuse(options.url, fault)
             error.spend, error.completions = self.wasted, ()  # type: ignore[attr-defined]
             return error
+        more, wait = 0, fault.wait if fault.wait is not None else options.backoff
         if fault.retry and attempt < options.retries and (fault.wait or 0.0) <= options.max_wait:
-            if self._still() >= min(LEAST, self.longest):
+            if self._still() >= LEAST * self.longest:
                 return None
+            more = options.retries - attempt
             why = f"; what was reserved ({self.room} tokens) has no room for a retry"
         elif fault.retry and (fault.wait or 0.0) > options.max_wait:
             why = f"; it asks to wait {fault.wait:g} s, and max_wait is {options.max_wait:g} s"
         else:
             why = f", {attempt + 1} times in a row" if attempt else ""
-        return EndpointFailed(f"{options.url} failed: {fault.sentence}{why}", self.wasted, completions)
+        return EndpointFailed(f"{options.url} failed: {fault.sentence}{why}", self.wasted, completions, more, wait)
 
     def _still(self) -> int:
         """Tokens of each response that the next attempt may ask for."""
@@ -174,8 +177,8 @@ class Call:
 
     # What it cost -------------------------------------------------------------------------------------------------
 
-    def _completions(self, received: Received) -> list[Completion]:
-        """The samples of a stream that came to its end."""
+    def _completions(self, received: Received, limit: int) -> list[Completion]:
+        """The samples of a stream that came to its end; each could have `limit` tokens."""
         engine, request, counter = self.engine, self.request, self.counter
         samples, total = received.samples, received.completion_tokens
         if total is None or received.prompt_tokens is None:
@@ -184,8 +187,7 @@ class Call:
                 + ("counted with the tokenizer" if counter.exact else "booked at an upper bound, their bytes")
             )
         if total is None:
-            tokens = [self._seen(s) for s in samples]
-            bounds = tokens
+            bounds = tokens = [min(limit, self._seen(s)) for s in samples]
         elif all(s.running is not None for s in samples) and sum(s.running or 0 for s in samples) == total:
             tokens = bounds = [s.running or 0 for s in samples]
         else:

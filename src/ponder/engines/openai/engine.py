@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ponder.engines.openai.calls import Call
-from ponder.engines.openai.findings import Findings
+from ponder.engines.openai.findings import Findings, written
 from ponder.engines.openai.gate import CLOSED, Gate
 from ponder.engines.openai.tokens import Counter
 from ponder.errors import EngineClosed, MissingExtra, Unsupported, UserError
@@ -76,6 +76,11 @@ class OpenAIEngine:
         self.opening += spend
         context = self.options.context or findings.context or UNKNOWN_CONTEXT
         self.info = ModelInfo(self.model, context, thought=self.thought, chat=True)
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What the probe found, as plain values: with it another process need not ask again (`OpenAI.open_within`)."""
+        return written(self.options.url, self.findings) if self.options.probe else {}
 
     def lane(self) -> Lane:
         """Client and gate of the running loop. The client retries nothing: retries are within what was reserved."""

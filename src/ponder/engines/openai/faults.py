@@ -23,13 +23,23 @@ _REFUSALS = ("invalid_request_error", "BadRequestError")
 class EndpointFailed(PonderError):
     """An endpoint did not do what it was asked, as often as it was tried.
 
-    `spend` is what all attempts cost, `completions` what the last one brought before it broke off.
+    `spend` is what all attempts cost, `completions` what the last one brought before it broke off. Where only the room
+    of its reservation was used up, `attempts_left` is how often it may be tried with another one, after `wait` seconds.
     """
 
-    def __init__(self, message: str, spend: Spend = Spend(), completions: tuple[Completion, ...] = ()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        message: str,
+        spend: Spend = Spend(),  # noqa: B008  (frozen)
+        completions: tuple[Completion, ...] = (),
+        attempts_left: int = 0,
+        wait: float = 0.0,
+    ) -> None:
         super().__init__(message)
         self.spend = spend
         self.completions = completions
+        self.attempts_left = attempts_left
+        self.wait = wait
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from ponder.types import Capabilities
+import msgspec
+
+from ponder.types import Capabilities, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,10 @@ class Findings:
     """It thinks where nobody sees it: what a cut stream has cost is not known."""
     markers: tuple[tuple[str, int], ...] = ()
     """Tokens of the thought markers as the endpoint counts them."""
+    unasked: tuple[str, ...] = ()
+    """Capabilities that a budget left no room to find out; they are taken as absent."""
+    why: str = ""
+    """What the first of them would have cost, and what was left."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -41,3 +49,23 @@ class Findings:
             prefix=bool(self.prefix),
             thinking=bool(self.thinking),
         )
+
+
+def written(url: str, findings: Findings) -> dict[str, Any]:
+    """Plain values for `recalled`, in another process."""
+    return {"endpoint": _name(url), "findings": to_json(findings)}
+
+
+def recalled(url: str, values: Mapping[str, Any] | None) -> Findings | None:
+    """What `written` made of the findings; None if they are of another endpoint or cannot be read."""
+    if not values or values.get("endpoint") != _name(url):
+        return None
+    try:
+        return msgspec.convert(values.get("findings"), Findings)
+    except msgspec.ValidationError:
+        return None
+
+
+def _name(url: str) -> str:
+    # The address itself may hold a secret.
+    return hashlib.blake2b(url.encode(), digest_size=8).hexdigest()

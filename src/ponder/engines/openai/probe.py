@@ -2,6 +2,7 @@
 
 An endpoint may refuse a field, take it, or take it and ignore it. So what counts is the effect: two samples came, the
 same seed gave the same digits twice, a word that was cut in the middle was finished, a thought ended where it was told.
+What that may cost is bounded by the budget of whoever opens the engine, see `findings`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
-from ponder.engines.openai import faults
 from ponder.engines.openai.faults import EndpointFailed
 from ponder.engines.openai.findings import Findings
-from ponder.engines.openai.wire import Malformed, Received, Sample, body
+from ponder.engines.openai.probe_calls import NoRoom, ProbeCalls
+from ponder.engines.openai.wire import Received, Sample
 from ponder.errors import UserError
 from ponder.types import Message, Request, SamplingParams, Spend, Thinking
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 THINKING = ("thinking_token_budget", "thinking_budget", "chat_template_kwargs.thinking_budget", "reasoning.max_tokens")
 """Fields that bound a thought: vLLM; DashScope and others; templates that know one; OpenRouter."""
+SHARE = 4
+"""The probe takes at most one part in so many of what is left of a budget."""
 _DIGITS = "Say a random number of eight digits."
 _WEEK = (Message("user", "Write the days of the week, beginning with Monday."),)
 _CUT, _REST = "Monday, Tuesday, Wednes", "day"
@@ -51,11 +56,26 @@ def declared(options: OpenAI) -> Findings:
         seed="seed" in can,
         prefix="flags" if "prefix" in can else "",
         thinking=options.thinking_parameter if "thinking" in can else "",
+        **_stated(options),
     )
 
 
-async def findings(engine: OpenAIEngine) -> tuple[Findings, Spend]:
+def _stated(options: OpenAI) -> dict[str, Any]:
+    """Fields of the findings that the options give, with the probe and without."""
+    return {name: value for name in ("limit_field", "usage") if (value := getattr(options, name))}
+
+
+async def findings(
+    engine: OpenAIEngine, tokens: int | None = None, seconds: float | None = None
+) -> tuple[Findings, Spend]:
     """What the endpoint can do, and what it has cost to find out: nothing for all who ask after the first.
+
+    `tokens` and `seconds` are what is left of the tightest budget. The probe takes a quarter of it at most, each call
+    at its worst case before it is sent. A call that does not fit is not sent: what it would have shown is taken as
+    absent, and that is said with the numbers and the mend. Who sets a small budget wants an answer for it. To refuse
+    the question because finding out what else the endpoint can do costs more would be as surprising as to spend the
+    budget before the question is asked. A search that cannot do without what was taken as absent is refused by its
+    strategy, so nothing runs differently in silence.
 
     Warns of each capability that it lacks. Raises `UserError`, `EndpointFailed`.
     """
@@ -68,7 +88,7 @@ async def findings(engine: OpenAIEngine) -> tuple[Findings, Spend]:
     if not first:
         found, spend = await asyncio.shield(asyncio.wrap_future(future)), Spend()
     else:
-        probe = _Probe(engine)
+        probe, began = _Probe(engine, tokens, seconds), time.perf_counter()
         try:
             found = await probe.run()
         except BaseException as error:
@@ -79,10 +99,20 @@ async def findings(engine: OpenAIEngine) -> tuple[Findings, Spend]:
             with contextlib.suppress(Exception):
                 future.exception()
             raise
+        if found.unasked:
+            # Whoever has more to spend may ask for the rest.
+            with _lock:
+                _known.pop(key, None)
         future.set_result(found)
-        spend = probe.spend
+        spend = probe.calls.spend + Spend(seconds=time.perf_counter() - began)
+    if found.unasked:
+        engine.say_once(
+            f"the budget is too small to find out whether it can do {', '.join(found.unasked)} ({found.why}), so that "
+            "is taken as absent: give a larger budget, or say what it can do with the engine's options probe=false and "
+            "capabilities"
+        )
     for name, sentence in _LOST.items():
-        if not getattr(found, name):
+        if not getattr(found, name) and name not in found.unasked:
             engine.say_once(f"it {sentence}")
     return found, spend
 
@@ -94,84 +124,130 @@ def forget() -> None:
 
 
 class _Probe:
-    def __init__(self, engine: OpenAIEngine) -> None:
+    def __init__(self, engine: OpenAIEngine, tokens: int | None, seconds: float | None) -> None:
         self.engine = engine
-        self.spend = Spend()
+        self.calls = ProbeCalls(engine, None if tokens is None else tokens // SHARE)
+        self.seconds = None if seconds is None else seconds / SHARE
+        self.found = declared(engine.options)
+        """What is certain so far."""
+        self.unasked = list(_LOST)
+        """Capabilities that nothing is known of yet."""
+        self.why = ""
 
     async def run(self) -> Findings:
-        everything = Findings(n=True, logprobs=True, seed=True, usage="running", cuts=True)
-        found, first = everything, await self._digits(everything)
-        if isinstance(first, str):
-            found, first = await self._one_by_one(everything, first)
-        found = dataclasses.replace(
+        """Find out what there is room and time for. Raises `UserError`, `EndpointFailed`."""
+        timeout = asyncio.timeout(self.seconds)
+        try:
+            if self.seconds == 0:
+                raise NoRoom("no seconds are left")
+            async with timeout:
+                await self._look()
+        except NoRoom as error:
+            self.why = str(error)
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            self.why = f"the {self.seconds:.3g} seconds that the budget leaves the probe are used up"
+        return dataclasses.replace(self.found, unasked=tuple(self.unasked), why=self.why if self.unasked else "")
+
+    async def _look(self) -> None:
+        found, first, tried = await self._simplest()
+        self.found = dataclasses.replace(
             found,
             n=found.n and len(first.samples) > 1 and bool(first.samples[1].finish),
             logprobs=found.logprobs and any(s.logprobs for s in first.samples),
+            seed=False,
             template_tokens=self._template(first),
-            context=await self._context(),
             hidden=bool(first.reasoning_tokens) and not any(self._thinks(s) for s in first.samples),
         )
-        if found.seed:
-            again = await self._digits(found)
-            found = dataclasses.replace(found, seed=not isinstance(again, str) and _same(first, again))
-        found = await self._prefix(found)
-        return await self._thinking(found, first)
+        # The bounds of what follows are closer with it.
+        self.engine.counter.template_tokens = self.engine.options.template_tokens or self.found.template_tokens
+        self._know(*(name for name in tried if name != "seed" or not found.seed))
+        self.found = dataclasses.replace(self.found, context=await self._context())
+        steps = {"seed": self._seed, "prefix": self._prefix, "thinking": self._thinking}
+        for name in [name for name in steps if name in self.unasked and (name != "seed" or found.seed)]:
+            try:
+                self.found = await steps[name](first)
+                self._know(name)
+            except NoRoom as error:
+                self.why = self.why or str(error)
+        if self.found.prefix:
+            with contextlib.suppress(NoRoom):
+                self.found = dataclasses.replace(self.found, markers=await self._markers())
+
+    def _know(self, *names: str) -> None:
+        self.unasked = [name for name in self.unasked if name not in names]
 
     # Calls --------------------------------------------------------------------------------------------------------
 
     async def _digits(self, found: Findings) -> Received | str:
         params = SamplingParams(_SHORT, seed=1)
-        return await self._ask(found, Request(_DIGITS, params, n=2 if found.n else 1))
+        return await self.calls.ask(found, Request(_DIGITS, params, n=2 if found.n else 1))
 
-    async def _one_by_one(self, everything: Findings, refusal: str) -> tuple[Findings, Received]:
-        """Which fields it refuses."""
-        found = Findings()
-        first: Received | str = refusal
-        for limit in ("max_tokens", "max_completion_tokens"):
-            for usage in ("final", "none"):
-                found = Findings(limit_field=limit, usage=usage)
-                first = await self._digits(found)
-                if isinstance(first, Received):
-                    break
+    async def _simplest(self) -> tuple[Findings, Received, set[str]]:
+        """Fields that it takes, all together or one by one, what it answered, and which of them were tried."""
+        stated = _stated(self.engine.options)
+        everything = Findings(n=True, logprobs=True, seed=True, cuts=True, **{"usage": "running", **stated})
+        first = await self._digits(everything)
+        if isinstance(first, Received):
+            return everything, first, {"n", "logprobs", "seed"}
+        found, refusal = Findings(), first
+        ways = itertools.product(("max_tokens", "max_completion_tokens"), ("final", "none"))
+        # Fields that the options give are the same each way.
+        for found in dict.fromkeys(
+            Findings(**{"limit_field": limit, "usage": usage, **stated}) for limit, usage in ways
+        ):
+            first = await self._digits(found)
             if isinstance(first, Received):
                 break
+            refusal = first
         if isinstance(first, str):
-            raise UserError(f"{self.engine.options.url} refuses the simplest request: {first}")
+            raise UserError(f"{self.engine.options.url} refuses the simplest request: {refusal}")
+        tried: set[str] = set()
         for name in ("n", "logprobs", "seed", "cuts", "usage"):
-            if name == "usage" and found.usage == "none":
+            if name == "usage" and found.usage in ("none", everything.usage):
                 continue
             more = dataclasses.replace(found, **{name: getattr(everything, name)})
-            answer = await self._digits(more)
+            try:
+                answer = await self._digits(more)
+            except NoRoom as error:
+                self.why = self.why or str(error)
+                continue
+            tried.add(name)
             if isinstance(answer, Received):
                 found, first = more, answer
-        return found, first
+        return found, first, tried
 
-    async def _prefix(self, found: Findings) -> Findings:
+    async def _seed(self, first: Received) -> Findings:
+        found = dataclasses.replace(self.found, seed=True)
+        again = await self._digits(found)
+        return dataclasses.replace(found, seed=not isinstance(again, str) and _same(first, again))
+
+    async def _prefix(self, first: Received) -> Findings:
         params = SamplingParams(4, temperature=0.0)
         for way in ("flags", "plain"):
-            found = dataclasses.replace(found, prefix=way)
+            found = dataclasses.replace(self.found, prefix=way)
             if way == "flags" and await self._knows_flags(found):
-                break
-            answer = await self._ask(found, Request(_WEEK, params, prefix=_CUT))
+                return found
+            answer = await self.calls.ask(found, Request(_WEEK, params, prefix=_CUT))
             if isinstance(answer, Received) and answer.samples[0].raw.startswith(_REST):
-                break
-        else:
-            return dataclasses.replace(found, prefix="")
-        return dataclasses.replace(found, markers=await self._markers(found))
+                return found
+        return self.found
 
     async def _knows_flags(self, found: Findings) -> bool:
         """vLLM refuses both flags at once, and says so; whoever does not know them has nothing to say."""
         both = {"add_generation_prompt": True}
-        answer = await self._ask(found, Request(_WEEK, SamplingParams(1), prefix=_CUT), both)
+        answer = await self.calls.ask(found, Request(_WEEK, SamplingParams(1), prefix=_CUT), both)
         return isinstance(answer, str) and "both" in answer and "continue_final_message" in answer
 
-    async def _markers(self, found: Findings) -> tuple[tuple[str, int], ...]:
+    async def _markers(self) -> tuple[tuple[str, int], ...]:
         form = self.engine.thought
         if form is None or self.engine.counter.exact:
             return ()
         counts = {}
         for text in ("", form.open, form.close):
-            answer = await self._ask(found, Request(_WEEK, SamplingParams(1, temperature=0.0), prefix=_CUT + text))
+            request = Request(_WEEK, SamplingParams(1, temperature=0.0), prefix=_CUT + text)
+            answer = await self.calls.ask(self.found, request)
             if isinstance(answer, str) or answer.prompt_tokens is None:
                 return ()
             counts[text] = answer.prompt_tokens
@@ -179,22 +255,22 @@ class _Probe:
         # A template that takes thoughts out of a conversation makes it no longer.
         return tuple((text, n - base) for text, n in counts.items() if n > base)
 
-    async def _thinking(self, found: Findings, first: Received) -> Findings:
+    async def _thinking(self, first: Received) -> Findings:
         given = self.engine.options.thinking_parameter
         form = self.engine.thought
         # Only a thought that is still open shows whether a bound ends it.
         thinks = form is not None and any(self._thinks(s) and form.close not in s.text for s in first.samples)
         for name in (given,) if given else THINKING if thinks else ():
-            candidate = dataclasses.replace(found, thinking=name)
+            candidate = dataclasses.replace(self.found, thinking=name)
             params = SamplingParams(6 * _SHORT, seed=1, thinking=Thinking(_SHORT // 2))
-            answer = await self._ask(candidate, Request(_DIGITS, params))
+            answer = await self.calls.ask(candidate, Request(_DIGITS, params))
             if isinstance(answer, Received) and form is not None:
                 sample = answer.samples[0]
                 thought, closed, _ = sample.text.partition(form.close)
                 tokens = answer.reasoning_tokens or self.engine.counter.text(thought.removeprefix(form.open))
                 if closed and (tokens < _SHORT or bool(given)):
                     return candidate
-        return found
+        return self.found
 
     def _thinks(self, sample: Sample) -> bool:
         form = self.engine.thought
@@ -218,65 +294,6 @@ class _Probe:
             return Findings().template_tokens
         counter = self.engine.counter
         return max(0, first.prompt_tokens - (counter.text(_DIGITS) - 1 if counter.exact else 1))
-
-    async def _ask(self, found: Findings, request: Request, more: dict[str, Any] | None = None) -> Received | str:
-        """What comes, or what the endpoint says where it refuses. Raises what no other request would mend."""
-        from openai import AsyncStream
-
-        engine, options = self.engine, self.engine.options
-        lane = engine.lane()
-        assert isinstance(request.prefix, str)
-        fields = body(
-            request,
-            engine.model,
-            found,
-            request.params.max_tokens,
-            {**options.body, **(more or {})},
-            options.reasoning_effort,
-        )
-        for attempt in range(options.retries + 1):
-            received = Received(request.n, engine.thought, request.prefix)
-            entered = await lane.gate.enter()
-            try:
-                stream: Any = await lane.client.post(
-                    "/chat/completions", cast_to=object, body=fields, stream=True, stream_cls=AsyncStream[object]
-                )
-                try:
-                    async for chunk in stream:
-                        received.feed(chunk)
-                finally:
-                    await stream.close()
-                if not received.samples[0].finish:
-                    raise Malformed("the stream ended before the response did")
-                self._book(request, received)
-                return received
-            except Exception as error:
-                fault = faults.read(error, options.api_key_env, engine.key)
-                if fault.worked:
-                    self._book(request, received)
-                if fault.refusal and getattr(error, "status_code", 400) in (401, 403, 404):
-                    raise faults.refuse(options.url, fault) from None
-                if fault.refusal:
-                    return fault.sentence
-                wait = fault.wait if fault.wait is not None else options.backoff * 2**attempt
-                if not fault.retry or attempt == options.retries or wait > options.max_wait:
-                    raise EndpointFailed(f"{options.url} failed: {fault.sentence}", self.spend) from None
-                if fault.busy:
-                    lane.gate.slow_down(entered, wait)
-            finally:
-                lane.gate.leave()
-            await asyncio.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
-
-    def _book(self, request: Request, received: Received) -> None:
-        counter, total = self.engine.counter, received.completion_tokens
-        prompt = received.prompt_tokens
-        if prompt is None:
-            prompt = self.engine.count_tokens(request.prompt) + counter.text(str(request.prefix))
-        if total is None:
-            total = sum(counter.text(s.raw) + bool(s.finish) for s in received.samples)
-        cached = received.cached_tokens
-        self.spend += Spend(prompt_tokens=prompt - cached, cached_tokens=cached, sampled_tokens=total)
 
 
 def _same(a: Received, b: Received) -> bool:

@@ -1,0 +1,85 @@
+"""What `ponder solve` says of a search: why it stopped, what it cost, and why there is no answer, with the mend."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ponder.cli._budget import UNITS
+from ponder.cli._common import rate, spend_text
+from ponder.runs.progress import quantity
+from ponder.runs.text import visible
+
+if TYPE_CHECKING:
+    from ponder.cli.solve import SolveConfig
+    from ponder.types import Outcome, Spend, Verdict
+
+
+def limits(config: SolveConfig) -> list[str]:
+    """The flags that limit the search."""
+    return [f"--budget-{unit}" for unit in UNITS if getattr(config, f"budget_{unit}") is not None]
+
+
+def why(outcome: Outcome, thinks: bool, config: SolveConfig, *, cut: bool) -> str:
+    """Why there is no answer, what decided first, and the mend; `cut` if a budget cut a response off."""
+    from ponder.types import FinishReason, StopReason
+
+    lengths = [n.completion for n in outcome.trace.nodes if n.completion.finish_reason is FinishReason.LENGTH]
+    tokens = max((c.spend.response_tokens for c in lengths), default=0)
+    force = ", or let the thought be closed by force with --thought-tokens" if thinks else ""
+    if outcome.stop is StopReason.BUDGET:
+        more, nothing = " or ".join(limits(config)), "" if outcome.spend.tokens else "nothing was sent: "
+        if lengths and not cut:
+            said = f"the response was cut off at {tokens} tokens, and then {outcome.reason}"
+            return f"{said}; give more with --max-tokens and {more}{force}"
+        return f"{outcome.reason}; {nothing}give more with {more}"
+    if outcome.stop is StopReason.FAILED and outcome.reason:
+        return outcome.reason
+    if lengths:
+        return f"the response was cut off at {tokens} tokens; give more with --max-tokens{force}"
+    if outcome.reason:
+        return outcome.reason
+    if outcome.response.answer is not None:
+        return "the response is empty; try another --seed"
+    return "the thought never closed; try another --seed or --thought-tokens"
+
+
+def status(outcome: Outcome, verdict: Verdict | None, seconds: float, paid: Spend) -> list[str]:
+    """Why the search stopped, how sure it is, the judge's word, and what it cost."""
+    parts = [outcome.stop.value + (f": {visible(outcome.reason, 500)}" if outcome.reason else "")]
+    if outcome.confidence is not None:
+        parts.append(f"confidence {outcome.confidence:.0%}")
+    count = len(outcome.trace.nodes)
+    parts.append(f"{count} response{'s' * (count != 1)}")
+    lines = [" · ".join(parts)]
+    if verdict is not None:
+        lines.append(f"judge: {verdict.kind.value}, {visible(verdict.reason, 500)}")
+    found_out = f", {quantity(paid.tokens)} of the tokens to find out what the model can do" if paid.tokens else ""
+    return [*lines, spend_text(outcome.spend, seconds) + found_out]
+
+
+def as_json(
+    question: str, config: SolveConfig, outcome: Outcome, verdict: Verdict | None, seconds: float, paid: Spend
+) -> dict[str, Any]:
+    """What `--json` prints; `opening` is the part of the spend that opening the engines has cost."""
+    from ponder.types import to_json
+
+    chosen = next((n for n in outcome.trace.nodes if n.id == outcome.chosen), None)
+    return {
+        "question": question,
+        "model": config.model,
+        "engine": config.engine,
+        "seed": config.seed,
+        "answer": outcome.response.answer,
+        "thought": outcome.response.thought,
+        "text": outcome.response.text,
+        "confidence": outcome.confidence,
+        "finish_reason": None if chosen is None else chosen.completion.finish_reason.value,
+        "stop": outcome.stop.value,
+        "reason": outcome.reason,
+        "verdict": to_json(verdict),
+        "responses": len(outcome.trace.nodes),
+        "spend": to_json(outcome.spend),
+        "opening": to_json(paid),
+        "seconds": seconds,
+        "tokens_per_second": rate(outcome.spend, seconds),
+    }

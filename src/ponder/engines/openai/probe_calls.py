@@ -1,0 +1,107 @@
+"""The probe's calls: each one's worst case is held against what the probe may spend before it is sent."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from ponder.engines.openai import faults
+from ponder.engines.openai.faults import EndpointFailed
+from ponder.engines.openai.findings import Findings
+from ponder.engines.openai.wire import Malformed, Received, body
+from ponder.types import Request, Spend
+
+if TYPE_CHECKING:
+    from ponder.engines.openai.engine import OpenAIEngine
+
+
+class NoRoom(Exception):
+    """A call of the probe may cost more than what is left for it; it was not sent."""
+
+
+class ProbeCalls:
+    """Asks the endpoint, and books what each call has cost: one that broke off at its worst case."""
+
+    def __init__(self, engine: OpenAIEngine, tokens: int | None = None) -> None:
+        """`tokens` is the most that all calls together may cost, prompt and response; None is no limit."""
+        self.engine = engine
+        self.tokens = tokens
+        self.spend = Spend()
+
+    def worst(self, request: Request) -> Spend:
+        """What a call costs at most; an endpoint may count the prompt for each sample."""
+        prompt = self.engine.count_tokens(request.prompt) + self.engine.counter.text(str(request.prefix))
+        return Spend(prompt_tokens=request.n * prompt, sampled_tokens=request.n * request.params.max_tokens)
+
+    async def ask(self, found: Findings, request: Request, more: dict[str, Any] | None = None) -> Received | str:
+        """What comes, or what the endpoint says where it refuses.
+
+        Raises `NoRoom`, and what no other request would mend.
+        """
+        from openai import AsyncStream
+
+        engine, options = self.engine, self.engine.options
+        lane = engine.lane()
+        assert isinstance(request.prefix, str)
+        fields = body(
+            request,
+            engine.model,
+            found,
+            request.params.max_tokens,
+            {**options.body, **(more or {})},
+            options.reasoning_effort,
+        )
+        for attempt in range(options.retries + 1):
+            worst = self.worst(request)
+            if self.tokens is not None and self.spend.tokens + worst.tokens > self.tokens:
+                raise NoRoom(
+                    f"a call may take {worst.tokens} tokens, and {self.tokens - self.spend.tokens} of the "
+                    f"{self.tokens} that the budget leaves the probe are left"
+                )
+            received = Received(request.n, engine.thought, request.prefix)
+            entered = await lane.gate.enter()
+            try:
+                stream: Any = await lane.client.post(
+                    "/chat/completions", cast_to=object, body=fields, stream=True, stream_cls=AsyncStream[object]
+                )
+                try:
+                    async for chunk in stream:
+                        received.feed(chunk)
+                finally:
+                    await stream.close()
+                if not received.samples[0].finish:
+                    raise Malformed("the stream ended before the response did")
+                self.spend += self._cost(request, received)
+                return received
+            except asyncio.CancelledError:
+                self.spend += worst
+                raise
+            except Exception as error:
+                fault = faults.read(error, options.api_key_env, engine.key)
+                if fault.worked:
+                    self.spend += worst
+                if fault.refusal and getattr(error, "status_code", 400) in (401, 403, 404):
+                    raise faults.refuse(options.url, fault) from None
+                if fault.refusal:
+                    return fault.sentence
+                wait = fault.wait if fault.wait is not None else options.backoff * 2**attempt
+                if not fault.retry or attempt == options.retries or wait > options.max_wait:
+                    raise EndpointFailed(f"{options.url} failed: {fault.sentence}", self.spend) from None
+                if fault.busy:
+                    lane.gate.slow_down(entered, wait)
+            finally:
+                lane.gate.leave()
+            await asyncio.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _cost(self, request: Request, received: Received) -> Spend:
+        """What the endpoint counted of a call that ended, and bounds where it did not."""
+        counter, total, prompt = self.engine.counter, received.completion_tokens, received.prompt_tokens
+        worst = self.worst(request)
+        if prompt is None:
+            prompt = worst.prompt_tokens
+        if total is None:
+            seen = sum(counter.text(s.raw) + bool(s.finish) for s in received.samples)
+            total = min(seen, worst.sampled_tokens)
+        cached = received.cached_tokens
+        return Spend(prompt_tokens=prompt - cached, cached_tokens=cached, sampled_tokens=total)
