@@ -392,7 +392,7 @@ def test_puct_goes_down_as_computed_by_hand():
     search = strategy.start(DIGITS, context(engine, scorer=True))
     outcome, _, _ = play(search, answer)
     assert order == ["", "a", "b", "be", "bei"]
-    visits = {letters(s.completion.text): search.visits[s.id] for s in search.steps.values()}
+    visits = {letters(s.completion.text): search.puct.visits[s.id] for s in search.steps.values()}
     assert {k: v.count for k, v in visits.items() if v.count} == {
         "a": 2,
         "ac": 1,
@@ -403,7 +403,7 @@ def test_puct_goes_down_as_computed_by_hand():
         "bei": 1,
     }
     assert visits["b"].total == pytest.approx(0.5 + 0.9 + 1.0)
-    assert (search.visits[None].count, search.visits[None].total) == (4, pytest.approx(0.6 + 0.2 + 0.9 + 1.0))
+    assert (search.puct.visits[None].count, search.puct.visits[None].total) == (4, pytest.approx(0.6 + 0.2 + 0.9 + 1.0))
     assert "3 visits, mean value 0.8, expanded 1 times" in {n.note for n in outcome.trace.nodes}
 
 
@@ -432,7 +432,7 @@ def test_virtual_loss_sends_simulations_of_one_wave_to_different_steps():
         for ask in asks:
             search.tell(ask.id, answer_to(ask, DIGITS, engine, None, high))
     assert max(waves) == 3
-    assert all(not v.running for v in search.visits.values())
+    assert all(not v.running for v in search.puct.visits.values())
 
 
 def test_a_tree_that_is_used_up_ends_the_search_without_widening():
