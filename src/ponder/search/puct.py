@@ -95,7 +95,10 @@ class Puct:
         siblings = self.children(step.parent)
         if self.prior == "uniform":
             return 1.0 / len(siblings)
-        return _likelihood(step) / math.fsum(map(_likelihood, siblings))
+        means = [_mean_logprob_of_new(s) for s in siblings]
+        top = max(means)
+        shares = [math.exp(m - top) for m in means]
+        return shares[siblings.index(step)] / math.fsum(shares)
 
     def _wants_children(self, step: Step | None) -> bool:
         """It is to be expanded itself, rather than one of its children."""
@@ -133,6 +136,12 @@ class Puct:
                 visits = self.visits[id_of(step_above)]
                 visits.add(found.get(id_of(leaf), visits.mean))
 
+    def forget(self) -> None:
+        """Take back all that was backed up, as when values come to be on another scale."""
+        self.low, self.high = math.inf, -math.inf
+        for visits in self.visits.values():
+            visits.count, visits.total = 0, 0.0
+
 
 def id_of(step: Step | None) -> int | None:
     return None if step is None else step.id
@@ -147,8 +156,8 @@ def up(step: Step | None) -> list[Step | None]:
     return path
 
 
-def _likelihood(step: Step) -> float:
-    """The geometric mean of the probabilities of a step's new tokens; 1 where the engine gives none."""
+def _mean_logprob_of_new(step: Step) -> float:
+    """Of the tokens that a step added; 0 where the engine gives none."""
     before, count = (0.0, 0) if step.parent is None else step.parent.logprob
     new = step.logprob[1] - count
-    return math.exp((step.logprob[0] - before) / new) if new else 1.0
+    return (step.logprob[0] - before) / new if new else 0.0

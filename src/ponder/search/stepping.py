@@ -118,11 +118,13 @@ class Stepping(Asking):
         return self.tree[step.id].response.answer is not None
 
     def value(self, step: Step) -> float:
-        """What guides the search: the score, or the mean log-probability where there is no scorer or it has failed."""
-        if self.scored and step.score is not None and not math.isnan(step.score):
-            return step.score
-        mean = step.mean_logprob
-        return -math.inf if mean is None else mean
+        """What guides the search: the score, or the mean log-probability where there is no scorer or it has failed.
+
+        With a scorer, -inf without a score or for NaN: a log-probability is on another scale and cannot stand in.
+        """
+        if not self.scored:
+            return step.mean_logprob
+        return -math.inf if step.score is None or math.isnan(step.score) else step.score
 
     def grow(self, parent: Step | None, count: int) -> None:
         """Ask for `count` further steps of a response; None is the empty one."""
@@ -148,9 +150,12 @@ class Stepping(Asking):
             self._leases.keep(self._prompt, steps)
 
     def best_answer(self) -> Step | None:
-        """The best whole response: what a checker accepts, then what none rejects, then by value, then the first."""
+        """The best whole response: accepted by a checker before unchecked before rejected, then the highest value.
+
+        Of equal values, as those that a scorer was not asked for have, the likeliest, then the first.
+        """
         whole = [s for s in self.steps.values() if s.ended and self.answered(s)]
-        return max(whole, key=lambda s: (s.rank, self.value(s), -s.id), default=None)
+        return max(whole, key=lambda s: (s.rank, self.value(s), s.mean_logprob, -s.id), default=None)
 
     # What is asked --------------------------------------------------------------------------------------------------
 

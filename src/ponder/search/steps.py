@@ -94,9 +94,15 @@ class Step:
         return cls(node_id, parent, completion, depth, tokens, ended, logprob)
 
     @property
-    def mean_logprob(self) -> float | None:
+    def draws(self) -> int:
+        """How often this response was sampled; an answer that its step began at once, as often as that step."""
+        return self.times * (self.parent.times if self.parent is not None and self.parent.closed else 1)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of the sampled tokens so far; -inf where the engine gives none."""
         total, count = self.logprob
-        return total / count if count else None
+        return total / count if count else -math.inf
 
     @property
     def rejected(self) -> bool:

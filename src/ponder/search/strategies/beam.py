@@ -12,11 +12,12 @@ from ponder.types import Problem
 
 @dataclass(frozen=True)
 class Beam(StepOptions):
-    """Grow the best partial responses step by step; cost depth × width × expand × step_tokens + width × answer_tokens.
+    """Grow the best steps (ToT, arXiv:2305.10601); cost ≤ depth × width × expand × (step_tokens + answer_tokens).
 
     Each call also reads the prompt and the response so far, once for each sample (from the cache where the engine kept
-    it): with short steps that is most of what a budget in tokens counts. Yao et al. 2023 (Tree of Thoughts,
-    arXiv:2305.10601, BFS) and Snell et al. 2024 (arXiv:2408.03314, §5.2).
+    it): with short steps that is most of what a budget in tokens counts. Only a step that ends its thought, or is in
+    the beam at the end, costs `answer_tokens`. Yao et al. 2023 (Tree of Thoughts, BFS) and Snell et al. 2024
+    (arXiv:2408.03314, §5.2).
 
     The first wave samples width × expand first steps. Of all steps of a wave the `width` with the highest scores are
     kept; each is grown by `expand` samples. A scorer of partial responses guides it; without one, or if it fails, the

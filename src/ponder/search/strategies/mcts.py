@@ -16,12 +16,12 @@ from ponder.types import Outcome, Problem, Spend, StopReason
 
 @dataclass(frozen=True)
 class Mcts(StepOptions):
-    """Search a tree of steps by PUCT; cost simulations × expand × step_tokens + answer_tokens.
+    """PUCT over steps (AlphaZero, arXiv:1712.01815); cost ≤ simulations × expand × (step_tokens + answer_tokens).
 
     Each call also reads the prompt and the response so far, once for each sample (from the cache where the engine kept
-    it). Silver et al. 2017 (AlphaZero, arXiv:1712.01815); values are brought to [0, 1] by the lowest and highest seen,
-    as in Schrittwieser et al. 2020 (MuZero, arXiv:1911.08265, eq. 5); more children for nodes that are visited often,
-    as in Coulom 2007 (progressive widening).
+    it); only a step that ends its thought costs `answer_tokens`. Silver et al. 2017 (AlphaZero); values are brought to
+    [0, 1] by the lowest and highest seen, as in Schrittwieser et al. 2020 (MuZero, arXiv:1911.08265, eq. 5); more
+    children for nodes that are visited often, as in Coulom 2007 (progressive widening).
 
     A simulation goes down from the root, at each node to the child with the highest
     Q + exploration × prior × sqrt(visits of its siblings and itself) / (1 + its visits), to a step without children,
@@ -35,8 +35,8 @@ class Mcts(StepOptions):
     near the root. It ends where a whole response is worth no less than the step that it would move to.
 
     The first response that a checker accepts ends the search; rejected ones have the lowest value. At the end the whole
-    responses vote, each with its value as weight. If there is none, or a checker rejected all, the path of most visits
-    is closed and answered, from the answer reserve.
+    responses vote, as often as they were sampled, with their values in [0, 1] as weights. If there is none, or a
+    checker rejected all, the path of most visits is closed and answered, from the answer reserve.
     """
 
     simulations: int = 32
@@ -84,6 +84,10 @@ class TreeSearch(Stepping):
         """Where the search has moved to."""
         self._leaves: list[Step | None] = []
         """What the running wave expands."""
+        self._waves: list[tuple[list[Step | None], list[Step]]] = []
+        """What was expanded, and the steps that it brought."""
+        self._by_score = self.scored
+        """The values that were backed up are scores."""
         self._voters: list[Step] = []
         self._votes: tuple[Vote | None, ...] = ()
 
@@ -124,7 +128,14 @@ class TreeSearch(Stepping):
         return False
 
     def advance(self, steps: list[Step]) -> None:
-        self.puct.back_up(self._leaves, {step: self._worth(step) for step in steps})
+        self._waves.append((self._leaves, steps))
+        waves = self._waves[-1:]
+        if self._by_score and not self.scored:
+            # The scorer failed: log-probabilities cannot be averaged with scores, nor compared with them.
+            self._by_score, waves = False, self._waves
+            self.puct.forget()
+        for leaves, found in waves:
+            self.puct.back_up(leaves, {step: self._worth(step) for step in found})
         if self.spent or self.failed:
             self._conclude()
         else:
@@ -176,7 +187,7 @@ class TreeSearch(Stepping):
         for step, vote in zip(self._voters, self._votes, strict=False):
             if vote is not None:
                 value = self.value(step)
-                weight = step.times * (self.puct.scaled(value) if math.isfinite(value) else 0.0)
+                weight = step.draws * (self.puct.scaled(value) if math.isfinite(value) else 0.0)
                 weights[vote.party] = weights.get(vote.party, 0.0) + weight
         if best is None or best.rank == 2 or not weights:
             return super().outcome(spend, stop)
