@@ -20,7 +20,7 @@ from ponder.engines.torch.drawing import Drawing
 from ponder.engines.torch.endings import Endings
 from ponder.engines.torch.exact import Exact
 from ponder.engines.torch.forward import Native, Recompute
-from ponder.engines.torch.jobs import Job, Markers, stop_table
+from ponder.engines.torch.jobs import Job, Markers
 from ponder.engines.torch.pool import Pool
 from ponder.engines.torch.rows import Row, Rows
 from ponder.engines.torch.text import Vocabulary
@@ -50,7 +50,7 @@ class Batch:
         exact: bool = False,
         packed: bool | None = None,
     ) -> None:
-        self.model, self.vocabulary, self.version = model, vocabulary, version
+        self.model, self.version = model, version
         native = Exact if exact else Native
         self.forward: Native | Recompute = native(model, packed) if model.supports_cache else Recompute(model)
         self.pool = Pool(self.forward, memory) if isinstance(self.forward, Native) else None
@@ -132,8 +132,6 @@ class Batch:
             self.pool.tree.hold(row.node)
         if job.params.top_logprobs:
             row.best = [()] * len(job.prefix)
-        if job.params.stop:
-            row.ends = stop_table(job.params.stop, self.vocabulary)
         self._thoughts.begin(self.rows.add(row, base, seconds))
 
     def _changed(self) -> None:

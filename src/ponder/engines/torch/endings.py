@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ponder.engines.torch.jobs import stop_table
 from ponder.engines.torch.rows import Rows
 from ponder.engines.torch.text import Vocabulary
 from ponder.types import Completion, FinishReason, Segment, SegmentKind, Spend
@@ -22,14 +23,24 @@ class Endings:
         self._is_end_V = np.zeros(vocabulary.size, dtype=bool)
         self._is_end_V[[i for i in end_ids if 0 <= i < vocabulary.size]] = True
         self._stop_ids: list[tuple[int, np.ndarray]] = []
-        self._stops: list[int] = []
-        """Slots with stop strings."""
+        self._tables: dict[tuple[str, ...], np.ndarray] = {}
+        """Ids that may complete one of these stop strings, as bool of shape V."""
+        self._stopping_S = self._table_of_S = np.zeros(0, dtype=np.int64)
+        """Slots with stop strings, and the row of `_tables_KV` that is theirs."""
+        self._tables_KV = np.zeros((0, vocabulary.size), dtype=bool)
 
     def changed(self) -> None:
         """Rows have come or gone."""
         params = [row.job.params for row in self._rows]
         self._stop_ids = [(s, np.array(p.stop_ids)) for s, p in enumerate(params) if p.stop_ids]
-        self._stops = [s for s, row in enumerate(self._rows) if row.ends is not None]
+        texts = [tuple(p.stop) for p in params]
+        stops = list(dict.fromkeys(t for t in texts if t))
+        self._stopping_S = np.array([s for s, t in enumerate(texts) if t], dtype=np.int64)
+        self._table_of_S = np.array([stops.index(t) for t in texts if t], dtype=np.int64)
+        if stops != list(self._tables):
+            known = self._tables
+            self._tables = {s: known[s] if s in known else stop_table(s, self.vocabulary) for s in stops}
+            self._tables_KV = np.array([*self._tables.values()], dtype=bool)
 
     def ends(self, tokens: np.ndarray) -> np.ndarray:
         """Where a token ends its response."""
@@ -40,13 +51,15 @@ class Endings:
 
     def stopped(self, tokens: np.ndarray, free: np.ndarray) -> dict[int, int]:
         """Rows that completed a stop string with what they drew, and where in their text it begins."""
-        stopped = {}
-        for slot in self._stops:
-            row = self._rows[slot]
-            if free[slot] and row.ends is not None and row.ends[tokens[slot]]:
-                found = self.vocabulary.stop_at(self._rows.response(slot), row.job.params.stop)
-                if found is not None:
-                    stopped[slot] = found
+        stopped: dict[int, int] = {}
+        slots = self._stopping_S
+        if not len(slots):
+            return stopped
+        may_S = free[slots] & self._tables_KV[self._table_of_S, tokens[slots]]
+        for slot in slots[may_S].tolist():
+            found = self.vocabulary.stop_at(self._rows.response(slot), self._rows[slot].job.params.stop)
+            if found is not None:
+                stopped[slot] = found
         return stopped
 
     def completion(self, slot: int, *, ended: bool, cut: int | None, flops: float) -> Completion:

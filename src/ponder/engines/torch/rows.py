@@ -28,8 +28,6 @@ class Row:
     """What it hangs on; it holds this node."""
     versions: list[tuple[int, str]] = field(default_factory=list)
     """(first absolute position, weights version), ascending."""
-    ends: np.ndarray | None = None
-    """Ids that may complete a stop string; None without stop strings."""
     best: list[tuple[tuple[int, float], ...]] | None = None
     """The most likely ids at each token of the response, if asked for; nothing where a token was forced."""
 
