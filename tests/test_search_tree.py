@@ -1,33 +1,29 @@
-"""Step-wise tree search: what must hold of `beam` and `mcts` whatever the model, and what they do on Countdown."""
+"""Step-wise tree search: what must hold of `beam` and `mcts` whatever the model."""
 
-import asyncio
-import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import random
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mocks import ALL, MockEngine, decode
+from mocks import ALL, MockEngine
 from search_play import answer_to, context, play
+from tree_play import BEAM, BOTH, DIGITS, MCTS, TEXT, Leasing, Scorer, above, digits, high, run, shape, total
 
-from ponder.environments.countdown import Partial
 from ponder.errors import Unsupported, UserError
-from ponder.protocols import Generate, Hold, Release, Score
-from ponder.registry import build
-from ponder.search import solve
+from ponder.protocols import Hold, Release
+from ponder.registry import build, listing
 from ponder.search.journal import Journal
 from ponder.search.strategies.beam import Beam
 from ponder.search.strategies.mcts import Mcts
 from ponder.search.trace import path
 from ponder.types import (
     Budget,
-    Capabilities,
     FinishReason,
-    Problem,
     Response,
     Spend,
     StopReason,
@@ -35,87 +31,7 @@ from ponder.types import (
     VerdictKind,
 )
 
-DIGITS = Problem("digits", "Write digits.")
-BEAM = Beam(width=2, expand=3, depth=4, step_tokens=4, delimiters=(",",), answer_tokens=4)
-MCTS = Mcts(simulations=8, expand=3, parallel=2, depth=4, step_tokens=4, delimiters=(",",), answer_tokens=4)
-BOTH = pytest.mark.parametrize("strategy", [BEAM, MCTS], ids=["beam", "mcts"])
 PLAIN = dataclasses.replace(ALL, thinking=False)
-TEXT = Capabilities(n=True, prefix=True, seed=True)
-
-
-def digits(request, rng):
-    """Five steps of one digit each, whatever was there before, and their sum; some are dropped or end early."""
-    begun = request.prefix if isinstance(request.prefix, str) else ""
-    if "</think>" in begun:
-        return f"{begun.partition('</think>')[0]}</think>{total(begun)}"
-    text = begun
-    while text.count(",") < 5:
-        text += f"{rng.randint(0, 9)},"
-    return f"{text}</think>{total(text)}"
-
-
-def total(text):
-    return sum(map(int, re.findall(r"\d", text.partition("</think>")[0])))
-
-
-def high(text):
-    """The more, the better: the mean digit so far."""
-    found = re.findall(r"\d", text.partition("</think>")[0])
-    return sum(map(int, found)) / (9 * len(found)) if found else 0.0
-
-
-def above(least):
-    def check(problem, response):
-        if response.answer is None:
-            return Verdict(VerdictKind.NO_ANSWER, 0.0, "no answer")
-        fine = int(response.answer) >= least
-        return Verdict(VerdictKind.CORRECT if fine else VerdictKind.WRONG, float(fine), "", response.answer)
-
-    return check
-
-
-class Scorer:
-    """Scores texts; counts."""
-
-    def __init__(self, rule=high):
-        self.rule, self.seen = rule, []
-
-    async def score(self, problem, responses):
-        self.seen += [r.text for r in responses]
-        return tuple(self.rule(r.text) for r in responses)
-
-
-@dataclasses.dataclass
-class Leasing(MockEngine):
-    """Keeps count of what is held."""
-
-    held: dict = dataclasses.field(default_factory=dict)
-    most: int = 0
-    leases: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.capabilities = dataclasses.replace(self.capabilities, leases=True)
-
-    @contextlib.asynccontextmanager
-    async def hold(self, ids):
-        self.leases += 1
-        self.held[tuple(ids)] = self.held.get(tuple(ids), 0) + 1
-        self.most = max(self.most, sum(self.held.values()))
-        try:
-            yield
-        finally:
-            self.held[tuple(ids)] -= 1
-
-
-def run(strategy, engine, problem=DIGITS, **options):
-    return asyncio.run(solve(strategy, problem, engine, **options))
-
-
-def shape(outcome):
-    """What must be the same, whoever was quickest."""
-    nodes = [(n.id, n.parent, n.completion.text, n.score, n.check, n.note, n.vote) for n in outcome.trace.nodes]
-    return outcome.chosen, outcome.response, outcome.confidence, outcome.reason, nodes
 
 
 @BOTH
@@ -325,188 +241,43 @@ def test_bad_options_are_named(strategy):
         dataclasses.replace(strategy, temperature=-1.0)
 
 
-# Beam ---------------------------------------------------------------------------------------------------------------
-
-
-def test_the_beam_keeps_the_best_of_each_level():
-    outcome = run(BEAM, MockEngine(digits), scorer=Scorer())
-    nodes = [n for n in outcome.trace.nodes if n.score is not None and n.response.answer is None]
-    for level in range(1, BEAM.depth + 1):
-        here = [n for n in nodes if len(path(outcome.trace, n)) == level]
-        kept = [n for n in here if n.note != "pruned"]
-        assert 0 < len(kept) <= BEAM.width
-        assert min(n.score for n in kept) >= max((n.score for n in here if n.note == "pruned"), default=0.0)
-        parents = {n.parent for n in here}
-        assert len(parents) <= BEAM.width
-
-
-def test_a_wider_beam_finds_more():
-    def mean(width):
-        strategy = dataclasses.replace(BEAM, width=width, expand=4, depth=6)
-        found = [run(strategy, MockEngine(digits), scorer=Scorer(), seed=s).response.answer for s in range(6)]
-        return sum(map(int, found)) / 6
-
-    assert mean(4) > mean(1) > 25.0  # a sample has 22.5 on average
-
-
-# PUCT ---------------------------------------------------------------------------------------------------------------
-
-
-CHILDREN = {"": "ab", "a": "cd", "b": "ef", "ac": "g", "ad": "h", "be": "i", "bf": "j"}
-VALUES = {"a": 0.6, "b": 0.5, "ac": 0.2, "ad": 0.1, "be": 0.9, "bf": 0.4, "bei": 1.0}
-
-
-def letters(text):
-    return text.replace(",", "")
-
-
-def test_puct_goes_down_as_computed_by_hand():
-    """Uniform priors, exploration 1, one simulation at a time; Q is scaled by the lowest and highest value seen so far.
-
-    1. The root: a (0.6), b (0.5), one visit each. Scaled by [0.5, 0.6]: a 1, b 0, and 1/2 · sqrt(2) / 2 = 0.354 each.
-    2. a: ac (0.2), ad (0.1). a has 2 visits, Q = (0.6 + 0.2) / 2 = 0.4. Scaled by [0.1, 0.6]:
-       a = 0.6 + 1/2 · sqrt(3) / 3 = 0.889, b = 0.8 + 1/2 · sqrt(3) / 2 = 1.233.
-    3. b: be (0.9), bf (0.4). b has 2 visits, Q = (0.5 + 0.9) / 2 = 0.7. Scaled by [0.1, 0.9]:
-       a = 0.375 + 1/2 · 2 / 3 = 0.708, b = 0.75 + 0.333 = 1.083; below, be = 1 + 0.354, bf = 0.375 + 0.354.
-    4. be: bei (1.0). be has 2 visits, b 3 with Q = (0.5 + 0.9 + 1) / 3 = 0.8.
-    The path of most visits is b (3 to 2), be (2 to 1), bei: it is closed.
-    """
-    order = []
-
-    def answer(ask):
-        work = ask.work
-        if isinstance(work, Score):
-            return tuple(VALUES[letters(r.text)] for r in work.responses)
-        if not isinstance(work, Generate):
-            return answer_to(ask, DIGITS, engine)
-        at = letters(decode(work.request.prefix or ()))
-        order.append(at)
-        below = CHILDREN.get(at, "")
-        spoken = MockEngine([",".join([*at, c, "z"]) for c in below] or "z")
-        return tuple(spoken.complete(work.request, i) for i in range(min(len(below), work.request.n)))
-
-    engine = MockEngine("")
-    strategy = Mcts(
-        4, 2, 0, 1, exploration=1.0, prior="uniform", widening=0.0, step_tokens=2, delimiters=(",",), depth=9
-    )
-    search = strategy.start(DIGITS, context(engine, scorer=True))
-    outcome, _, _ = play(search, answer)
-    assert order == ["", "a", "b", "be", "bei"]
-    visits = {letters(s.completion.text): search.visits[s.id] for s in search.steps.values()}
-    assert {k: v.count for k, v in visits.items() if v.count} == {
-        "a": 2,
-        "ac": 1,
-        "ad": 1,
-        "b": 3,
-        "be": 2,
-        "bf": 1,
-        "bei": 1,
-    }
-    assert visits["b"].total == pytest.approx(0.5 + 0.9 + 1.0)
-    assert (search.visits[None].count, search.visits[None].total) == (4, pytest.approx(0.6 + 0.2 + 0.9 + 1.0))
-    assert "3 visits, mean value 0.8, expanded 1 times" in {n.note for n in outcome.trace.nodes}
-
-
-def test_the_search_moves_to_the_step_of_most_visits_and_goes_down_from_there():
-    """With moves the tree is deep, without it is wide: the score does not rise with depth."""
-
-    def deepest(per_move):
-        strategy = Mcts(6, 2, per_move, 1, step_tokens=2, delimiters=(",",), depth=9, answer_tokens=4, prior="uniform")
-        outcome = run(strategy, MockEngine(digits), scorer=Scorer(lambda text: 0.5))
-        return max(len(path(outcome.trace, n)) for n in outcome.trace.nodes)
-
-    assert deepest(1) == 7  # six moves, and the end
-    assert deepest(0) < 5
-    assert deepest(3) in range(3, 7)
-
-
-def test_virtual_loss_sends_simulations_of_one_wave_to_different_steps():
-    engine = MockEngine(digits)
-    search = dataclasses.replace(MCTS, parallel=3, simulations=40).start(DIGITS, context(engine, scorer=True))
-    waves = []
-    while not search.done:
-        asks = search.ask()
-        prefixes = [ask.work.request.prefix for ask in asks if isinstance(ask.work, Generate)]
-        assert len(prefixes) == len(set(prefixes))
-        waves.append(len(prefixes))
-        for ask in asks:
-            search.tell(ask.id, answer_to(ask, DIGITS, engine, None, high))
-    assert max(waves) == 3
-    assert all(not v.running for v in search.visits.values())
-
-
-def test_a_tree_that_is_used_up_ends_the_search_without_widening():
-    engine = MockEngine("1,2,3,</think>6")
-    narrow = dataclasses.replace(MCTS, simulations=50, per_move=0, widening=0.0)
-    run(narrow, engine, scorer=Scorer())
-    # Three steps and the end, once each; nothing is asked twice.
-    assert engine.calls == 4
-    wide = MockEngine("1,2,3,</think>6")
-    run(dataclasses.replace(narrow, widening=0.5), wide, scorer=Scorer())
-    assert wide.calls > engine.calls
-
-
-def test_answers_vote_with_their_values():
-    """Two steps lead to 5, one to 9; the scorer thinks more of 9."""
-    engine = MockEngine(["</think>5", "</think>5 ", "</think>9"])
-    strategy = dataclasses.replace(MCTS, simulations=1, step_tokens=16)
-
-    def rule(nine):
-        return Scorer(lambda text: nine if "9" in text else 1.0 if "5 " in text else 0.5)
-
-    often, dear = run(strategy, engine, scorer=rule(0.6)), run(strategy, engine, scorer=rule(9.0))
-    assert often.response.answer.strip() == "5"
-    assert dear.response.answer == "9"
-    assert often.confidence == pytest.approx(1.0 / 1.2)
-    assert {n.vote for n in often.trace.nodes} == {"5", "9"}
-
-
-# Countdown ------------------------------------------------------------------------------------------------------------
-
-
-def test_the_countdown_score_reads_a_chain():
-    environment = build("environments", "countdown")
-    assert isinstance(environment.partial, Partial)
-    problem = Problem("p", "", {"numbers": [3, 5, 7, 2], "target": 24, "operations": "+-*"})
-
-    def score(thought, answer=None, lookahead=3):
-        text = thought if answer is None else f"{thought}</think>{answer}"
-        response = Response(answer, thought, text)
-        (value,) = asyncio.run(Partial(lookahead).score(problem, [response]))
-        return value
-
-    fresh = score("")
-    assert fresh == pytest.approx(1 / 5)
-    # 5-2=3, 7*3=21, 21+3=24
-    path_ = [score(t) for t in ("5-2=3,", "5-2=3,7*3=21,", "5-2=3,7*3=21,21+3=24")]
-    assert path_ == pytest.approx([2 / 5, 3 / 5, 1.0])
-    assert score("5-2=4,") == 0.0 == score("5-2=3,5+7=12,") == score("5/2=2,") == score("5-2=3=4,")
-    lost = score("3-2=1,7-5=2,")
-    assert 0.0 < lost < fresh
-    assert score("3-2=1,7-5=2;") == fresh == score("9+9=18;")
-    # A step that is cut is not held against the chain, one that cannot get right is.
-    assert score("5-2=3,7*3=2") == score("5-2=3,") == score("5-2=3,7*") == score("5-2=3,7*3=")
-    assert score("5-2=3,7*3=3") == 0.0
-    assert (score("5-2=3!", "(5-2)*7+3"), score("5-2=3!", "5+7")) == (1.0, 0.0)
-    # Without looking ahead only what is nearest counts: after 7*3 it is 21 of 24.
-    assert score("7*3=21,", lookahead=0) > score("7+3=10,", lookahead=0)
-    assert score("7*3=21,", lookahead=1) < fresh
-
-
-@given(st.integers(0, 5000))
-@settings(max_examples=30, deadline=None)
-def test_the_made_solution_scores_higher_at_every_step(index):
-    environment = build("environments", "countdown")
-    problem = environment.problem("train", index)
-    steps = environment.gold(problem).metadata["steps"]
-    chains = [",".join(f"{a}{o}{b}={c}" for a, o, b, c in steps[:k]) + "," for k in range(1, len(steps) + 1)]
-    scores = asyncio.run(environment.partial.score(problem, [Response(None, c, c) for c in ["", *chains]]))
-    assert list(scores) == sorted(set(scores))
-    assert scores[-1] == 1.0
-
-
 def test_the_spend_of_a_tree_is_the_sum_of_its_nodes():
     for strategy in (BEAM, MCTS):
         outcome = run(strategy, MockEngine(digits), scorer=Scorer())
         calls = sum((n.completion.spend for n in outcome.trace.nodes), Spend())
         assert calls.tokens == outcome.spend.tokens
+
+
+@BOTH
+def test_a_score_that_is_no_number_never_wins(strategy):
+    """Scores may be below any log-probability, which is not put in the place of the one that is missing."""
+    engine = MockEngine(["9,</think>9", "1,</think>1"])
+    outcome = run(strategy, engine, scorer=Scorer(lambda text: math.nan if text[0] == "9" else -50.0))
+    assert outcome.response.answer == "1"
+
+
+@BOTH
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32), ids=st.booleans(), step=st.integers(2, 5), answer=st.integers(2, 20))
+def test_the_response_tokens_are_at_most_what_the_listing_says(strategy, seed, ids, step, answer):
+    """Even where nearly every step ends its thought, and every answer is as long as it may be."""
+
+    def hasty(request, rng):
+        return ",".join(str(rng.randint(0, 99)) for _ in range(rng.randint(1, 2))) + "</think>" + "7," * 30
+
+    strategy = dataclasses.replace(strategy, step_tokens=step, answer_tokens=answer)
+    outcome = run(strategy, MockEngine(hasty, capabilities=ALL if ids else TEXT), scorer=Scorer(), seed=seed)
+    steps = strategy.depth * strategy.width if isinstance(strategy, Beam) else strategy.simulations
+    assert 0 < outcome.spend.response_tokens <= steps * strategy.expand * (step + answer)
+
+
+def test_the_listing_names_source_and_cost_and_what_follows_the_colon_sets_the_strategys_own_option():
+    for part in listing("search.strategies"):
+        if part.name in ("beam", "mcts"):
+            assert re.search(
+                r"arXiv:\d{4}\.\d{5}\); cost ≤ .*expand × \(step_tokens \+ answer_tokens\)\.$", part.summary
+            )
+    assert build("search.strategies", "beam:3", {"depth": 2, "delimiters": [","]}) == Beam(
+        3, depth=2, delimiters=(",",)
+    )
+    assert build("search.strategies", "mcts:9") == Mcts(9)

@@ -43,7 +43,7 @@ def tiny():
 
 
 @pytest.mark.parametrize(
-    "strategy", [Beam(2, 4, 12, **STEPS), Mcts(16, 4, 4, 2, depth=12, **STEPS)], ids=["beam", "mcts"]
+    "strategy", [Beam(2, 4, depth=12, **STEPS), Mcts(16, 4, 4, 2, depth=12, **STEPS)], ids=["beam", "mcts"]
 )
 def test_a_tree_search_solves_countdown_and_computes_no_prefix_twice(tiny, strategy):
     countdown = build("environments", "countdown")

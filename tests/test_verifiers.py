@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ponder import registry
 from ponder.errors import UserError
 from ponder.types import VerdictKind
+from ponder.verifiers._extract import final_number, final_piece
 from ponder.verifiers.exact import Exact
 from ponder.verifiers.numeric import Numeric
 
@@ -95,6 +96,55 @@ def test_numeric_gives_nothing_for_what_is_not_the_final_answer(gold, answer, ki
     assert (verdict.kind, verdict.reward) == (kind, 0.0)
 
 
+# The first two are ends of recorded MATH-500 responses.
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "\\[ h = 5 \\]\n\nSo the height of the cylinder is:\n\\[\\boxed{5}\\] cm",
+        "\\[\n   h = 5\n   \\]\n\nTherefore, the height of the cylinder is \\(\\boxed{5}\\) cm.",
+        "\\(\\boxed{5}\\)",
+        "$\\boxed{5}$ cm",
+        "The answer is $\\boxed{5}$ cm.",
+        "$$\\boxed{5}$$ m",
+        "\\[\n\\boxed{5}\n\\] cm^3",
+        "$$\n\\boxed{5}\n$$ m/s",
+        "\\boxed{5}\\, \\mathrm{cm}",
+        "$\\boxed{5}\\ \\text{cm}^2$",
+        "\\boxed{5} m^2",
+        "\\boxed{\\text{The answer is } 5} m",
+        "\\boxed{x = {5}} cm",
+        "\\boxed{3} or rather \\boxed{5} km",
+        "\\boxed {\n5\n}",
+        "<answer>The answer is 5</answer> cm",
+        "<answer>$\\boxed{5}$</answer> cm",
+        "<answer>#### 5</answer>",
+        "\\boxed{4}\n$5$",
+        "\\[\\boxed{4}\\] cm\n\\[5\\]",
+        "\\[\n\\boxed{4}\n\\] cm\n$$5$$",
+    ],
+)
+def test_a_unit_beside_a_box_is_not_the_answer_and_a_later_line_is(answer):
+    assert Numeric()(5, answer).correct
+    assert final_number(answer) == final_number("5")
+
+
+@pytest.mark.parametrize(
+    ("text", "piece"),
+    [
+        ("\\[\\boxed{\\frac{1}{2}}\\]", "\\frac{1}{2}"),
+        ("\\(\\boxed{\\left\\{1, \\sqrt{2}\\right\\}}\\) cm", "\\left\\{1, \\sqrt{2}\\right\\}"),
+        ("$\\boxed{\\dfrac{a}{\\sqrt{b}}}$ m/s", "\\dfrac{a}{\\sqrt{b}}"),
+        ("\\boxed{1}, \\boxed{x^{2}} cm", "x^{2}"),
+        ("\\boxed{\\text{Answer: } x}", "\\text{Answer: } x"),
+        ("\\boxed{1} and the answer is $x$", "$x$"),
+        ("\\boxed{5", ""),
+        ("\\boxed{5} cm, or \\boxed{6", ""),
+    ],
+)
+def test_a_box_names_all_that_its_braces_hold(text, piece):
+    assert final_piece(text).text == piece
+
+
 def test_numeric_tolerance_is_absolute_or_a_share_of_the_gold():
     assert not Numeric()("3.14159", "3.14").correct
     assert Numeric(absolute=0.002)("3.14159", "3.14").correct
@@ -125,7 +175,22 @@ def test_no_text_makes_a_verifier_raise(text):
 
 
 @pytest.mark.parametrize(
-    "piece", ["1 ", "1,", "9*", "(", "{", "\\boxed{", "answer ", "\\frac{1}{", "**1", "1/", "-", "1.1."]
+    "piece",
+    [
+        "1 ",
+        "1,",
+        "9*",
+        "(",
+        "{",
+        "\\boxed{",
+        "\\boxed{1} answer is ",
+        "answer ",
+        "\\frac{1}{",
+        "**1",
+        "1/",
+        "-",
+        "1.1.",
+    ],
 )
 def test_hostile_repetition_is_read_in_linear_time(piece):
     text = piece * (100_000 // len(piece))

@@ -35,6 +35,8 @@ def pool():
         ("x^2+2x+1", "\\boxed{(x+1)^2}"),
         ("\\left( 3, \\frac{\\pi}{2} \\right)", "so \\[\\boxed{(3, \\pi/2)}\\]"),
         ("\\sqrt{2}", "$\\frac{2}{\\sqrt{2}}$"),
+        ("5", "So the height of the cylinder is:\n\\[\\boxed{5}\\] cm"),
+        ("5", "Therefore, the height of the cylinder is \\(\\boxed{5}\\) cm."),
         ("y=2x+1", "\\boxed{2x+1}"),
         ("$\\pi$", "pi"),
         ("1,2,3,4,5,6", "\\boxed{6,5,4,3,2,1}"),

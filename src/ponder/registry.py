@@ -124,7 +124,7 @@ def build(room: str, spec: str, options: Mapping[str, Any] | None = None) -> Any
     cls, argument = find(room, spec)
     values = dict(options or {})
     if argument is not None:
-        fields = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+        fields = [f.name for f in dataclasses.fields(cls) if not f.kw_only] if dataclasses.is_dataclass(cls) else []
         if not fields:
             raise UserError(f"{spec!r}: {spec.partition(':')[0]} takes nothing after the colon")
         values[fields[0]] = argument

@@ -13,29 +13,30 @@ seeds follow from them, so nothing depends on who was quickest. Left out: stoppi
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ponder.errors import BudgetExceeded, Unsupported
-from ponder.protocols import Ask, Check, Generate, Hold, Release, Score, SearchContext
+from ponder.protocols import Ask, Check, Generate, Score, SearchContext
 from ponder.search.asking import Asking
-from ponder.search.seeds import derive
-from ponder.search.steps import Growth, Step, content, unfinished
-from ponder.types import (
-    Completion,
-    FinishReason,
-    Outcome,
-    Problem,
-    Request,
-    Response,
-    SamplingParams,
-    Spend,
-    StopReason,
-    Thinking,
+from ponder.search.continuing import Continuing
+from ponder.search.leases import Leases
+from ponder.search.steps import (
+    CALL,
+    CHECK,
+    HOLD,
+    MORE,
+    SCORE,
+    Step,
+    StepOptions,
+    ask_about,
+    asked_about,
+    content,
+    unfinished,
 )
+from ponder.types import Completion, FinishReason, Outcome, Problem, Response, Spend, StopReason
 
 
 @dataclass(slots=True)
@@ -48,20 +49,10 @@ class _Call:
     """None while it runs; empty if it failed."""
 
 
-_KINDS = 8
-_CHECK, _SCORE, _HOLD, _RELEASE, MORE = range(5)
-_CALL = -1
-
-
-def ask_about(number: int, kind: int) -> int:
-    """The id of an ask about a step or a lease: no two are alike, and timing has no part in it."""
-    return -(_KINDS * number + kind) - 1
-
-
 class Stepping(Asking):
     """Base of step-wise searches. A subclass calls `grow` and `close`, and hears of a finished wave in `advance`."""
 
-    def __init__(self, problem: Problem, context: SearchContext, growth: Growth) -> None:
+    def __init__(self, problem: Problem, context: SearchContext, growth: StepOptions) -> None:
         """Raises `Unsupported` for engines that cannot continue a response, or where nothing tells steps apart."""
         super().__init__(problem, context)
         can, name = context.capabilities, context.info.name
@@ -95,10 +86,8 @@ class Stepping(Asking):
         self._fresh: list[Step] = []
         self._scoring: list[Step] = []
         self._closing = self._final = False
-        self._held: dict[int, int] = {}
-        """Number of the lease of a step; a step may be held again later, under another number."""
-        self._leases: list[bool | None] = []
-        """By number: None while asked for, then whether it is there."""
+        self._asking = Continuing(problem, context, growth)
+        self._leases = Leases(self.push)
 
     # For subclasses -------------------------------------------------------------------------------------------------
 
@@ -129,26 +118,22 @@ class Stepping(Asking):
         return self.tree[step.id].response.answer is not None
 
     def value(self, step: Step) -> float:
-        """What guides the search: the score, or the mean log-probability where there is no scorer or it has failed."""
-        if self.scored and step.score is not None and not math.isnan(step.score):
-            return step.score
-        mean = step.mean_logprob
-        return -math.inf if mean is None else mean
+        """What guides the search: the score, or the mean log-probability where there is no scorer or it has failed.
+
+        With a scorer, -inf without a score or for NaN: a log-probability is on another scale and cannot stand in.
+        """
+        if not self.scored:
+            return step.mean_logprob
+        return -math.inf if step.score is None or math.isnan(step.score) else step.score
 
     def grow(self, parent: Step | None, count: int) -> None:
         """Ask for `count` further steps of a response; None is the empty one."""
-        most = self.growth.step_tokens + (0 if parent is None else parent.tokens)
-        self._longest = max(self._longest, most)
-        stop = self.growth.delimiters if self.context.capabilities.ids else ()
-        # Before the first call the prompt's length is not known: it asks for the answer's room itself.
-        answer = self.growth.answer_tokens if parent is None else 0
+        self._longest = max(self._longest, self.growth.step_tokens + (0 if parent is None else parent.tokens))
         each = count if self.context.capabilities.n else 1
         for _ in range(count // each):
             # As many ids again for the answers that these steps may begin.
             first = self.new_id(2 * each)
-            prefix = "" if parent is None else self._prefix(parent)
-            request = Request(self.problem.prompt, self._params(most, first, stop), n=each, prefix=prefix)
-            self._call(first, _Call(parent, False), Generate(request, minimum=most, answer_reserve=answer))
+            self._call(first, _Call(parent, False), self._asking.grow(parent, each, first))
 
     def close(self, steps: Sequence[Step | None]) -> None:
         """The last wave: end these responses, open thoughts by force. The first one may use the answer reserve."""
@@ -161,59 +146,26 @@ class Stepping(Asking):
 
     def lease(self, steps: Sequence[Step]) -> None:
         """Keep the prefixes of these steps in the engine's cache, and no others."""
-        if not self.context.capabilities.leases or not self._prompt:
-            return
-        # What is new is asked for first, so that what it shares with the old is never without a holder.
-        before, self._held = self._held, {}
-        for step in steps:
-            if step.id not in before:
-                before[step.id] = len(self._leases)
-                self._leases.append(None)
-                hold = Hold(self._prompt + step.completion.ids)
-                self.push(Ask(ask_about(before[step.id], _HOLD), hold))
-            self._held[step.id] = before.pop(step.id)
-        for number in before.values():
-            self._release(number)
+        if self.context.capabilities.leases and self._prompt:
+            self._leases.keep(self._prompt, steps)
 
     def best_answer(self) -> Step | None:
-        """The best whole response: what a checker accepts, then what none rejects, then by value, then the first."""
+        """The best whole response: accepted by a checker before unchecked before rejected, then the highest value.
+
+        Of equal values, as those that a scorer was not asked for have, the likeliest, then the first.
+        """
         whole = [s for s in self.steps.values() if s.ended and self.answered(s)]
-        return max(whole, key=lambda s: (s.rank, self.value(s), -s.id), default=None)
+        return max(whole, key=lambda s: (s.rank, self.value(s), s.mean_logprob, -s.id), default=None)
 
     # What is asked --------------------------------------------------------------------------------------------------
-
-    def _params(self, max_tokens: int, ask_id: int, stop: tuple[str, ...] = ()) -> SamplingParams:
-        seed = derive(self.context.seed, f"{self.problem.id}\x1fstep", ask_id)
-        return dataclasses.replace(self.growth.params, max_tokens=max_tokens, stop=stop, seed=seed)
-
-    def _prefix(self, step: Step) -> str | tuple[int, ...]:
-        return step.completion.ids if self.context.capabilities.ids else step.completion.text
 
     def _call(self, ask_id: int, call: _Call, work: Generate) -> None:
         self._calls[ask_id] = call
         self._part = "calls"
         self.push(Ask(ask_id, work))
 
-    def _end(self, step: Step | None, ask_id: int, final: bool = False) -> None:
-        """Ask for the end of a response, without stopping at delimiters."""
-        thought, thinking, can = self.context.info.thought, None, self.context.capabilities
-        prefix = "" if step is None else self._prefix(step)
-        text = "" if step is None else step.completion.text
-        if thought is not None and thought.close not in text:
-            opened = thought.opened_by_template or thought.open in text
-            if can.thinking and (opened or step is None):
-                thinking = Thinking(max_tokens=0)
-            elif opened or step is None:
-                prefix = text + ("" if opened else thought.open) + thought.close
-        most = self.growth.answer_tokens + (0 if step is None else step.tokens)
-        params = dataclasses.replace(self._params(most, ask_id), thinking=thinking)
-        request = Request(self.problem.prompt, params, prefix=prefix)
-        self._call(ask_id, _Call(step, True, final), Generate(request, minimum=most, final=final))
-
-    def _release(self, number: int) -> None:
-        """Let a lease go that is there; one that is not there yet is let go when it is."""
-        if self._leases[number]:
-            self.push(Ask(ask_about(number, _RELEASE), Release(ask_about(number, _HOLD))))
+    def _end(self, step: Step | None, ask_id: int, *, final: bool = False) -> None:
+        self._call(ask_id, _Call(step, True, final), self._asking.end(step, ask_id, final=final))
 
     def reserve(self) -> tuple[int, int]:
         if not self._prompt_tokens or (self._closing and not self._final):
@@ -224,8 +176,8 @@ class Stepping(Asking):
 
     def told(self, ask_id: int, answer: Any) -> None:
         failed = isinstance(answer, Exception)
-        number, kind = divmod(-ask_id - 1, _KINDS) if ask_id < 0 else (ask_id, _CALL)
-        if kind == _CALL:
+        number, kind = asked_about(ask_id)
+        if kind == CALL:
             call = self._calls[ask_id]
             call.completions = () if failed else tuple(answer)
             self.spent = self.spent or isinstance(answer, BudgetExceeded)
@@ -233,22 +185,20 @@ class Stepping(Asking):
                 self.tree.add(ask_id + i, completion, None if call.parent is None else call.parent.id)
                 self.tree.note(ask_id + i, f"cut short: {answer}")
             self._final = self._final and not call.final
-        elif kind == _CHECK and not failed:
+        elif kind == CHECK and not failed:
             self.steps[number].verdict = answer
             self.tree.check(number, answer)
-        elif kind == _SCORE:
+        elif kind == SCORE:
             scoring, self._scoring = self._scoring, []
             self.scored = self.scored and not failed and len(answer) == len(scoring)
             for step, score in zip(scoring, answer, strict=True) if self.scored else ():
                 step.score = float(score)
                 self.tree.score(step.id, step.score)
-        elif kind == _HOLD:
-            self._leases[number] = not failed
-            if number not in self._held.values():
-                self._release(number)
+        elif kind == HOLD:
+            self._leases.told(number, there=not failed)
         elif kind == MORE:
             self.told_more(number, answer)
-        if kind in (_CALL, _CHECK, _SCORE):
+        if kind in (CALL, CHECK, SCORE):
             self._go_on()
 
     def _go_on(self) -> None:
@@ -259,9 +209,9 @@ class Stepping(Asking):
             self._part = "checks"
             for step in self._fresh:
                 if self.context.checker and self.answered(step):
-                    self.push(Ask(ask_about(step.id, _CHECK), Check(self.tree[step.id].response)))
+                    self.push(Ask(ask_about(step.id, CHECK), Check(self.tree[step.id].response)))
         if self._part == "checks":
-            if any(ask_about(step.id, _CHECK) in self._waiting for step in self._fresh):
+            if any(ask_about(step.id, CHECK) in self._waiting for step in self._fresh):
                 return
             if any(step.rank == 2 for step in self._fresh):
                 self._part = ""
@@ -271,7 +221,7 @@ class Stepping(Asking):
             self._scoring = [s for s in self._fresh if not s.ended or (self.answered(s) and not s.rejected)]
             if self.scored and self._scoring:
                 responses = tuple(self.tree[s.id].response for s in self._scoring)
-                self.push(Ask(ask_about(self._scoring[0].id, _SCORE), Score(responses)))
+                self.push(Ask(ask_about(self._scoring[0].id, SCORE), Score(responses)))
                 return
         fresh, self._fresh, self._part = self._fresh, [], ""
         if self._closing:

@@ -9,34 +9,48 @@ from typing import Any
 
 from ponder.errors import UserError
 from ponder.search.sampling import check_sampling
-from ponder.types import Completion, FinishReason, SamplingParams, Verdict, VerdictKind
+from ponder.types import Completion, FinishReason, Verdict, VerdictKind
+
+_KINDS = 8
+CHECK, SCORE, HOLD, RELEASE, MORE = range(5)
+CALL = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Growth:
-    """How responses grow."""
+def ask_about(number: int, kind: int) -> int:
+    """The id of an ask about a step or a lease: no two are alike, and timing has no part in it."""
+    return -(_KINDS * number + kind) - 1
 
-    delimiters: tuple[str, ...]
-    """Texts that end a step; none: every step has `step_tokens` tokens."""
-    step_tokens: int
-    """Most tokens of a step."""
-    depth: int
+
+def asked_about(ask_id: int) -> tuple[int, int]:
+    """The number and the kind of an ask; ids from 0 on are calls."""
+    return divmod(-ask_id - 1, _KINDS) if ask_id < 0 else (ask_id, CALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """How responses grow. Strategies inherit these fields; they go by name, so that `beam:4` sets one of its own."""
+
+    depth: int = 16
     """Most steps of a response; then it is closed and answered."""
-    answer_tokens: int
+    step_tokens: int = 32
+    """Most tokens of a step."""
+    delimiters: tuple[str, ...] = ("\n",)
+    """Texts that end a step; none: every step has `step_tokens` tokens."""
+    answer_tokens: int = 16
     """Tokens kept for the end-of-thought marker and the answer."""
-    params: SamplingParams
-    """Temperature and the like."""
+    temperature: float = 1.0
+    """0 is greedy: all samples of a step are then the same."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is off."""
+    min_p: float = 0.0
+    """0 is off."""
 
-    @classmethod
-    def of(cls, options: Any) -> Growth:
-        """From a strategy's options of the same names. Raises `UserError` that names the field."""
-        o = options
-        check_sampling(1, o.temperature, o.top_p, o.top_k, o.min_p)
-        check_positive(o, "step_tokens", "depth", "answer_tokens")
-        if "" in o.delimiters:
+    def __post_init__(self) -> None:
+        check_sampling(1, self.temperature, self.top_p, self.top_k, self.min_p)
+        check_positive(self, "step_tokens", "depth", "answer_tokens")
+        if "" in self.delimiters:
             raise UserError("delimiters: an empty text ends every step before it begins; leave it out")
-        params = SamplingParams(1, o.temperature, o.top_p, o.top_k, o.min_p)
-        return cls(tuple(o.delimiters), o.step_tokens, o.depth, o.answer_tokens, params)
 
 
 def check_positive(options: Any, *names: str) -> None:
@@ -80,9 +94,15 @@ class Step:
         return cls(node_id, parent, completion, depth, tokens, ended, logprob)
 
     @property
-    def mean_logprob(self) -> float | None:
+    def draws(self) -> int:
+        """How often this response was sampled; an answer that its step began at once, as often as that step."""
+        return self.times * (self.parent.times if self.parent is not None and self.parent.closed else 1)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of the sampled tokens so far; -inf where the engine gives none."""
         total, count = self.logprob
-        return total / count if count else None
+        return total / count if count else -math.inf
 
     @property
     def rejected(self) -> bool:

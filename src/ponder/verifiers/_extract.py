@@ -3,8 +3,10 @@
 The rules, the same for every verifier:
 
 1. A *marker* names the answer: `\\boxed{…}`, `#### …`, `<answer>…</answer>`, or a sentence such as `The answer is …` or
-   `Answer: …`. Of several markers the last one counts.
-2. A last line that is nothing but a number or a formula counts as a later answer than any marker before it.
+   `Answer: …`. Of several markers the last one counts; a sentence or `####` inside a box is part of what the box names.
+2. A last line that is nothing but a number or a formula counts as a later answer than any marker before it. The line
+   in which a box or a tag ends is not one, nor is that in which the formula around it ends: what follows there
+   (`$\\boxed{5}$ cm`) goes with the answer.
 3. Without a marker: for numbers the last number of the text, for other answers its last line.
 4. A number that is only part of a list of numbers, or an operand of an expression whose value is not given, is no
    answer.
@@ -29,6 +31,9 @@ _MARKER = re.compile(
     r"|(?P<said>\banswer\b[^\n.:=]{0,60}?(?:\bis\b:?|:|=))",
     re.IGNORECASE,
 )
+_TAG_ENDS = re.compile("</answer>", re.IGNORECASE)
+_CLOSES = re.compile(r"\\[\])]|\$\$(?!.*\$\$)")
+"""A line that begins with the end of a formula from the lines before."""
 _BOLD = re.compile(r"(?<![\w)*])(\*{1,2})(?=[^\s*])([^*\n]{1,500}?)(?<=[^\s*])\1(?![\w(*])")
 _CLEAN = {"−": "-", "{,}": ",", "\\,": "", "\\!": "", "\\$": "$", "\\%": "%", "\u202f": "", "\u00a0": " "}
 _CLEANER = re.compile("|".join(map(re.escape, _CLEAN)))
@@ -72,14 +77,24 @@ def final_piece(text: str) -> Piece | None:
     markers = list(_MARKER.finditer(text))
     if not markers:
         return None
-    last = markers[-1]
+    last = _outermost(text, markers)
     piece, end = _after(text, last)
-    rest = text[end:].strip()
-    if rest:
-        line = rest.rpartition("\n")[2].strip()
-        if _is_bare(line):
-            return Piece(line, False)
+    later = text[end:].rstrip().partition("\n")[2]
+    line = later.rpartition("\n")[2].strip()
+    if _is_bare(line) and not _CLOSES.match(line):
+        return Piece(line, False)
     return Piece(piece, last.lastgroup != "said")
+
+
+def _outermost(text: str, markers: list[re.Match[str]]) -> re.Match[str]:
+    """The last marker, or the box that it is a part of."""
+    last = markers[-1]
+    if last.lastgroup in ("said", "hash"):
+        box = next((m for m in reversed(markers) if m.lastgroup == "box"), last)
+        piece, end = _after(text, box)
+        if piece and box.start() < last.start() < end:
+            return box
+    return last
 
 
 def _after(text: str, marker: re.Match[str]) -> tuple[str, int]:
@@ -100,7 +115,7 @@ def _after(text: str, marker: re.Match[str]) -> tuple[str, int]:
     if marker.lastgroup == "said" and piece.startswith(("\n", "\r")):
         piece = piece.lstrip()
         offset = len(text) - len(piece)
-    line = piece.split("\n", 1)[0]
+    line = _TAG_ENDS.split(piece.split("\n", 1)[0], maxsplit=1)[0]
     return line.strip(" \t\r*").removesuffix("."), offset + len(line)
 
 

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 
 from ponder.protocols import SearchContext
 from ponder.search.stepping import Stepping
-from ponder.search.steps import Growth, Step, check_positive
+from ponder.search.steps import Step, StepOptions, check_positive
 from ponder.types import Problem
 
 
 @dataclass(frozen=True)
-class Beam:
-    """Grow the best partial responses step by step; cost depth × width × expand × step_tokens + width × answer_tokens.
+class Beam(StepOptions):
+    """Grow the best steps (ToT, arXiv:2305.10601); cost ≤ depth × width × expand × (step_tokens + answer_tokens).
 
     Each call also reads the prompt and the response so far, once for each sample (from the cache where the engine kept
-    it): with short steps that is most of what a budget in tokens counts. Yao et al. 2023 (Tree of Thoughts,
-    arXiv:2305.10601, BFS) and Snell et al. 2024 (arXiv:2408.03314, §5.2).
+    it): with short steps that is most of what a budget in tokens counts. Only a step that ends its thought, or is in
+    the beam at the end, costs `answer_tokens`. Yao et al. 2023 (Tree of Thoughts, BFS) and Snell et al. 2024
+    (arXiv:2408.03314, §5.2).
 
     The first wave samples width × expand first steps. Of all steps of a wave the `width` with the highest scores are
     kept; each is grown by `expand` samples. A scorer of partial responses guides it; without one, or if it fails, the
@@ -29,25 +30,10 @@ class Beam:
     """Partial responses that are kept after each step."""
     expand: int = 4
     """Samples of the next step of each."""
-    depth: int = 16
-    """Most steps of a response."""
-    step_tokens: int = 32
-    """Most tokens of a step."""
-    delimiters: tuple[str, ...] = ("\n",)
-    """Texts that end a step."""
-    answer_tokens: int = 16
-    """Tokens kept for the end-of-thought marker and the answer."""
-    temperature: float = 1.0
-    """0 is greedy: all samples of a step are then the same."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 is off."""
-    min_p: float = 0.0
-    """0 is off."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(self, "width", "expand")
-        Growth.of(self)
 
     def start(self, problem: Problem, context: SearchContext) -> Stepping:
         search = _BeamSearch(problem, context, self)
@@ -57,7 +43,7 @@ class Beam:
 
 class _BeamSearch(Stepping):
     def __init__(self, problem: Problem, context: SearchContext, options: Beam) -> None:
-        super().__init__(problem, context, Growth.of(options))
+        super().__init__(problem, context, options)
         self._options = options
         self._beam: list[Step] = []
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ponder.errors import UserError
 from ponder.protocols import Ask, Group, SearchContext, Vote
-from ponder.search.stepping import MORE, Stepping, ask_about
-from ponder.search.steps import Growth, Step, check_positive
+from ponder.search.puct import Puct
+from ponder.search.stepping import Stepping
+from ponder.search.steps import MORE, Step, StepOptions, ask_about, check_positive
 from ponder.types import Outcome, Problem, Spend, StopReason
 
 
 @dataclass(frozen=True)
-class Mcts:
-    """Search a tree of steps by PUCT; cost simulations × expand × step_tokens + answer_tokens.
+class Mcts(StepOptions):
+    """PUCT over steps (AlphaZero, arXiv:1712.01815); cost ≤ simulations × expand × (step_tokens + answer_tokens).
 
     Each call also reads the prompt and the response so far, once for each sample (from the cache where the engine kept
-    it). Silver et al. 2017 (AlphaZero, arXiv:1712.01815); values are brought to [0, 1] by the lowest and highest seen,
-    as in Schrittwieser et al. 2020 (MuZero, arXiv:1911.08265, eq. 5); more children for nodes that are visited often,
-    as in Coulom 2007 (progressive widening).
+    it); only a step that ends its thought costs `answer_tokens`. Silver et al. 2017 (AlphaZero); values are brought to
+    [0, 1] by the lowest and highest seen, as in Schrittwieser et al. 2020 (MuZero, arXiv:1911.08265, eq. 5); more
+    children for nodes that are visited often, as in Coulom 2007 (progressive widening).
 
     A simulation goes down from the root, at each node to the child with the highest
     Q + exploration × prior × sqrt(visits of its siblings and itself) / (1 + its visits), to a step without children,
@@ -35,8 +35,8 @@ class Mcts:
     near the root. It ends where a whole response is worth no less than the step that it would move to.
 
     The first response that a checker accepts ends the search; rejected ones have the lowest value. At the end the whole
-    responses vote, each with its value as weight. If there is none, or a checker rejected all, the path of most visits
-    is closed and answered, from the answer reserve.
+    responses vote, as often as they were sampled, with their values in [0, 1] as weights. If there is none, or a
+    checker rejected all, the path of most visits is closed and answered, from the answer reserve.
     """
 
     simulations: int = 32
@@ -53,23 +53,9 @@ class Mcts:
     """Prior of siblings: softmax of the mean log-probabilities of their new tokens, or all alike."""
     widening: float = 0.5
     """A step is expanded again when it was expanded fewer than (visits / expand) ** widening times; 0 is never."""
-    depth: int = 16
-    """Most steps of a response."""
-    step_tokens: int = 32
-    """Most tokens of a step."""
-    delimiters: tuple[str, ...] = ("\n",)
-    """Texts that end a step."""
-    answer_tokens: int = 16
-    """Tokens kept for the end-of-thought marker and the answer."""
-    temperature: float = 1.0
-    """0 is greedy: all samples of a step are then the same."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 is off."""
-    min_p: float = 0.0
-    """0 is off."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(self, "simulations", "expand", "parallel")
         if self.per_move < 0:
             raise UserError(f"per_move = {self.per_move}: give 0 (never) or more")
@@ -79,7 +65,6 @@ class Mcts:
             raise UserError(f"widening = {self.widening!r}: give 0 (never) to 1")
         if self.prior not in ("logprob", "uniform"):
             raise UserError(f"prior = {self.prior!r}: give logprob or uniform")
-        Growth.of(self)
 
     def start(self, problem: Problem, context: SearchContext) -> Stepping:
         search = TreeSearch(problem, context, self)
@@ -87,59 +72,37 @@ class Mcts:
         return search
 
 
-@dataclass(slots=True)
-class Visits:
-    """What PUCT knows of a step; the empty response has one too."""
-
-    count: int = 0
-    total: float = 0.0
-    """Sum of the values of its visits."""
-    running: int = 0
-    """Simulations that went through it and have no answer yet."""
-    expanded: int = 0
-    shut: bool = False
-    """Nothing of it and below it can be expanded any more."""
-
-    def add(self, value: float) -> None:
-        self.count, self.total = self.count + 1, self.total + value
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.count if self.count else 0.0
-
-
 class TreeSearch(Stepping):
-    """The search of `Mcts`; `visits` is by step id, None for the empty response."""
+    """The search of `Mcts`."""
 
     def __init__(self, problem: Problem, context: SearchContext, options: Mcts) -> None:
-        super().__init__(problem, context, Growth.of(options))
-        self.visits: dict[int | None, Visits] = defaultdict(Visits)
-        self._options = options
+        super().__init__(problem, context, options)
+        self._options = o = options
+        self.puct = Puct(self.roots, self.can_grow, o.expand, o.exploration, o.prior, o.widening)
         self._simulated = self._since = 0
         self._at: Step | None = None
         """Where the search has moved to."""
         self._leaves: list[Step | None] = []
         """What the running wave expands."""
-        self._low, self._high = math.inf, -math.inf
+        self._waves: list[tuple[list[Step | None], list[Step]]] = []
+        """What was expanded, and the steps that it brought."""
+        self._by_score = self.scored
+        """The values that were backed up are scores."""
         self._voters: list[Step] = []
         self._votes: tuple[Vote | None, ...] = ()
-
-    # Down -----------------------------------------------------------------------------------------------------------
 
     def simulate(self) -> None:
         """Choose the steps of the next wave and expand them."""
         leaves: list[Step | None] = []
         most = 0 if self._move() else min(self._options.parallel, self._options.simulations - self._simulated)
-        while len(leaves) < most and not self._shut(self._at):
-            leaf = self._descend()
+        while len(leaves) < most and not self.puct.shut(self._at):
+            leaf = self.puct.descend(self._at)
             if leaf in leaves:
                 break
             leaves.append(leaf)
             self._simulated += 1
             self._since += 1
-            self.visits[_id(leaf)].expanded += 1
-            for step in _up(leaf):
-                self.visits[_id(step)].running += 1
+            self.puct.expanding(leaf)
         self._leaves = leaves
         self.lease([leaf for leaf in leaves if leaf is not None])
         for leaf in leaves:
@@ -147,102 +110,42 @@ class TreeSearch(Stepping):
         if not leaves:
             self._conclude()
 
-    def _descend(self) -> Step | None:
-        """The step to expand, from the root by PUCT; where all that is left is being expanded, one that is."""
-        at = self._at
-        while not self._wants_children(at):
-            below = [c for c in self._children(at) if not self._shut(c)]
-            if not below:
-                break
-            at = max(below, key=lambda c: (self.puct(c), -c.id))
-        return at
-
     def _move(self) -> bool:
         """Go to the child of most visits when it is time to, and up where nothing is left; True if this is the end."""
-        while self._at is not None and self._shut(self._at):
+        while self._at is not None and self.puct.shut(self._at):
             self._at, self._since = self._at.parent, 0
         if not self._options.per_move or self._since < self._options.per_move:
             return False
-        children = [c for c in self._children(self._at) if not self._shut(c)]
-        if not children:
+        below, visits = self.puct.children(self._at), self.puct.visits
+        growing = [c for c in below if not self.puct.shut(c)]
+        if not growing:
             return False
-        best = max(children, key=lambda c: (self.visits[c.id].count, self.visits[c.id].mean, -c.id))
-        below = self._children(self._at)
+        best = max(growing, key=lambda c: (visits[c.id].count, visits[c.id].mean, -c.id))
         whole = [e for c in below for e in (c.children if c.closed else [c]) if self.answered(e) and not e.rejected]
-        if any(self.visits[e.id].mean >= self.visits[best.id].mean for e in whole):
+        if any(visits[e.id].mean >= visits[best.id].mean for e in whole):
             return True
         self._at, self._since = best, 0
         return False
 
-    def puct(self, step: Step) -> float:
-        """Q + exploration × prior × sqrt(visits of siblings and itself) / (1 + visits); Q in [0, 1]."""
-        mine = self.visits[step.id]
-        siblings = self._children(step.parent)
-        visits = sum(self.visits[s.id].count + self.visits[s.id].running for s in siblings)
-        count = mine.count + mine.running
-        q = mine.count * self._scaled(mine.mean) / count if count else 0.0
-        return q + self._options.exploration * self._prior(step) * math.sqrt(visits) / (1 + count)
-
-    def _prior(self, step: Step) -> float:
-        siblings = self._children(step.parent)
-        if self._options.prior == "uniform":
-            return 1.0 / len(siblings)
-        return _likelihood(step) / math.fsum(map(_likelihood, siblings))
-
-    def _scaled(self, value: float) -> float:
-        return (value - self._low) / (self._high - self._low) if self._high > self._low else 0.5
-
-    def _children(self, step: Step | None) -> list[Step]:
-        return self.roots if step is None else step.children
-
-    def _wants_children(self, step: Step | None) -> bool:
-        """It is to be expanded itself, rather than one of its children."""
-        visits, options = self.visits[_id(step)], self._options
-        if step is not None and not self.can_grow(step):
-            return False
-        if not visits.expanded or not options.widening:
-            return not visits.expanded
-        often = visits.expanded < (visits.count / options.expand) ** options.widening
-        return often or (not visits.running and all(self._shut(c) for c in self._children(step)))
-
-    def _shut(self, step: Step | None) -> bool:
-        """Nothing of it and below it can be expanded any more."""
-        visits = self.visits[_id(step)]
-        if not visits.shut:
-            ended = step is not None and not self.can_grow(step)
-            over = visits.expanded and not visits.running and not self._options.widening
-            visits.shut = ended or bool(over and all(self._shut(c) for c in self._children(step)))
-        return visits.shut
-
-    # Up -------------------------------------------------------------------------------------------------------------
-
     def advance(self, steps: list[Step]) -> None:
-        for visits in self.visits.values():
-            visits.running = 0
-        known = [v for s in steps if not s.rejected and math.isfinite(v := self.value(s))]
-        bad = [s for s in steps if s.rejected or (s.ended and not self.answered(s))]
-        # Rejected is worse than anything that was seen, and no better than nothing.
-        self._low = min([self._low, *known, *([0.0] if bad else [])])
-        self._high = max([self._high, *known])
-        found: dict[int | None, float] = {}
-        for step in steps:
-            value = self.value(step)
-            if step in bad or not math.isfinite(value):
-                value = self._low if math.isfinite(self._low) else 0.0
-            self.visits[step.id].add(value)
-            # An answer that its step began at once belongs to the same simulation.
-            parent = step.parent
-            leaf_id = _id(parent.parent if parent is not None and parent.closed else parent)
-            found[leaf_id] = max(value, found.get(leaf_id, value))
-        for leaf in self._leaves:
-            for passed in _up(leaf):
-                # A simulation that brought nothing new says as much as before.
-                visits = self.visits[_id(passed)]
-                visits.add(found.get(_id(leaf), visits.mean))
+        self._waves.append((self._leaves, steps))
+        waves = self._waves[-1:]
+        if self._by_score and not self.scored:
+            # The scorer failed: log-probabilities cannot be averaged with scores, nor compared with them.
+            self._by_score, waves = False, self._waves
+            self.puct.forget()
+        for leaves, found in waves:
+            self.puct.back_up(leaves, {step: self._worth(step) for step in found})
         if self.spent or self.failed:
             self._conclude()
         else:
             self.simulate()
+
+    def _worth(self, step: Step) -> float | None:
+        """What a step says for those above it; None for one that is worth nothing."""
+        value = self.value(step)
+        dead = step.rejected or (step.ended and not self.answered(step))
+        return None if dead or not math.isfinite(value) else value
 
     # The end --------------------------------------------------------------------------------------------------------
 
@@ -259,13 +162,13 @@ class TreeSearch(Stepping):
     def _most_visited(self) -> Step | None:
         """Where the path of most visits ends that has not ended itself; ties by value."""
         at: Step | None = None
-        while paths := [c for c in self._children(at) if not c.ended]:
-            at = max(paths, key=lambda c: (self.visits[c.id].count, self.value(c), -c.id))
+        while paths := [c for c in self.puct.children(at) if not c.ended]:
+            at = max(paths, key=lambda c: (self.puct.visits[c.id].count, self.value(c), -c.id))
         return at
 
     def _note(self) -> None:
         for step in self.steps.values():
-            visits = self.visits[step.id]
+            visits = self.puct.visits[step.id]
             if visits.count:
                 note = f"{visits.count} visits, mean value {visits.mean:.3g}"
                 self.tree.note(step.id, note + (f", expanded {visits.expanded} times" if visits.expanded else ""))
@@ -284,7 +187,7 @@ class TreeSearch(Stepping):
         for step, vote in zip(self._voters, self._votes, strict=False):
             if vote is not None:
                 value = self.value(step)
-                weight = step.times * (self._scaled(value) if math.isfinite(value) else 0.0)
+                weight = step.draws * (self.puct.scaled(value) if math.isfinite(value) else 0.0)
                 weights[vote.party] = weights.get(vote.party, 0.0) + weight
         if best is None or best.rank == 2 or not weights:
             return super().outcome(spend, stop)
@@ -295,23 +198,3 @@ class TreeSearch(Stepping):
         share = weights[party] / total if total else 1.0 / len(weights)
         reason = f"{share:.0%} of the votes, weighted by value"
         return Outcome(self.tree[best.id].response, share, self.tree.trace(), spend, stop, best.id, reason)
-
-
-def _id(step: Step | None) -> int | None:
-    return None if step is None else step.id
-
-
-def _up(step: Step | None) -> list[Step | None]:
-    """A step and all above it, the empty response last."""
-    path: list[Step | None] = [step]
-    while step is not None:
-        step = step.parent
-        path.append(step)
-    return path
-
-
-def _likelihood(step: Step) -> float:
-    """The geometric mean of the probabilities of a step's new tokens; 1 where the engine gives none."""
-    before, count = (0.0, 0) if step.parent is None else step.parent.logprob
-    new = step.logprob[1] - count
-    return math.exp((step.logprob[0] - before) / new) if new else 1.0
