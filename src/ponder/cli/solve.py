@@ -268,5 +268,7 @@ def _solve(
         raise stopped(where) from None
     finally:
         if where is not None and journal is not None:
+            # By the clock that the budget goes by, which began before the search's own.
+            journal.seconds = whole.elapsed - paid.seconds
             question = problem.prompt if environment is None and isinstance(problem.prompt, str) else ""
             Saved.of(config, question, journal, paid, known).write(where)
