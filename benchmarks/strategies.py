@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _equal import Compared, Floats, Yardstick, at_equal_spend
 from _limits import machine
 
 from ponder import registry
 from ponder.engines.simulated import Simulated
 from ponder.engines.torch import TorchEngine
 from ponder.environments.countdown import Partial
+from ponder.evaluation.equal_spend import Compared, Floats, Yardstick, at_equal_spend, counts_up_to
 from ponder.evaluation.evaluate import evaluate
 from ponder.evaluation.intervals import wilson
 from ponder.evaluation.pools import Writer, read_pool
@@ -229,7 +229,7 @@ class Table:
         for k in (1, 2, 4, 8, 16, 32, 64, 128):
             if k <= self.case.most:
                 stick, bare = self._sticks
-                values = stick.accuracy_PK[:, k - 1]
+                values = stick.accuracy_PK[:, np.abs(stick.counts_K - k).argmin()]
                 ran = Ran(values, k * stick.tokens_P, k * bare.tokens_P, 0.0)
                 self._show(f"majority of {k}", ran, compared=False)
         for k in self.case.one_by_one:
@@ -262,10 +262,10 @@ class Table:
         return pool, np.array([self.engine.count_tokens(p.prompt) for p in self.problems], dtype=np.float64)
 
     def _yardstick(self, pool: JudgedPool, prompts: Floats) -> Yardstick:
-        counts = range(1, self.case.most + 1)
-        reached = Majority().reach(pool.problems, counts)
+        counts = counts_up_to(self.case.most, self.case.most)
+        reached = Majority().reach(pool.problems, counts.tolist())
         tokens = np.array([p.tokens_G.mean() for p in pool.problems])
-        return Yardstick(np.stack([r.accuracy_K for r in reached]), tokens + prompts)
+        return Yardstick(counts, np.stack([r.accuracy_K for r in reached]), tokens + prompts)
 
     def _one_by_one(self, pool: JudgedPool, prompts: Floats, most: int) -> Ran:
         correct, tokens, written = [], [], []

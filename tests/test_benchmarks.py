@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +18,6 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "workers")]
 
 import _compare  # noqa: E402
-import _equal  # noqa: E402
 import _limits  # noqa: E402
 import _prompts  # noqa: E402
 import _workers  # noqa: E402
@@ -313,38 +311,3 @@ def test_our_side_of_an_rl_step_samples_the_forced_lengths_and_trains_on_all_of_
             assert 0 < phases <= answer["seconds"]
     finally:
         side.trainer.engine.close_now()
-
-
-def yardstick(most: int = 4):
-    rng = np.random.default_rng(0)
-    return _equal.Yardstick(np.sort(rng.random((30, most)), axis=1), rng.uniform(5, 15, 30))
-
-
-@given(st.integers(1, 4))
-def test_majority_itself_is_no_better_than_majority_at_equal_spend(k) -> None:
-    stick = yardstick()
-    found = _equal.at_equal_spend(stick.accuracy_PK[:, k - 1], k * stick.tokens_P, stick)
-    assert found.samples == pytest.approx(k)
-    assert found.within
-    for value in (found.difference.value, found.difference.low, found.difference.high):
-        assert value == pytest.approx(0, abs=1e-9)
-
-
-def test_between_two_counts_of_samples_majority_lies_between_their_accuracies() -> None:
-    stick = yardstick()
-    found = _equal.at_equal_spend(np.ones(30), 1.5 * stick.tokens_P, stick)
-    assert found.majority == pytest.approx(stick.accuracy_PK[:, :2].mean())
-    assert found.difference.value == pytest.approx(1 - found.majority)
-    assert found.difference.low < found.difference.value < found.difference.high
-
-
-def test_tokens_that_buy_no_sample_or_more_than_were_drawn_are_said() -> None:
-    stick = yardstick()
-    less = _equal.at_equal_spend(np.ones(30), 0.5 * stick.tokens_P, stick)
-    more = _equal.at_equal_spend(np.ones(30), 9 * stick.tokens_P, stick)
-    assert not less.within
-    assert not more.within
-    assert less.majority == pytest.approx(stick.accuracy_PK[:, 0].mean())
-    assert more.majority == pytest.approx(stick.accuracy_PK[:, -1].mean())
-    with pytest.raises(ValueError, match="same problems"):
-        _equal.at_equal_spend(np.ones(29), np.ones(29), stick)

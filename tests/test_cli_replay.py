@@ -56,6 +56,7 @@ def test_the_json_has_the_documented_form(pool, tmp_path, capsys):
     assert values["disagreements"] == []
     shown = capsys.readouterr().out
     assert "6 problems × 4 samples, judged by numeric" in shown
+    assert "against majority, same tokens" in shown
     assert "0 of 24 recorded judgements differ from ours" in shown
 
 

@@ -328,6 +328,20 @@ def test_every_point_is_of_the_same_problems(folder):
         ladder(rows_of(pool), [6])
 
 
+def test_strategies_that_draw_all_are_compared_with_the_vote_over_as_many(folder):
+    drawn = ([1, 1, 2, 3], [2, 3, 1, 1])
+    rows = [row(f"p{i}", [sample(a, score=float(j)) for j, a in enumerate(drawn[i % 2])]) for i in range(10)]
+    pool = judged(folder / "p.jsonl", *rows)
+    result = replay(pool, {"majority": Majority(), "best": BestOfK("score")})
+    assert set(result.equal_spend) == {"best"}
+    first, *more = result.equal_spend["best"]
+    assert first is None
+    for found, best, vote in zip(more, result.strategies["best"][1:], result.strategies["majority"][1:], strict=True):
+        assert found.samples == pytest.approx(best.budget)
+        assert found.difference.value == pytest.approx(best.accuracy - vote.accuracy)
+        assert found.difference.low <= found.difference.value <= found.difference.high
+
+
 def test_a_comparison_holds_points_pairs_and_coverage(folder):
     rows = [row(f"p{i}", [1, 1, 2] if i % 2 else [2, 3, 1]) for i in range(10)]
     pool = judged(folder / "p.jsonl", *rows)

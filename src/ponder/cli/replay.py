@@ -35,6 +35,8 @@ strategies, joined by commas:
   live:NAME[:KEY=VALUE+...]       a strategy of `ponder list strategies`, run on the samples in several orders
   NAME                            the same for any other strategy
 
+Each but direct and majority stands beside what majority would reach for the same mean tokens (paired by problem).
+
 examples:
   ponder replay pool.jsonl
   ponder replay pool.jsonl --strategies majority,best_of_n:score,adaptive --json replay.json
@@ -158,6 +160,11 @@ def _judged(config: ReplayConfig, pool: RecordedPool, judge: Judge) -> JudgedPoo
         )
 
 
+def in_points(value: float, low: float, high: float) -> str:
+    """A difference of shares, with its interval."""
+    return f"{value * 100:>+7.1f}  {f'[{low * 100:+.1f}, {high * 100:+.1f}]':<16}"
+
+
 def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[str]:
     """What is printed: coverage, strategies by budget, pairs, and what others judged otherwise."""
     counts = sorted({len(p.row.samples) for p in pool.problems})
@@ -173,11 +180,16 @@ def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[s
     yield f"\n{'coverage (pass@k)':<24}{'k':>8}{'':20}{'value':>10}  95 % interval"
     for c in result.coverage:
         yield f"{'':24}{c.k:>8}{'':20}{c.value:>10.1%}  [{c.low:.1%}, {c.high:.1%}]"
-    yield f"\n{'strategy':<24}{'budget':>8}{'samples':>9}{'tokens':>11}{'accuracy':>10}  95 % interval"
+    head = f"{'strategy':<24}{'budget':>8}{'samples':>9}{'tokens':>11}{'accuracy':>10}  {'95 % interval':<17}"
+    yield f"\n{head}" + ("against majority, same tokens" if any(result.equal_spend.values()) else "").rstrip()
     for name, points in result.strategies.items():
-        for i, p in enumerate(points):
+        beside = result.equal_spend.get(name, (None,) * len(points))
+        for i, (p, found) in enumerate(zip(points, beside, strict=True)):
             spent = f"{p.budget:>8}{quantity(p.mean_samples):>9}{quantity(p.mean_tokens):>11}"
-            yield f"{name if i == 0 else '':<24}{spent}{p.accuracy:>10.1%}  [{p.low:.1%}, {p.high:.1%}]"
+            line = f"{name if i == 0 else '':<24}{spent}{p.accuracy:>10.1%}  {f'[{p.low:.1%}, {p.high:.1%}]':<17}"
+            if found is not None:
+                line += in_points(found.difference.value, found.difference.low, found.difference.high)
+            yield line.rstrip()
     error = max(result.errors.values())
     if error > 0:
         drawn = ", ".join(name for name, e in result.errors.items() if e > 0)
@@ -185,8 +197,7 @@ def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[s
     if result.paired:
         yield "\na - b at the largest budget, in points, paired over problems; p by McNemar's exact test"
     for pair in result.paired:
-        interval = f"[{pair.low * 100:+.1f}, {pair.high * 100:+.1f}]"
-        yield f"  {f'{pair.a} - {pair.b}':<44}{pair.difference * 100:>+7.1f}  {interval:<16}  p = {pair.p:.2g}"
+        yield f"  {f'{pair.a} - {pair.b}':<44}{in_points(pair.difference, pair.low, pair.high)}  p = {pair.p:.2g}"
     recorded = sum(s.correct is not None for p in pool.problems for s in p.row.samples)
     if recorded:
         yield f"\n{len(result.disagreements)} of {recorded} recorded judgements differ from ours"

@@ -14,6 +14,7 @@ from ponder.config import parse_options
 from ponder.engines._recorded import RecordedRow
 from ponder.errors import UserError, nearest
 from ponder.evaluation import pools_live
+from ponder.evaluation.equal_spend import Compared, Yardstick, at_equal_spend, counts_up_to
 from ponder.evaluation.estimators import pass_at_k
 from ponder.evaluation.intervals import mcnemar, mean_of_problems, paired_difference
 from ponder.evaluation.pools_adaptive import Adaptive
@@ -86,6 +87,8 @@ class Replayed:
     disagreements: tuple[Disagreement, ...]
     errors: Mapping[str, float]
     """Largest standard error of an accuracy from drawing orders at random (Monte Carlo); 0 where it is exact."""
+    equal_spend: Mapping[str, tuple[Compared | None, ...]]
+    """Strategies beside majority for the same tokens, for each of their points; None at a budget of 1."""
 
     def to_json(self) -> dict[str, Any]:
         """`{"n", "coverage", "strategies", "paired", "disagreements"}`."""
@@ -184,12 +187,17 @@ def replay(
     points: dict[str, tuple[Point, ...]] = {}
     errors: dict[str, float] = {}
     last: dict[str, tuple[list[float], list[float]]] = {}
+    equal: dict[str, tuple[Compared | None, ...]] = {}
+    stick: Yardstick | None = None
     for name, strategy in strategies.items():
         budgets = strategy.counts(rungs)
         reached = strategy.reach(problems, budgets)
         points[name] = tuple(_point(reached, i, k, seed) for i, k in enumerate(budgets))
         variance = np.array([r.variance_K for r in reached])
         errors[name] = float(np.sqrt(variance.sum(axis=0)).max() / len(reached))
+        if not isinstance(strategy, Direct | Majority):
+            stick = stick or _yardstick(problems, rungs[-1])
+            equal[name] = tuple(_equal(reached, i, stick, seed) if k > 1 else None for i, k in enumerate(budgets))
         last[name] = [float(r.accuracy_K[-1]) for r in reached], [r.decision for r in reached]
     pairs = []
     for a, b in combinations(strategies, 2):
@@ -198,7 +206,7 @@ def replay(
         pairs.append(Pair(a, b, difference.value, difference.low, difference.high, p))
     n = sum(p.n > 0 for p in problems)
     coverage = tuple(_coverage(problems, k, seed) for k in rungs)
-    return Replayed(n, coverage, points, tuple(pairs), pool.disagreements, errors)
+    return Replayed(n, coverage, points, tuple(pairs), pool.disagreements, errors, equal)
 
 
 def _coverage(problems: Sequence[JudgedProblem], k: int, seed: int) -> Coverage:
@@ -214,3 +222,21 @@ def _point(reached: Sequence[Reached], i: int, k: int, seed: int) -> Point:
     accuracy = mean_of_problems([r.accuracy_K[i] for r in reached], seed)
     samples, tokens = (float(np.nanmean([getattr(r, name)[i] for r in reached])) for name in ("samples_K", "tokens_K"))
     return Point(k, samples, tokens, accuracy.value, accuracy.low, accuracy.high)
+
+
+def _yardstick(problems: Sequence[JudgedProblem], most: int) -> Yardstick:
+    """Majority at every count of samples; NaN for a problem that has fewer than `most`."""
+    counts = counts_up_to(most)
+    reached = Majority().reach(problems, counts.tolist())
+    tokens = [p.tokens_G.mean() if p.n >= most else np.nan for p in problems]
+    return Yardstick(counts, np.stack([r.accuracy_K for r in reached]), np.array(tokens))
+
+
+def _equal(reached: Sequence[Reached], i: int, stick: Yardstick, seed: int) -> Compared | None:
+    """A strategy at its budget `i` beside majority, on the problems that have all samples; None if there are none."""
+    accuracy, tokens = (np.array([getattr(r, name)[i] for r in reached]) for name in ("accuracy_K", "tokens_K"))
+    here = np.isfinite(accuracy) & np.isfinite(stick.tokens_P)
+    if not here.any() or not stick.tokens_P[here].any():
+        return None
+    same = Yardstick(stick.counts_K, stick.accuracy_PK[here], stick.tokens_P[here])
+    return at_equal_spend(accuracy[here], tokens[here], same, seed)
