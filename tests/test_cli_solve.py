@@ -105,6 +105,16 @@ def test_an_empty_answer_is_no_answer(engine: MockEngine, capsys: pytest.Capture
     assert "no answer: the response is empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "reason"), [("nowhere/s.json", "its folder does not exist"), (".", "is a folder")])
+def test_a_file_that_cannot_take_the_search_is_refused_before_anything_is_spent(
+    name: str, reason: str, engine: MockEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", QUESTION, "--save", name]) == 2
+    captured = capsys.readouterr()
+    assert f"--save {name}: {reason}" in captured.err
+    assert (captured.out, engine.calls) == ("", 0)
+
+
 def test_a_thought_is_closed_by_force(engine: MockEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["solve", QUESTION, "--thought-tokens", "6", "--max-tokens", "30"]) == 0
     captured = capsys.readouterr()

@@ -18,6 +18,7 @@ from ponder.cli._common import (
     ModelOptions,
     build_strategy,
     check_engine,
+    check_target,
     clock,
     engine_for,
     money,
@@ -110,6 +111,8 @@ def check(config: EvalConfig) -> None:
             flag = "-n" if name == "n" else f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {value}: give at least {least}")
     check_engine(config, raw_prompts=config.raw_prompts)
+    if config.record is not None:
+        check_target("--record", config.record)
 
 
 def read_config(args: list[str]) -> EvalConfig:

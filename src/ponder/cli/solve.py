@@ -16,6 +16,7 @@ from ponder.cli._common import (
     ModelOptions,
     build_strategy,
     check_engine,
+    check_target,
     engine_for,
     others_for,
     scorer_for,
@@ -86,6 +87,10 @@ class SolveConfig(BudgetOptions, ModelOptions):
 def main(args: list[str]) -> int:
     saved, config, question = read_config(args)
     check_engine(config)
+    if config.save is not None:
+        check_target("--save", config.save)
+    elif config.continue_ is not None:
+        check_target("--continue", config.continue_)
     strategy = strategy_of(config)
     environment = environment_of(config)
     problem = problem_of(environment, config, question)
