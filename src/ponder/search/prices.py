@@ -127,9 +127,16 @@ def _entry(path: Path, name: str, values: Any) -> Prices:
     if not values:
         raise UserError(f"{path}: [{name}] has no price: give some of {', '.join(known)} (0 is free)")
     try:
-        return Prices(**values)
+        prices = Prices(**values)
     except UserError as error:
         raise UserError(f"{path}: [{name}]: {error}") from None
+    # What is left out would be free, and a budget in dollars no limit.
+    missing = [] if "per_hour" in values else [key for key in ("prompt", "output") if key not in values]
+    if missing:
+        raise UserError(
+            f"{path}: [{name}] has no {' and no '.join(missing)}: give dollars per million tokens (0 is free)"
+        )
+    return prices
 
 
 def dearest(prices: Iterable[Prices]) -> Prices:
