@@ -184,6 +184,11 @@ def parse(
     base: dict[str, Any] = {} if default is None else {"default": default}
     if file is not None:
         base["default"] = from_mapping(cls, load_toml(file), where=str(file))
+    if base:
+        # Of a flag that is on already tyro knows only the opposite.
+        given = base["default"]
+        on = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(given) if getattr(given, f.name) is True}
+        arguments = [word for word in arguments if word.replace("_", "-") not in on]
     registry = ConstructorRegistry()
     registry.primitive_rule(_options_rule)
     with registry:
