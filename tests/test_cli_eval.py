@@ -286,6 +286,16 @@ def test_the_seconds_of_what_ran_when_it_was_interrupted_count_against_the_whole
     assert json.loads(capsys.readouterr().out)["seconds"] >= 0.3
 
 
+def test_a_flag_that_the_run_has_may_be_given_again(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert evaluate("-n", "2", "--json", "--out", out) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["eval", "--resume", "--out", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == first["accuracy"]
+
+
 def test_a_killed_evaluation_goes_on_with_its_whole_lines(engine: MockEngine, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     shutil.copytree(whole, out)
@@ -414,6 +424,25 @@ def test_dollars_are_counted_by_branch_and_by_correct_answer(
     found = json.loads((out / "evaluation.json").read_text())
     assert found["dollars_per_correct"] == pytest.approx(found["spend"]["dollars"] / found["kinds"]["correct"])
     assert re.search(r"per correct  \d+ tokens · \$0\.\d+ · ", capsys.readouterr().out)
+
+
+def test_what_was_spent_before_there_were_prices_counts_against_the_dollars_of_a_resume(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, out = tmp_path / "prices.toml", str(tmp_path / "run")
+    table.write_text('["mock"]\nprompt = 1000.0\noutput = 1000.0\n')
+    assert evaluate("-n", "9", "--total-tokens", "150", "--out", out, "--json") == 0
+    before, calls = engine.used.tokens, engine.calls
+    flags = ["eval", "--resume", "--out", out, "--total-tokens", "9000", "--prices", str(table), "--json"]
+    capsys.readouterr()
+    assert main([*flags, "--total-dollars", f"{before * 1e-3:.6f}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert engine.calls == calls
+    assert found["spend"]["dollars"] + found["lost"]["dollars"] == pytest.approx(before * 1e-3)
+    assert main([*flags, "--total-dollars", "9"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert engine.calls > calls
+    assert found["spend"]["dollars"] + found["lost"]["dollars"] == pytest.approx(engine.used.tokens * 1e-3)
 
 
 def test_every_whole_response_is_recorded_in_a_pool_and_a_stopped_recording_goes_on(

@@ -253,6 +253,38 @@ def test_a_search_that_used_up_its_budget_goes_on_in_another_process(
     assert not engine.requests
 
 
+def whole_answer(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["solve", *args, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_what_was_spent_before_there_were_prices_counts_against_the_dollars_that_a_search_goes_on_with(
+    by_flag: bool,
+    engine: MockEngine,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine.capabilities, engine.texts = Capabilities(ids=True, logprobs=True, seed=True), numbered
+    file, table = str(tmp_path / "search.json"), tmp_path / "prices.toml"
+    table.write_text('["mock"]\nprompt = 1000.0\noutput = 2000.0\n')
+    before = whole_answer([QUESTION, *SAVED, "--budget-tokens", "220", "--save", file], capsys)["spend"]
+    paid = (before["prompt_tokens"] + 2 * (before["sampled_tokens"] + before["forced_tokens"])) * 1e-3
+    if not by_flag:
+        monkeypatch.setenv("PONDER_PRICES", str(table))
+    flags = ["--prices", str(table)] if by_flag else []
+    calls = engine.calls
+    stopped = whole_answer(["--continue", file, *flags, "--budget-dollars", f"{paid:.6f}"], capsys)
+    assert (stopped["stop"], engine.calls) == ("budget", calls)
+    assert stopped["spend"]["dollars"] == pytest.approx(paid)
+    more = whole_answer(["--continue", file, *flags, "--budget-dollars", "9"], capsys)
+    spent = more["spend"]
+    tokens = spent["prompt_tokens"] + spent["cached_tokens"] + 2 * (spent["sampled_tokens"] + spent["forced_tokens"])
+    assert (more["stop"], spent["dollars"]) == ("finished", pytest.approx(tokens * 1e-3))
+
+
 @pytest.mark.parametrize("answered", [0, 3])
 def test_a_search_whose_seconds_are_used_up_has_none_left_when_it_goes_on_with_as_many(
     answered: int, engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]

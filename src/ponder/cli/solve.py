@@ -26,6 +26,7 @@ from ponder.cli._screen import Screen
 from ponder.config import Options, parse
 from ponder.errors import PonderError, UserError
 from ponder.runs.text import visible
+from ponder.search.prices import priced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,7 +103,12 @@ def main(args: list[str]) -> int:
         check_prices(config, (engine, *others.values()))
         thinks = engine.info.thought is not None
         screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
-        paid = opening.spend if saved is None else saved.opening + opening.spend
+        paid = opening.spend
+        if saved is not None:
+            # It may have been begun without prices.
+            prices = [prices_of(config).of(e.info.name) for e in (engine, *others.values())]
+            saved.journal.spend = priced(saved.journal.spend, prices)
+            paid += priced(saved.opening, prices)
         outcome, whole = _solve(
             config, problem, strategy, environment, engine, others, screen, saved, paid, opening.known
         )
@@ -273,5 +279,7 @@ def _solve(
         raise stopped(where) from None
     finally:
         if where is not None and journal is not None:
+            # By the clock that the budget goes by, which began before the search's own.
+            journal.seconds = whole.elapsed - paid.seconds
             question = problem.prompt if environment is None and isinstance(problem.prompt, str) else ""
             Saved.of(config, question, journal, paid, known).write(where)
