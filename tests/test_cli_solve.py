@@ -105,6 +105,11 @@ def test_an_empty_answer_is_no_answer(engine: MockEngine, capsys: pytest.Capture
     assert "no answer: the response is empty" in capsys.readouterr().err
 
 
+def test_an_option_that_has_no_default_is_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", QUESTION, "--strategy", "budget_forcing"]) == 2
+    assert "ponder: budget_forcing: give `thought_tokens`, which has no default" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("name", "reason"), [("nowhere/s.json", "its folder does not exist"), (".", "is a folder")])
 def test_a_file_that_cannot_take_the_search_is_refused_before_anything_is_spent(
     name: str, reason: str, engine: MockEngine, capsys: pytest.CaptureFixture[str]

@@ -76,6 +76,7 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 
 def _sentence(message: str) -> str:
     """`Expected `int`, got `str` - at `$.x`` becomes `x: expected `int`, got `str``."""
+    message = re.sub(r"Object missing required field (`\w+`)", r"Give \1, which has no default", message)
     text, at, path = message.partition(" - at `$")
     path = path.rstrip("`").lstrip(".")
     text = text[:1].lower() + text[1:]
