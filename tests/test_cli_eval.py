@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,45 @@ def test_an_interrupted_evaluation_goes_on_where_it_was_and_equals_one_that_was_
     assert lost["sampled_tokens"] == manifest["lost"]["sampled_tokens"] > 0, "what was in flight was spent too"
 
 
+def test_a_pool_that_cannot_be_written_is_refused_before_anything_is_spent(
+    engine: MockEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate("--record", "nowhere/pool.jsonl") == 2
+    assert "--record nowhere/pool.jsonl: its folder does not exist" in capsys.readouterr().err
+    assert engine.calls == 0
+
+
+def test_the_seconds_of_what_ran_when_it_was_interrupted_count_against_the_whole(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+
+    def never(request: Any) -> float:
+        """Ctrl-C before any search has ended, after some time."""
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return 3600.0
+
+    engine.delay = never
+    assert evaluate("-n", "1", "--out", out) == 130
+    assert not (tmp_path / "run" / "rollouts.jsonl").exists()
+    engine.calls, engine.delay = 0, 0.0
+    assert main(["eval", "--resume", "--out", out, "--total-seconds", "0.25"]) == 1
+    assert "the budget of 0.25 seconds is used up (0." in capsys.readouterr().err
+    assert engine.calls == 0
+    assert main(["eval", "--resume", "--out", out, "--total-seconds", "3600", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"] >= 0.3
+
+
+def test_a_flag_that_the_run_has_may_be_given_again(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    assert evaluate("-n", "2", "--json", "--out", out) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert main(["eval", "--resume", "--out", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"] == first["accuracy"]
+
+
 def test_a_killed_evaluation_goes_on_with_its_whole_lines(engine: MockEngine, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     shutil.copytree(whole, out)
@@ -386,6 +426,25 @@ def test_dollars_are_counted_by_branch_and_by_correct_answer(
     assert re.search(r"per correct  \d+ tokens · \$0\.\d+ · ", capsys.readouterr().out)
 
 
+def test_what_was_spent_before_there_were_prices_counts_against_the_dollars_of_a_resume(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, out = tmp_path / "prices.toml", str(tmp_path / "run")
+    table.write_text('["mock"]\nprompt = 1000.0\noutput = 1000.0\n')
+    assert evaluate("-n", "9", "--total-tokens", "150", "--out", out, "--json") == 0
+    before, calls = engine.used.tokens, engine.calls
+    flags = ["eval", "--resume", "--out", out, "--total-tokens", "9000", "--prices", str(table), "--json"]
+    capsys.readouterr()
+    assert main([*flags, "--total-dollars", f"{before * 1e-3:.6f}"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert engine.calls == calls
+    assert found["spend"]["dollars"] + found["lost"]["dollars"] == pytest.approx(before * 1e-3)
+    assert main([*flags, "--total-dollars", "9"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert engine.calls > calls
+    assert found["spend"]["dollars"] + found["lost"]["dollars"] == pytest.approx(engine.used.tokens * 1e-3)
+
+
 def test_every_whole_response_is_recorded_in_a_pool_and_a_stopped_recording_goes_on(
     engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -450,7 +509,7 @@ def test_a_cascade_goes_on_to_another_model(tmp_path: Path, capsys: pytest.Captu
     assert main(["eval", *SIMULATED, *flags, *options, "-n", "3"]) == 2
     assert "big" in capsys.readouterr().err
     out = tmp_path / "run"
-    (tmp_path / "prices.toml").write_text("[s]\noutput = 1.0\n[b]\noutput = 10.0\n")
+    (tmp_path / "prices.toml").write_text("[s]\nprompt = 0\noutput = 1.0\n[b]\nprompt = 0\noutput = 10.0\n")
     priced = ["--prices", str(tmp_path / "prices.toml")]
     assert main(["eval", *SIMULATED, *flags, *options, *priced, "--others", "big=b", "-n", "9", "--out", str(out)]) == 0
     assert read_manifest(out)["others"] == {"big": {"engine": "simulated", "name": "b"}}

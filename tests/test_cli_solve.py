@@ -105,6 +105,21 @@ def test_an_empty_answer_is_no_answer(engine: MockEngine, capsys: pytest.Capture
     assert "no answer: the response is empty" in capsys.readouterr().err
 
 
+def test_an_option_that_has_no_default_is_asked_for_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["solve", QUESTION, "--strategy", "budget_forcing"]) == 2
+    assert "ponder: budget_forcing: give `thought_tokens`, which has no default" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "reason"), [("nowhere/s.json", "its folder does not exist"), (".", "is a folder")])
+def test_a_file_that_cannot_take_the_search_is_refused_before_anything_is_spent(
+    name: str, reason: str, engine: MockEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["solve", QUESTION, "--save", name]) == 2
+    captured = capsys.readouterr()
+    assert f"--save {name}: {reason}" in captured.err
+    assert (captured.out, engine.calls) == ("", 0)
+
+
 def test_a_thought_is_closed_by_force(engine: MockEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["solve", QUESTION, "--thought-tokens", "6", "--max-tokens", "30"]) == 0
     captured = capsys.readouterr()
@@ -243,6 +258,38 @@ def test_a_search_that_used_up_its_budget_goes_on_in_another_process(
     assert not engine.requests
 
 
+def whole_answer(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["solve", *args, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_what_was_spent_before_there_were_prices_counts_against_the_dollars_that_a_search_goes_on_with(
+    by_flag: bool,
+    engine: MockEngine,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine.capabilities, engine.texts = Capabilities(ids=True, logprobs=True, seed=True), numbered
+    file, table = str(tmp_path / "search.json"), tmp_path / "prices.toml"
+    table.write_text('["mock"]\nprompt = 1000.0\noutput = 2000.0\n')
+    before = whole_answer([QUESTION, *SAVED, "--budget-tokens", "220", "--save", file], capsys)["spend"]
+    paid = (before["prompt_tokens"] + 2 * (before["sampled_tokens"] + before["forced_tokens"])) * 1e-3
+    if not by_flag:
+        monkeypatch.setenv("PONDER_PRICES", str(table))
+    flags = ["--prices", str(table)] if by_flag else []
+    calls = engine.calls
+    stopped = whole_answer(["--continue", file, *flags, "--budget-dollars", f"{paid:.6f}"], capsys)
+    assert (stopped["stop"], engine.calls) == ("budget", calls)
+    assert stopped["spend"]["dollars"] == pytest.approx(paid)
+    more = whole_answer(["--continue", file, *flags, "--budget-dollars", "9"], capsys)
+    spent = more["spend"]
+    tokens = spent["prompt_tokens"] + spent["cached_tokens"] + 2 * (spent["sampled_tokens"] + spent["forced_tokens"])
+    assert (more["stop"], spent["dollars"]) == ("finished", pytest.approx(tokens * 1e-3))
+
+
 @pytest.mark.parametrize("answered", [0, 3])
 def test_a_search_whose_seconds_are_used_up_has_none_left_when_it_goes_on_with_as_many(
     answered: int, engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -257,7 +304,7 @@ def test_a_search_whose_seconds_are_used_up_has_none_left_when_it_goes_on_with_a
     assert main(["solve", "--continue", file, *seconds]) == code
     captured = capsys.readouterr()
     (said,) = [line for line in captured.err.splitlines() if "the budget of 0.2 seconds is used up (0." in line]
-    assert "before it was continued)" in said
+    assert "before the search began or went on)" in said
     assert engine.calls == 0
     if not answered:
         assert said.startswith("ponder: no answer: the budget of 0.2 seconds")

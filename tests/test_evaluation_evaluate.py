@@ -205,6 +205,14 @@ def test_progress_is_reported_to_the_end():
     assert seen[-1].response_tokens == result.spend.response_tokens
 
 
+def test_progress_counts_no_more_failures_than_there_are_results():
+    seen = []
+    engine = MockEngine(doubler(0.5), fail=lambda number, r: ConnectionError("gone") if number % 2 else None)
+    with pytest.raises(PonderError, match="could not be generated"):
+        run(engine=engine, on_progress=seen.append)
+    assert all(0 <= p.correct <= p.done - p.masked for p in seen)
+
+
 def test_each_search_is_handed_over_with_its_tree_judged_and_then_let_go_of():
     """Memory: what a search generated is the caller's; the result keeps a few texts."""
     seen, alive = [], []

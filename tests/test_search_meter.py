@@ -265,7 +265,7 @@ def test_what_was_used_before_counts_against_the_seconds():
     now[0] += 2.5
     assert (meter.seconds_left, meter.elapsed) == (0.0, 6.5)
     engine = MockEngine()
-    with pytest.raises(BudgetExceeded, match=r"5 seconds is used up \(4 before it was continued\)"):
+    with pytest.raises(BudgetExceeded, match=r"5 seconds is used up \(4 before the search began or went on\)"):
         asyncio.run(meter.generate(engine, request()))
     assert engine.calls == 0
 

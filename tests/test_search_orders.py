@@ -15,6 +15,8 @@ from ponder import registry
 from ponder.errors import Unsupported
 from ponder.search import solve
 from ponder.search.journal import Journal
+from ponder.search.strategies.best_of_n import BestOfN
+from ponder.search.strategies.weighted import Weighted
 from ponder.types import Budget, Capabilities, StopReason
 
 ENV = MockEnvironment()
@@ -159,6 +161,46 @@ def test_a_search_goes_on_without_a_checker_a_scorer_or_a_comparison_that_fails(
     outcome = asyncio.run(solve(build(name, options), PROBLEM, engine, **broken))
     assert outcome.response.answer == "4"
     assert not failures or f"failed: ConnectionError: no {failures[0]} today" in outcome.reason
+
+
+@each
+def test_what_a_checker_a_scorer_or_a_comparison_cannot_mean_is_a_failure_of_it(name, options):
+    wrong = []
+
+    class Wrong:
+        async def score(self, problem, responses):
+            wrong.append("the scorer failed: it gave ")
+            return (1.0,) * (len(responses) + 1)
+
+        def extract(self, problem, response):
+            wrong.append("the comparison of answers failed: an answer was read as int, not as text")
+            return 4
+
+        def same(self, a, b):
+            return a == b
+
+    def check(problem, response):
+        wrong.append("the checker failed: it gave a bool, not a verdict")
+        return True
+
+    engine = MockEngine("</think>4")
+    outcome = asyncio.run(solve(build(name, options), PROBLEM, engine, checker=check, scorer=Wrong(), answers=Wrong()))
+    assert outcome.response.answer == "4"
+    assert not wrong or wrong[0] in outcome.reason
+
+
+@pytest.mark.parametrize("strategy", [BestOfN(n=3, by="scorer"), Weighted(n=3, by="score")])
+@pytest.mark.parametrize("scores", [(), (1.0, 2.0), (1.0, 2.0, 3.0, 4.0), (1.0, None, 2.0), None])
+def test_scores_that_are_not_one_number_for_each_response_are_a_failed_scorer(strategy, scores):
+    class Miscounting:
+        async def score(self, problem, responses):
+            return scores
+
+    outcome = asyncio.run(solve(strategy, PROBLEM, MockEngine("</think>4"), scorer=Miscounting()))
+    assert outcome.response.answer == "4"
+    assert "the scorer failed: " in outcome.reason
+    assert outcome.spend.verifier_calls == 3
+    assert all(n.score is None for n in outcome.trace.nodes)
 
 
 @each

@@ -76,6 +76,7 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
 
 def _sentence(message: str) -> str:
     """`Expected `int`, got `str` - at `$.x`` becomes `x: expected `int`, got `str``."""
+    message = re.sub(r"Object missing required field (`\w+`)", r"Give \1, which has no default", message)
     text, at, path = message.partition(" - at `$")
     path = path.rstrip("`").lstrip(".")
     text = text[:1].lower() + text[1:]
@@ -184,6 +185,11 @@ def parse(
     base: dict[str, Any] = {} if default is None else {"default": default}
     if file is not None:
         base["default"] = from_mapping(cls, load_toml(file), where=str(file))
+    if base:
+        # Of a flag that is on already tyro knows only the opposite.
+        given = base["default"]
+        on = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(given) if getattr(given, f.name) is True}
+        arguments = [word for word in arguments if word.replace("_", "-") not in on]
     registry = ConstructorRegistry()
     registry.primitive_rule(_options_rule)
     with registry:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -55,6 +57,18 @@ class ModelOptions:
     """Batch-invariant: a sample has the same bits in any company. Slower; float32 on a CPU only."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Decode through torch.compile, with CUDA graphs on a GPU (not yet measured there); opening takes a minute."""
+
+
+def check_target(flag: str, name: str) -> None:
+    """Refuse a file that cannot be written, before anything is spent on what it is for. Raises `UserError`."""
+    path = Path(name)
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{flag} {path}: its folder does not exist; make it first")
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: is a folder; name a file in it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {path}: its folder cannot be written to; name a file in another one")
 
 
 TORCH_ONLY = ("adapter", "dtype", "device", "kv_memory", "exact", "compile")

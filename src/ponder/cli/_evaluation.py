@@ -25,7 +25,7 @@ from ponder.evaluation.rollouts import earlier, to_line
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run, read_manifest
 from ponder.search.meter import Meter
-from ponder.search.prices import PriceList
+from ponder.search.prices import PriceList, priced
 from ponder.types import Budget, Spend, Trace, to_json
 
 if TYPE_CHECKING:
@@ -74,7 +74,16 @@ class Job:
             return Earlier()
         path = Path(self.config.out or "")
         found = earlier(path / "rollouts.jsonl", self.problems, self.config.samples)
-        return dataclasses.replace(found, lost=found.lost + _noted(path, "lost"), opening=_noted(path, "opening"))
+        lost, opening = found.lost + _noted(path, "lost"), _noted(path, "opening")
+        # What ran when it was stopped took time, too.
+        seconds = max(found.seconds, float(read_manifest(path).get("seconds") or 0.0))
+        return Earlier(found.results, lost, seconds, opening)
+
+    def priced(self, before: Earlier, engines: Sequence[Engine]) -> Earlier:
+        """The same with the dollars of what was spent before prices were known."""
+        prices = [self.prices.of(e.info.name) for e in engines]
+        results = {place: dataclasses.replace(r, spend=priced(r.spend, prices)) for place, r in before.results.items()}
+        return Earlier(results, priced(before.lost, prices), before.seconds, priced(before.opening, prices))
 
     def opening(self, before: Earlier) -> Opening:
         """What the budget of the whole leaves for opening engines."""
@@ -121,7 +130,8 @@ class Job:
         except BaseException as error:
             # What was in flight was spent too, and is run again.
             lost = less(meter.spend, written)
-            run.note(lost=to_json(_noted(run.path, "lost") + lost))
+            seconds = meter.elapsed - before.opening.seconds
+            run.note(lost=to_json(_noted(run.path, "lost") + lost), seconds=seconds)
             command = f"ponder eval --resume --out {shlex.quote(str(run.path))}"
             if isinstance(error, KeyboardInterrupt):
                 raise Stopped(f"stopped; go on with: {command}") from None

@@ -64,7 +64,7 @@ class Saved:
         """Raises `UserError` for a flag that would make it another search."""
         for field in dataclasses.fields(config):
             mine, theirs = getattr(config, field.name), getattr(self.config, field.name)
-            if field.name not in FREE and mine != theirs:
+            if field.name not in (*FREE, "prices") and mine != theirs:
                 flag = "the question" if field.name == "question" else f"--{field.name.replace('_', '-')}"
                 raise UserError(
                     f"--continue {self.path}: {flag} is {mine!r}, and the search was begun with {theirs!r}; leave it "

@@ -18,6 +18,7 @@ from ponder.cli._common import (
     ModelOptions,
     build_strategy,
     check_engine,
+    check_target,
     clock,
     engine_for,
     money,
@@ -97,7 +98,7 @@ class EvalConfig(TotalOptions, ModelOptions):
 
 FREE = (
     *("out", "resume", "record", "json", "show", "concurrency", "device", "kv_memory"),
-    *("total_tokens", "total_seconds", "total_dollars"),
+    *("total_tokens", "total_seconds", "total_dollars", "prices"),
 )
 """Fields that may differ when an evaluation is gone on with: they do not change what a search does."""
 
@@ -110,6 +111,8 @@ def check(config: EvalConfig) -> None:
             flag = "-n" if name == "n" else f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {value}: give at least {least}")
     check_engine(config, raw_prompts=config.raw_prompts)
+    if config.record is not None:
+        check_target("--record", config.record)
 
 
 def read_config(args: list[str]) -> EvalConfig:
@@ -159,6 +162,7 @@ def main(args: list[str]) -> int:
         others_for(config, raw_prompts=config.raw_prompts, opening=opening) as others,
     ):
         check_prices(config, (engine, *others.values()))
+        before = job.priced(before, (engine, *others.values()))
         before = dataclasses.replace(before, opening=before.opening + opening.spend)
         if config.out is None:
             result = job.run(engine, others, before)

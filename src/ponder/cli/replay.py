@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ponder import registry
+from ponder.cli._common import check_target
 from ponder.config import Options, parse
 from ponder.errors import UserError
 from ponder.runs.files import write_json
@@ -120,17 +120,7 @@ def check(config: ReplayConfig) -> None:
     if config.environment is not None and config.trust_recorded:
         raise UserError("--trust-recorded is for problems without a gold; --environment has all golds: give one")
     if config.json is not None:
-        _check_target(Path(config.json))
-
-
-def _check_target(path: Path) -> None:
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise UserError(f"--json {path}: its folder does not exist; make it first")
-    if path.is_dir():
-        raise UserError(f"--json {path}: is a folder; name a file in it")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"--json {path}: its folder cannot be written to; name a file in another one")
+        check_target("--json", config.json)
 
 
 def judge_of(config: ReplayConfig, pool: RecordedPool) -> Judge:

@@ -16,6 +16,7 @@ from ponder.cli._common import (
     ModelOptions,
     build_strategy,
     check_engine,
+    check_target,
     engine_for,
     others_for,
     scorer_for,
@@ -25,6 +26,7 @@ from ponder.cli._screen import Screen
 from ponder.config import Options, parse
 from ponder.errors import PonderError, UserError
 from ponder.runs.text import visible
+from ponder.search.prices import priced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,6 +88,10 @@ class SolveConfig(BudgetOptions, ModelOptions):
 def main(args: list[str]) -> int:
     saved, config, question = read_config(args)
     check_engine(config)
+    if config.save is not None:
+        check_target("--save", config.save)
+    elif config.continue_ is not None:
+        check_target("--continue", config.continue_)
     strategy = strategy_of(config)
     environment = environment_of(config)
     problem = problem_of(environment, config, question)
@@ -97,7 +103,12 @@ def main(args: list[str]) -> int:
         check_prices(config, (engine, *others.values()))
         thinks = engine.info.thought is not None
         screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
-        paid = opening.spend if saved is None else saved.opening + opening.spend
+        paid = opening.spend
+        if saved is not None:
+            # It may have been begun without prices.
+            prices = [prices_of(config).of(e.info.name) for e in (engine, *others.values())]
+            saved.journal.spend = priced(saved.journal.spend, prices)
+            paid += priced(saved.opening, prices)
         outcome, whole = _solve(
             config, problem, strategy, environment, engine, others, screen, saved, paid, opening.known
         )

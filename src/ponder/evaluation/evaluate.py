@@ -135,6 +135,7 @@ async def evaluate(
     pending = [(i, s) for i in range(len(problems)) for s in range(samples) if (i, s) not in results]
     spent = sum((r.spend for r in results.values()), earlier.lost + earlier.opening)
     correct = sum(r.verdict.correct for r in results.values())
+    masked = 0
     started = time.perf_counter()
     answers = getattr(environment, "answers", None)
 
@@ -161,7 +162,7 @@ async def evaluate(
         return outcome, ""
 
     async def one(number: int) -> None:
-        nonlocal correct
+        nonlocal correct, masked
         index, sample = pending[number]
         problem = problems[index]
         async with room:
@@ -183,10 +184,12 @@ async def evaluate(
             judged = dataclasses.replace(judged, text="")
         results[index, sample] = judged
         correct += verdict.correct
+        # Not `faults.count`: those that came after too many are in no result.
+        masked += verdict.kind is VerdictKind.JUDGE_ERROR
         if on_progress is not None:
             now, mine = time.perf_counter() - started, meter.spend
             tokens = mine.response_tokens
-            on_progress(Progress(len(results), total, correct, faults.count, tokens, now, label, spent + mine))
+            on_progress(Progress(len(results), total, correct, masked, tokens, now, label, spent + mine))
 
     _check(concurrency)
     room = asyncio.Semaphore(concurrency)

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from ponder.engines.machine import MachineTime
-from ponder.errors import BudgetExceeded
+from ponder.errors import BudgetExceeded, PonderError
 from ponder.protocols import Checker, Engine, Scorer
 from ponder.search.calling import Deadline, Metered, clamp, grace_of
 from ponder.search.ledger import NOTHING, Call, Ledger, Reservation, check_budget
@@ -291,24 +291,37 @@ class Meter:
             return await call.run(deadline, on_delta)
 
     async def check(self, checker: Checker, problem: Problem, response: Response) -> Verdict:
-        """Run a checker, on a thread if it says that it is `slow`, and book the call. Raises what it raises."""
+        """Run a checker, on a thread if it says that it is `slow`, and book the call.
+
+        Raises what it raises, `PonderError` for what is no verdict.
+        """
         async with self.clocked():
             started = time.perf_counter()
             try:
                 if getattr(checker, "slow", False):
-                    return await asyncio.to_thread(checker, problem, response)
-                return checker(problem, response)
+                    verdict = await asyncio.to_thread(checker, problem, response)
+                else:
+                    verdict = checker(problem, response)
             finally:
                 self.add(Spend(verifier_calls=1, seconds=time.perf_counter() - started))
+        if not isinstance(verdict, Verdict):
+            raise PonderError(f"it gave a {type(verdict).__name__}, not a verdict")
+        return verdict
 
     async def score(self, scorer: Scorer, problem: Problem, responses: Sequence[Response]) -> Sequence[float]:
-        """Run a scorer and book one verifier call per response. Raises what it raises."""
+        """Run a scorer and book one verifier call per response.
+
+        Raises what it raises, `PonderError` for anything but one score for each response.
+        """
         async with self.clocked():
             started = time.perf_counter()
             try:
-                return await scorer.score(problem, responses)
+                scores = tuple(float(score) for score in await scorer.score(problem, responses))
             finally:
                 self.add(Spend(verifier_calls=len(responses), seconds=time.perf_counter() - started))
+        if len(scores) != len(responses):
+            raise PonderError(f"it gave {len(scores)} scores for {len(responses)} responses")
+        return scores
 
     @contextlib.asynccontextmanager
     async def clocked(self) -> AsyncIterator[Deadline]:
@@ -332,7 +345,7 @@ class Meter:
     def _late(self) -> str:
         timed = [(m._started + m.budget.seconds, m) for m in self._chain if m.budget.seconds is not None]
         tightest = min(timed, key=lambda pair: pair[0])[1]
-        before = f" ({tightest._passed:.3g} before it was continued)" if tightest._passed else ""
+        before = f" ({tightest._passed:.3g} before the search began or went on)" if tightest._passed else ""
         return f"the budget of {tightest.budget.seconds:g} seconds is used up{before}"
 
     def cut_short(self, given: int, asked: int, ledger: Ledger) -> None:

@@ -10,7 +10,7 @@ import functools
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,16 @@ def _entry(path: Path, name: str, values: Any) -> Prices:
     if not values:
         raise UserError(f"{path}: [{name}] has no price: give some of {', '.join(known)} (0 is free)")
     try:
-        return Prices(**values)
+        prices = Prices(**values)
     except UserError as error:
         raise UserError(f"{path}: [{name}]: {error}") from None
+    # What is left out would be free, and a budget in dollars no limit.
+    missing = [] if "per_hour" in values else [key for key in ("prompt", "output") if key not in values]
+    if missing:
+        raise UserError(
+            f"{path}: [{name}] has no {' and no '.join(missing)}: give dollars per million tokens (0 is free)"
+        )
+    return prices
 
 
 def dearest(prices: Iterable[Prices]) -> Prices:
@@ -143,6 +150,20 @@ def dearest(prices: Iterable[Prices]) -> Prices:
         max(p.prompt if p.cached is None else p.cached for p in every),
         max(p.per_hour for p in every),
     )
+
+
+def priced(spend: Spend, prices: Iterable[Prices | None]) -> Spend:
+    """A spend that was booked before prices were known, with its dollars: the dearest of these, so never too few.
+
+    One that has dollars stays as it is.
+    """
+    known = [p for p in prices if p is not None]
+    if spend.dollars or not known:
+        return spend
+    costs = dearest(known)
+    if costs.per_hour and not spend.device_seconds:
+        spend = replace(spend, device_seconds=spend.seconds)
+    return replace(spend, dollars=costs.dollars(spend))
 
 
 def _is_price(value: Any) -> bool:

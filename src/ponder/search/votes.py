@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from ponder.errors import PonderError
 from ponder.protocols import Answers, Vote
 from ponder.types import Problem, Response
 
@@ -30,8 +31,14 @@ class TextAnswers:
 
 
 def parties(answers: Answers, problem: Problem, responses: Sequence[Response]) -> tuple[Vote | None, ...]:
-    """The vote of each response; None where it abstains. Raises what `answers` raises."""
+    """The vote of each response; None where it abstains.
+
+    Raises what `answers` raises, `PonderError` for an answer that it reads as anything but text.
+    """
     given = [None if r.answer is None else answers.extract(problem, r) for r in responses]
+    for text in given:
+        if not isinstance(text, str | None):
+            raise PonderError(f"an answer was read as {type(text).__name__}, not as text")
     texts = list(dict.fromkeys(g for g in given if g is not None))
     root = {text: text for text in texts}
 
