@@ -180,3 +180,21 @@ def test_the_recorded_pool_gives_sane_curves(tmp_path):
         for p in points:
             assert p["accuracy"] <= coverage[p["budget"]] + 0.01
     assert values["strategies"]["majority"][-1]["accuracy"] > coverage[1] + 0.1
+
+
+def test_a_cascade_is_run_as_it_is_given(pool, capsys):
+    """Its fast and slow samples are its own, so it has one point."""
+    assert run(pool, "--strategies", "live:cascade:n=2+unsure=agreement+agreement=1.0+slow_options={n=4}") == 0
+    shown = capsys.readouterr().out
+    line = next(line for line in shown.splitlines() if line.startswith("live:cascade"))
+    assert 2 <= float(line.split()[2]) <= 6
+
+
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [("refine", "recorded with another prompt"), ("live:cascade:slow_options={n=9}", "use n of at most")],
+)
+def test_what_cannot_go_with_recorded_samples_is_refused_before_judging(pool, spec, why, monkeypatch, capsys):
+    monkeypatch.setattr("ponder.evaluation.pools_judging.judge_pool", lambda *_, **__: pytest.fail("judged"))
+    assert run(pool, "--strategies", spec) != 0
+    assert why in capsys.readouterr().err

@@ -179,7 +179,9 @@ def test_model_text_cannot_break_out_of_its_branch(tmp_path: Path) -> None:
     assert "<script>" not in outside
 
 
-def test_the_first_problems_are_shown_and_others_when_asked_for(tmp_path: Path) -> None:
+def test_the_first_problems_are_shown_and_others_printed_when_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [row(index=i, problem=f"p{i}") for i in range(40)]
     run = run_of(tmp_path / "run", [*reversed(rows), row(index=3, problem="p3", stop="budget")])
     found = results.read(run)
@@ -187,8 +189,13 @@ def test_the_first_problems_are_shown_and_others_when_asked_for(tmp_path: Path) 
     assert found.searches[3]["stop"] == "budget", "a search that was run again counts once"
     assert found.searched == 40
     assert main(["report", str(run), "--problem", "p33"]) == 0
-    assert "p33" in (run / "report.html").read_text()
-    assert "1 of 40 searches" in (run / "report.md").read_text()
+    shown = capsys.readouterr().out
+    assert shown.startswith("p33: ")
+    assert "└─" in shown
+    assert "judge" in shown
+    assert not (run / "report.html").exists(), "nothing is written"
+    assert main(["report", str(run), "--problem", "p33", "--json"]) == 0
+    assert [s["problem"] for s in json.loads(capsys.readouterr().out)] == ["p33"]
     with pytest.raises(UserError, match="no search of it"):
         results.read(run, ["p40"])
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ponder.runs.progress import quantity
 
@@ -19,7 +21,8 @@ examples:
 
 Of one run it reads curves.json, metrics.jsonl, rollouts.jsonl, samples.json, summary.json and manifest.json, whichever
 there are, and writes the plots (PNG), report.md and report.html, which is one file that opens without a network. Of an
-evaluation it shows the first searches as trees: every branch with what was found out about it and what it cost.
+evaluation it shows the first searches as trees: every branch with what was found out about it and what it cost. With
+--problem the trees of that problem's searches are printed instead, and nothing is written.
 
 Two runs of `ponder eval --out` on the same problems are compared pair by pair: both accuracies, their difference with
 a bootstrap interval over problems, McNemar's exact test, and which verdicts changed into which. Nothing is written.
@@ -40,9 +43,9 @@ def main(args: list[str]) -> int:
         metavar="ID",
         action="append",
         default=[],
-        help="show the searches of this problem; may be repeated",
+        help="print the searches of this problem as trees; may be repeated",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON: the paths, or the comparison (default: text)")
+    parser.add_argument("--json", action="store_true", help="print JSON: the paths, the searches or the comparison")
     given = parser.parse_args(args)
     if given.other is not None:
         if given.problem:
@@ -53,14 +56,31 @@ def main(args: list[str]) -> int:
         result = compare(given.run, given.other)
         print(json.dumps(to_json(result), indent=1) if given.json else text(given.run, given.other, result))
         return 0
+    if given.problem:
+        from ponder.runs.results import read
+
+        searches = read(given.run, given.problem).searches
+        print(json.dumps(searches, indent=1) if given.json else "\n\n".join(map(trees, searches)))
+        return 0
     from ponder.runs.report import render
 
-    markdown, page = render(given.run, given.problem)
+    markdown, page = render(given.run)
     if given.json:
         print(json.dumps({"markdown": str(markdown), "html": str(page)}))
     else:
         print(f"{markdown}\n{page}")
     return 0
+
+
+def trees(search: Mapping[str, Any]) -> str:
+    """A search for people: what was asked, every branch, what was chosen and why it stopped."""
+    from ponder.runs.trees import sketch, tree
+
+    found = tree(search)
+    verdict = f"judge: {found.verdict}" + (f", {found.reason}" if found.reason else "") if found.verdict else ""
+    more = f"{found.left_out} more branches" if found.left_out else ""
+    lines = [f"{found.problem}: {found.prompt}", sketch(found, sys.maxsize), more, verdict, found.stopped, found.totals]
+    return "\n".join(filter(None, lines))
 
 
 def text(a: str, b: str, result: Comparison) -> str:

@@ -17,11 +17,11 @@ from ponder.errors import PonderError, UserError
 from ponder.evaluation.estimators import Floats
 from ponder.evaluation.pools_judging import JudgedProblem
 from ponder.evaluation.pools_strategies import Reached
-from ponder.protocols import Checker, SearchContext
+from ponder.protocols import Checker
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.search.trace import samples
-from ponder.types import Problem, Response, StopReason
+from ponder.types import Problem, Response, StopReason, Verdict, VerdictKind
 
 ORDERS = 8
 """Orders of the samples that a search is run over."""
@@ -31,8 +31,9 @@ ORDERS = 8
 class Live:
     """A strategy of the registry, run over several seeded orders of the samples and averaged.
 
-    An option `n` of the strategy is set to each budget in turn (without one there is a single point), `max_tokens` to
-    the longest response of the pool, so that none is cut.
+    An option `n` of the strategy is set to each budget in turn; without one, or with a second search of its own
+    (`slow`), there is a single point, of the strategy as it is given. `max_tokens` is the longest response of the pool,
+    so that none is cut. A second search draws from the same samples anew, so it may meet the first one's again.
     """
 
     strategy: Any
@@ -43,15 +44,26 @@ class Live:
     orders: int = ORDERS
 
     def check(self, rows: Sequence[RecordedRow]) -> None:
-        """Raises `UserError` if it refuses to search with recorded samples."""
-        engine = PoolEngine(RecordedPool(Path("pool"), tuple(rows)), "recorded")
-        scored = any(s.score is not None for row in rows for s in row.samples)
-        context = SearchContext(engine.info, engine.capabilities, self.seed, self.checker is not None, scored)
-        asked = Problem(rows[0].id, rows[0].prompt or rows[0].id)
-        self._with(len(rows[0].samples), _longest(rows)).start(asked, context)
+        """Try it on the first problem. Raises `UserError` if it does not go with recorded samples."""
+        row = dataclasses.replace(rows[0], prompt=rows[0].prompt or rows[0].id)
+        engine = PoolEngine(RecordedPool(Path("pool"), (row,)), "recorded")
+        scored = any(s.score is not None for r in rows for s in r.samples)
+        strategy = self._with(len(row.samples), _longest(rows))
+        outcome = sync.run(
+            solve(
+                strategy,
+                Problem(row.id, row.prompt or row.id),
+                engine,
+                seed=self.seed,
+                checker=None if self.checker is None else _never,
+                scorer=_Nothing() if scored else None,
+            )
+        )
+        if outcome.stop is StopReason.FAILED:
+            raise UserError(f"{self.name} does not go with recorded samples: {outcome.reason}")
 
     def counts(self, ladder: Sequence[int]) -> Sequence[int]:
-        return tuple(ladder) if self._has("n") else (max(ladder),)
+        return tuple(ladder) if self._by_samples else (max(ladder),)
 
     def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
         """Raises `UserError` if the strategy does not go with recorded samples, `PonderError` if a search fails."""
@@ -80,7 +92,7 @@ class Live:
             strategy = self._with(k, longest)
             for r, engine in enumerate(drawn):
                 found[:, i, r] = await self._search(strategy, problem, engine, derive(self.seed, "orders", r))
-            if (most := found[1, i].max()) > k:
+            if not self._has("slow") and (most := found[1, i].max()) > k:
                 raise UserError(
                     f"{self.name} drew {most:.0f} samples of problem {problem.row.id!r} at a budget of {k}: "
                     "it does not go by samples; leave --budgets out, or the strategy"
@@ -116,10 +128,17 @@ class Live:
     def _has(self, field: str) -> bool:
         return dataclasses.is_dataclass(self.strategy) and field in (f.name for f in dataclasses.fields(self.strategy))
 
+    @property
+    def _by_samples(self) -> bool:
+        """Its `n` is how many samples it draws."""
+        return self._has("n") and not self._has("slow")
+
     def _with(self, k: int, longest: int) -> Any:
-        values = {name: v for name, v in (("n", k), ("max_tokens", max(longest, 1))) if self._has(name)}
-        if getattr(self.strategy, "thought_tokens", None) is not None:
-            values.pop("max_tokens", None)
+        values: dict[str, Any] = {"n": k} if self._by_samples else {}
+        if self._has("max_tokens") and getattr(self.strategy, "thought_tokens", None) is None:
+            values["max_tokens"] = max(longest, 1)
+        if self._has("slow") and hasattr(self.strategy.slow_strategy(), "max_tokens"):
+            values["slow_options"] = {"max_tokens": max(longest, 1), **self.strategy.slow_options}
         return dataclasses.replace(self.strategy, **values) if values else self.strategy
 
 
@@ -136,6 +155,18 @@ def _row(problem: JudgedProblem) -> RecordedRow:
     """The judged samples of a problem."""
     kept = tuple(problem.row.samples[i] for i in problem.kept)
     return dataclasses.replace(problem.row, samples=kept, prompt=_prompt(problem))
+
+
+def _never(problem: Problem, response: Response) -> Verdict:
+    """A checker that accepts nothing, so that a trial goes all the way."""
+    return Verdict(VerdictKind.WRONG, 0.0, "not checked", response.answer)
+
+
+class _Nothing:
+    """A scorer to whom all are alike."""
+
+    async def score(self, problem: Problem, responses: Sequence[Response]) -> Sequence[float]:
+        return [0.0] * len(responses)
 
 
 class _Known:

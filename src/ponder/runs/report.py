@@ -26,15 +26,13 @@ MOST_SKETCHES = 4
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(run_dir: str | Path, problems: Sequence[str] = ()) -> tuple[Path, Path]:
+def render(run_dir: str | Path) -> tuple[Path, Path]:
     """Draw the plots and write `report.md` and `report.html`; returns their paths.
-
-    Of the searches those of `problems` are shown (default: of the first few).
 
     Without matplotlib the report has its tables and says which pictures are missing. Raises `UserError` if the
     directory is no run or a file of it cannot be read.
     """
-    found = results.read(run_dir, problems)
+    found = results.read(run_dir)
     missing = ""
     pictures: Mapping[str, bytes] = {}
     try:
