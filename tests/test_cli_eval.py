@@ -358,6 +358,8 @@ def test_a_search_that_its_budget_refuses_abstains_and_says_why(
     assert re.search(r"\d+ of the budget's 400 tokens are left, and a call needs", rows[-1]["verdict"]["reason"])
     # More for all of them together: those that were refused are run, the others are kept.
     stopped = [r["index"] for r in rows if r["stop"] == "budget"]
+    assert f"starved      {len(stopped)} of these" in said
+    assert f"go on with: ponder eval --resume --out {out} --total-tokens MORE" in said
     engine.requests.clear()
     assert main(["eval", "--resume", "--out", str(out), "--total-tokens", "100000"]) == 0
     assert len(engine.requests) == len(stopped) > 0

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ponder.errors import PonderError, UserError
 from ponder.runs import files, manifest
-from ponder.runs.run import Run, read_manifest
+from ponder.runs.run import Run, read_manifest, refuse_existing
 from ponder.types import Spend, to_json
 
 JSON = st.recursive(
@@ -66,6 +66,23 @@ def test_a_directory_with_a_run_is_refused_and_left_as_it_is(tmp_path: Path) -> 
     ):
         new(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_place_where_no_run_can_be_made_is_refused_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    for free in ("empty", "new/deep"):
+        refuse_existing(tmp_path / free)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"empty: cannot be written to; choose another --out"):
+        refuse_existing(tmp_path / "empty")
+    with pytest.raises(UserError, match=f"cannot be made in {tmp_path}; choose another --out"):
+        refuse_existing(tmp_path / "new" / "deep")
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be made in"):
+        refuse_existing(tmp_path / "file" / "run")
 
 
 def test_a_directory_with_other_files_is_never_overwritten(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -242,8 +243,20 @@ def text(config: EvalConfig, result: Evaluation, shown: list[dict[str, Any]]) ->
         lines.append(f"lost         {quantity(result.lost.tokens)} tokens, on searches that were run again")
     if set(result.stops) != {"finished"}:
         lines.append("stopped      " + " · ".join(f"{stop} {count:,}" for stop, count in result.stops.items()))
+    if result.starved:
+        lines.append(f"starved      {_starved(config, result)}")
     lines.append(f"per correct  {_per_correct(result)}")
     return "\n".join(lines)
+
+
+def _starved(config: EvalConfig, result: Evaluation) -> str:
+    """How many searches the budget of the whole kept from their end, and how they are run."""
+    flags = [f for f in ("total_tokens", "total_seconds", "total_dollars") if getattr(config, f) is not None]
+    more = " ".join(f"--{f.replace('_', '-')} MORE" for f in flags)
+    said = f"{result.starved:,} of these, by the budget of the whole evaluation"
+    if config.out is None:
+        return f"{said}; with --out they can be run later"
+    return f"{said}; go on with: ponder eval --resume --out {shlex.quote(config.out)} {more}"
 
 
 def _per_correct(result: Evaluation) -> str:

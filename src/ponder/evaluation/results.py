@@ -123,6 +123,8 @@ class Evaluation:
     """Per problem."""
     stops: dict[str, int]
     """Why the searches stopped."""
+    starved: int
+    """Searches that the budget of the whole evaluation cut short or refused; a resume with more runs them again."""
     spend: Spend
     """Of the searches that are counted here, and of opening the engines."""
     opening: Spend
@@ -192,6 +194,7 @@ def summarise(
         problems=len(rows),
         samples=samples,
         stops={s.value: stops[s] for s in StopReason if stops[s]},
+        starved=sum(r.starved for r in results),
         spend=spend,
         opening=opening,
         lost=lost,

@@ -226,7 +226,14 @@ def refuse_existing(path: str | Path, overwrite: bool = False) -> None:
     with disk_errors(path, "read"):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: is a file, not a directory; choose another --out")
-        if not path.exists() or not any(path.iterdir()):
+        if not path.exists():
+            first = next(p for p in path.absolute().parents if p.exists())
+            if not (first.is_dir() and os.access(first, os.W_OK | os.X_OK)):
+                raise UserError(f"{path}: cannot be made in {first}; choose another --out")
+            return
+        if not any(path.iterdir()):
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise UserError(f"{path}: cannot be written to; choose another --out")
             return
     if not (path / "manifest.json").exists():
         raise UserError(f"{path}: exists and holds other files; choose another --out")

@@ -130,10 +130,14 @@ async def solve(
         cut = await _cancel(tasks)
         await calls.release()
         meter.keep(0, 0)
+        late = [told.get_nowait() for _ in range(told.qsize())]
         if journal is not None:
             journal.spend, journal.seconds = meter.spend, meter.elapsed
-    while not told.empty():
-        search.tell(*told.get_nowait())
+            for ask_id, answer in late:
+                if not isinstance(answer, Exception):
+                    journal.note(asked[ask_id], answer)
+    for ask_id, answer in late:
+        search.tell(ask_id, answer)
     for ask_id, error in cut:
         search.tell(ask_id, error)
     return _explained(search.outcome(meter.spend, calls.stop), calls.reason, meter)
