@@ -67,7 +67,7 @@ class Side:
 
 def _shown(options: Mapping[str, Any]) -> list[str]:
     """What tells a side from its neighbours."""
-    same = ("max_tokens", "delimiters", "instruction")
+    same = ("max_tokens", "delimiters", "instruction", "depth", "step_tokens", "answer_tokens")
     return [
         f"{k}=({' '.join(_shown(v))})" if isinstance(v, Mapping) else f"{k}={v}"
         for k, v in options.items()
@@ -156,8 +156,9 @@ def simulated_trees(environment: Any) -> tuple[Side, ...]:
         Side("best_of_n", {"n": 22, "by": "scorer", "max_tokens": 2000}, scorer),
         Side("beam", {"width": 2, "expand": 2, **step}, scorer),
         Side("beam", {"width": 4, "expand": 4, **step}, scorer),
-        Side("mcts", {"simulations": 32, "expand": 2, "per_move": 3, **step}, scorer),
-        Side("mcts", {"simulations": 64, "expand": 2, "per_move": 6, **step}, scorer),
+        Side("mcts", {"simulations": 32, "expand": 2, "per_move": 3, "parallel": 1, **step}, scorer),
+        Side("mcts", {"simulations": 32, "expand": 2, "per_move": 3, "parallel": 4, **step}, scorer),
+        Side("mcts", {"simulations": 64, "expand": 2, "per_move": 6, "parallel": 2, **step}, scorer),
     )
 
 
