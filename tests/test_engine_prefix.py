@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ponder.engines.torch import pool as pool_module
-from ponder.engines.torch.prefix import PAGE, Node, PrefixTree, aligned, spans
+from ponder.engines.torch import prefix
+from ponder.engines.torch.prefix import PAGE, Node, PrefixTree, aligned, common_length, spans
 from ponder.errors import Unsupported, UserError
 from ponder.models.base import LoadedModel
 from ponder.types import Completion, Request, SamplingParams
@@ -295,3 +296,45 @@ def test_a_long_prompt_does_not_hold_up_a_running_stream() -> None:
             check_logprobs(engine.model, late[0])
 
     asyncio.run(main())
+
+
+def rows_of_ids():
+    """Ids of a few kinds, so that many begin alike, below and beyond a page."""
+    return st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=PAGE + 8), min_size=1, max_size=12)
+
+
+@given(rows_of_ids(), st.lists(st.integers(0, 2), min_size=1, max_size=PAGE + 8))
+def test_the_longest_stored_prefix_is_found_among_siblings(rows, wanted) -> None:
+    tree = PrefixTree()
+    for row in rows:
+        ids = np.array(row)
+        # What is stored begins where a whole page of it is there already.
+        start = aligned(tree.match(ids)[1])
+        tree.add(ids, start, torch.zeros(1, 2, 1, len(ids) - start, 1))
+    ids = np.array(wanted)
+    node, length = tree.match(ids)
+    assert length == max(common_length(np.array(row), ids) for row in rows)
+    assert np.array_equal(path_of(node)[:length], ids[:length])
+    for held in tree.nodes():
+        keys = [n.ids[:PAGE].tolist() for n in held.children]
+        assert keys == sorted(keys)
+
+
+def path_of(node) -> np.ndarray:
+    parts = []
+    while node.parent is not None:
+        parts.append(node.ids)
+        node = node.parent
+    return np.concatenate(parts[::-1]) if parts else np.zeros(0, dtype=np.int64)
+
+
+def test_finding_a_prefix_does_not_take_longer_with_more_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, tree = np.random.default_rng(0), PrefixTree()
+    rows = rng.integers(0, 50, (2_000, 40))
+    rows[:, 0] = 7
+    for row in rows:
+        tree.add(row, aligned(tree.match(row)[1]), torch.zeros(1, 2, 1, 40, 1))
+    compared = []
+    monkeypatch.setattr(prefix, "common_length", lambda a, b: (compared.append(1), common_length(a, b))[1])
+    assert all(tree.match(row)[1] == 40 for row in rows)
+    assert len(compared) <= 2 * len(rows)

@@ -9,6 +9,7 @@ Radix trees for key-value reuse: SGLang's RadixAttention (Zheng et al. 2024, arX
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +21,61 @@ PAGE = 32
 """Nodes begin at multiples of this."""
 
 
+class Siblings:
+    """Nodes that begin at the same position after the same ids, in the order of their first page.
+
+    They have less than a page in common, so the one that has most in common with given ids stands next to where these
+    would stand: thousands of prompts and responses are told apart in a few comparisons.
+    """
+
+    __slots__ = ("_keys", "_nodes")
+
+    def __init__(self) -> None:
+        self._keys: list[bytes] = []
+        self._nodes: list[Node] = []
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes)
+
+    def add(self, node: Node) -> None:
+        key = _page(node.ids)
+        i = bisect_left(self._keys, key)
+        self._keys.insert(i, key)
+        self._nodes.insert(i, node)
+
+    def remove(self, node: Node) -> None:
+        i = self._place(node)
+        del self._keys[i], self._nodes[i]
+
+    def replace(self, node: Node, other: Node) -> None:
+        """Put another node that begins with the same page in a node's place."""
+        self._nodes[self._place(node)] = other
+
+    def closest(self, ids: np.ndarray) -> tuple[Node | None, int]:
+        """The node with most leading ids in common with these, and how many; None if there is none in common."""
+        i = bisect_left(self._keys, _page(ids))
+        best, most = None, 0
+        # What stands after comes first: only there can all of `ids` be found.
+        for node in (*self._nodes[i : i + 1], *self._nodes[max(0, i - 1) : i]):
+            common = common_length(node.ids, ids)
+            if common > most:
+                best, most = node, common
+        return best, most
+
+    def _place(self, node: Node) -> int:
+        i = bisect_left(self._keys, _page(node.ids))
+        assert self._nodes[i] is node
+        return i
+
+
+def _page(ids: np.ndarray) -> bytes:
+    """The first page of ids, such that bytes stand in the order of the ids."""
+    return ids[:PAGE].astype(">u8").tobytes()
+
+
 @dataclass(eq=False)
 class Node:
     """Keys and values of the ids at positions `start` … `end - 1`, after those of its ancestors."""
@@ -29,8 +85,7 @@ class Node:
     kv: Tensor
     """Shape (layers, 2, kv heads, positions, head dimension): keys, then values."""
     parent: Node | None
-    children: dict[int, list[Node]] = field(default_factory=dict)
-    """By their first id; siblings have less than a page in common."""
+    children: Siblings = field(default_factory=Siblings)
     held: int = 0
     """Rows, prompts in the making and leases that need this node or one below."""
     used: int = 0
@@ -74,12 +129,8 @@ class PrefixTree:
         self._clock += 1
         node, at = self.root, 0
         while at < len(ids):
-            best, most = node, 0
-            for child in node.children.get(int(ids[at]), ()):
-                common = common_length(child.ids, ids[at:])
-                if common > most:
-                    best, most = child, common
-            if not most:
+            best, most = node.children.closest(ids[at:])
+            if best is None:
                 break
             node, at = best, at + most
             node.used = self._clock
@@ -124,7 +175,7 @@ class PrefixTree:
             kv = kv[:, :, :, boundary - start :].clone()
         parent = self.boundary(node, boundary)
         new = Node(ids[boundary:].copy(), boundary, kv, parent, used=self._clock)
-        parent.children.setdefault(int(new.ids[0]), []).append(new)
+        parent.children.add(new)
         self.tokens += len(new.ids)
         return new
 
@@ -139,15 +190,14 @@ class PrefixTree:
         assert parent is not None
         upper = Node(node.ids[:cut].copy(), node.start, node.kv[:, :, :, :cut].clone(), parent)
         upper.held, upper.used = node.held, node.used
-        siblings = parent.children[int(upper.ids[0])]
-        siblings[siblings.index(node)] = upper
+        parent.children.replace(node, upper)
         node.ids, node.start, node.kv, node.parent = (
             node.ids[cut:].copy(),
             position,
             node.kv[:, :, :, cut:].clone(),
             upper,
         )
-        upper.children = {int(node.ids[0]): [node]}
+        upper.children.add(node)
         self.splits += 1
         return upper
 
@@ -167,10 +217,7 @@ class PrefixTree:
 
     def _remove(self, leaf: Node) -> None:
         assert leaf.parent is not None
-        siblings = leaf.parent.children[int(leaf.ids[0])]
-        siblings.remove(leaf)
-        if not siblings:
-            del leaf.parent.children[int(leaf.ids[0])]
+        leaf.parent.children.remove(leaf)
         self.tokens -= len(leaf.ids)
         leaf.findable = False
 
@@ -180,15 +227,15 @@ class PrefixTree:
             node.findable = False
             if not node.held:
                 self.tokens -= len(node.ids)
-        self.root.children = {}
+        self.root.children = Siblings()
 
     def nodes(self) -> Iterator[Node]:
         """All nodes that can be found."""
-        stack = [c for children in self.root.children.values() for c in children]
+        stack = list(self.root.children)
         while stack:
             node = stack.pop()
             yield node
-            stack.extend(c for children in node.children.values() for c in children)
+            stack.extend(node.children)
 
 
 def spans(node: Node, first: int, last: int) -> list[tuple[Node, int, int]]:
