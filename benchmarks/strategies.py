@@ -183,7 +183,7 @@ def cases() -> tuple[Case, ...]:
                 ),
             ),
             most=8,
-            problems=100,
+            problems=70,
             environment_options={"digits": 1, "operations": "+-"},
             sampling={"temperature": 0.5},
         ),
