@@ -45,7 +45,9 @@ def main(args: list[str]) -> int:
         default=[],
         help="print the searches of this problem as trees; may be repeated",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON: the paths, the searches or the comparison")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON: the paths, the searches or the comparison (default: text)"
+    )
     given = parser.parse_args(args)
     if given.other is not None:
         if given.problem:
