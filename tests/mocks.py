@@ -326,3 +326,15 @@ def doubler(share: float, thought: int = 20) -> Callable[[Request, random.Random
         return "." * rng.randint(0, 2 * thought) + f"</think>{answer}"
 
     return text
+
+
+def sample(engine, request):
+    """Completions of one call; the engine is closed afterwards."""
+
+    async def go():
+        try:
+            return await engine.generate(request)
+        finally:
+            await engine.close()
+
+    return asyncio.run(go())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import ssl
 
@@ -34,18 +33,6 @@ def offline(server, *can, model="mock", **options):
 
 def ask(max_tokens=200, n=1, prompt=QUESTION, seed=3, **params):
     return Request(prompt, SamplingParams(max_tokens, seed=seed, **params), n)
-
-
-def sample(engine, request):
-    """Completions of one call; the engine is closed afterwards."""
-
-    async def go():
-        try:
-            return await engine.generate(request)
-        finally:
-            await engine.close()
-
-    return asyncio.run(go())
 
 
 def faults(*script):

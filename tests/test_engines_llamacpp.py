@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from mocks import CLOSE, END, OPEN, decode, encode
+from mocks import CLOSE, END, OPEN, decode, encode, sample
 
 from ponder import registry
 from ponder.engines import llamacpp
@@ -80,16 +80,6 @@ def engine(logits=None, thinks=False, context=1000):
     thought = ThoughtFormat("<think>", "</think>", opened_by_template=True) if thinks else None
     model = LoadedModel(None, Letters(), ModelInfo("toy", context, flops_per_token=3.0, thought=thought), (END,))
     return StepwiseEngine(model, logits or Babble(thinks))
-
-
-def sample(engine, request):
-    async def go():
-        try:
-            return await engine.generate(request)
-        finally:
-            await engine.close()
-
-    return asyncio.run(go())
 
 
 def test_same_seed_same_samples_whatever_ran_before_and_others_differ():

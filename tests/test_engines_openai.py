@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mocks import MockEngine
-from openai_play import QUESTION, ask, faults, fresh, offline, sample, spent
+from mocks import MockEngine, sample
+from openai_play import QUESTION, ask, faults, fresh, offline, spent
 from openai_server import Behaviour, Fault, Scripted, Server, solver, tokens
 
 from ponder import registry

@@ -7,8 +7,8 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mocks import MockEnvironment
-from openai_play import QUESTION, ask, faults, fresh, offline, sample, spent
+from mocks import MockEnvironment, sample
+from openai_play import QUESTION, ask, faults, fresh, offline, spent
 from openai_server import Behaviour, Fault, Scripted, Server
 
 from ponder import sync

@@ -6,7 +6,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openai_play import ask, fresh, sample
+from mocks import sample
+from openai_play import ask, fresh
 from openai_server import Behaviour, Fault, Server
 
 from ponder import registry

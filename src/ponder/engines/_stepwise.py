@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ponder.engines._deltas import collected
 from ponder.engines._growth import Growth
 from ponder.engines._requests import Markers, Ready, resolve
 from ponder.engines._text import TextStream, Vocabulary
@@ -98,12 +99,7 @@ class StepwiseEngine:
         return len(self.model.prompt_ids(prompt))
 
     async def generate(self, request: Request) -> tuple[Completion, ...]:
-        completions = {}
-        async with contextlib.aclosing(self._stream(request)) as deltas:
-            async for delta in deltas:
-                if delta.completion is not None:
-                    completions[delta.sample] = delta.completion
-        return tuple(completions[i] for i in range(request.n))
+        return await collected(self._stream(request), request.n)
 
     def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         return self._stream(request)

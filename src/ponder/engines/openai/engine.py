@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ponder.engines._deltas import collected
 from ponder.engines.openai.calls import Call
 from ponder.engines.openai.findings import Findings, written
 from ponder.engines.openai.gate import CLOSED, Gate
@@ -120,12 +121,7 @@ class OpenAIEngine:
         return prompt  # type: ignore[return-value]
 
     async def generate(self, request: Request) -> tuple[Completion, ...]:
-        completions: dict[int, Completion] = {}
-        async with contextlib.aclosing(self._run(request)) as deltas:
-            async for delta in deltas:
-                if delta.completion is not None:
-                    completions[delta.sample] = delta.completion
-        return tuple(completions[i] for i in range(request.n))
+        return await collected(self._run(request), request.n)
 
     def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
         """Like `generate`, piece by piece. Where an attempt broke off and the next one says something else, the pieces

@@ -1,0 +1,18 @@
+"""A streamed response, whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+from ponder.types import Completion, Delta
+
+
+async def collected(deltas: AsyncGenerator[Delta, None], n: int) -> tuple[Completion, ...]:
+    """The completions of `n` samples, in order; the stream is closed whatever happens."""
+    completions: dict[int, Completion] = {}
+    async with contextlib.aclosing(deltas):
+        async for delta in deltas:
+            if delta.completion is not None:
+                completions[delta.sample] = delta.completion
+    return tuple(completions[i] for i in range(n))
