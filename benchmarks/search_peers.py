@@ -39,7 +39,7 @@ from ponder.search.strategies.adaptive import Adaptive
 from ponder.search.strategies.direct import Direct
 from ponder.search.strategies.majority import Majority
 from ponder.types import Budget, FinishReason, Problem, ThoughtFormat, split_response
-from ponder.verifiers._answers import VerifierAnswers
+from ponder.verifiers.answers import VerifierAnswers
 from ponder.verifiers.numeric import Numeric
 
 THOUGHT = ThoughtFormat("<think>", "</think>")

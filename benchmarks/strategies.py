@@ -33,10 +33,10 @@ from ponder.environments.countdown import Partial
 from ponder.evaluation.equal_spend import Compared, Floats, Yardstick, at_equal_spend, counts_up_to
 from ponder.evaluation.evaluate import evaluate
 from ponder.evaluation.intervals import wilson
-from ponder.evaluation.pools import Writer, read_pool
-from ponder.evaluation.pools_judges import EnvironmentJudge
-from ponder.evaluation.pools_judging import JudgedPool, judge_pool
-from ponder.evaluation.pools_strategies import Majority
+from ponder.evaluation.pools.formulas import Majority
+from ponder.evaluation.pools.judges import EnvironmentJudge
+from ponder.evaluation.pools.judging import JudgedPool, judge_pool
+from ponder.evaluation.pools.record import Writer, read_pool
 from ponder.evaluation.results import Searched
 from ponder.models.load import load
 from ponder.protocols import Engine, Environment, Scorer, Strategy

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ponder.evaluation.pools import read_pool
-from ponder.evaluation.pools_judges import VerifierJudge
-from ponder.evaluation.pools_judging import JudgedPool, judge_pool
+from ponder.evaluation.pools.judges import VerifierJudge
+from ponder.evaluation.pools.judging import JudgedPool, judge_pool
+from ponder.evaluation.pools.record import read_pool
 from ponder.verifiers.numeric import Numeric
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from mocks import MockEngine
 
 from ponder.protocols import Ask, Check, Checker, Generate, Group, Score, Search, SearchContext, Strategy
-from ponder.search.votes import TextAnswers, parties
+from ponder.search.clusters import TextAnswers, parties
 from ponder.types import Outcome, Problem, Spend, StopReason
 
 

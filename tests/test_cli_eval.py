@@ -162,7 +162,7 @@ def test_too_many_failures_of_ours_stop_the_run_and_the_manifest_says_so(
 def test_every_whole_response_is_recorded_in_a_pool_and_a_stopped_recording_goes_on(
     engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ponder.evaluation.pools import read_pool
+    from ponder.evaluation.pools.record import read_pool
 
     out, pool = tmp_path / "run", tmp_path / "pool.jsonl"
     flags = ["-n", "6", "--samples", "4", "--out", str(out), "--record", str(pool)]

@@ -147,7 +147,7 @@ def test_bad_usage_is_one_sentence(pool, monkeypatch, capsys, args, said):
 def test_what_can_be_refused_is_refused_before_anything_is_judged(pool, monkeypatch, capsys, args, said):
     monkeypatch.chdir(pool.parent)
     judged = []
-    monkeypatch.setattr("ponder.evaluation.pools_judging._judged", lambda *a: judged.append(a))
+    monkeypatch.setattr("ponder.evaluation.pools.judging._judged", lambda *a: judged.append(a))
     assert run(pool, *args) == 2
     assert said in capsys.readouterr().err
     assert not judged
@@ -195,6 +195,6 @@ def test_a_cascade_is_run_as_it_is_given(pool, capsys):
     [("refine", "recorded with another prompt"), ("live:cascade:slow_options={n=9}", "use n of at most")],
 )
 def test_what_cannot_go_with_recorded_samples_is_refused_before_judging(pool, spec, why, monkeypatch, capsys):
-    monkeypatch.setattr("ponder.evaluation.pools_judging.judge_pool", lambda *_, **__: pytest.fail("judged"))
+    monkeypatch.setattr("ponder.evaluation.pools.judging.judge_pool", lambda *_, **__: pytest.fail("judged"))
     assert run(pool, "--strategies", spec) != 0
     assert why in capsys.readouterr().err

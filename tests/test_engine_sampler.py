@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ponder.engines._streams import stream_keys, uniforms
-from ponder.engines._text import TextStream, Vocabulary
+from ponder.engines.random_streams import stream_keys, uniforms
+from ponder.engines.text import TextStream, Vocabulary
 from ponder.engines.torch.cache import better_order, cut_blocks
 from ponder.engines.torch.sampler import Rules, draw
 from ponder.errors import PonderError

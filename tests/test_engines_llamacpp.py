@@ -13,13 +13,13 @@ import pytest
 from mocks import CLOSE, END, OPEN, decode, encode, sample
 
 from ponder import registry
+from ponder.budget.meter import Meter
 from ponder.engines import llamacpp
 from ponder.engines._draw import draw
 from ponder.engines._stepwise import StepwiseEngine
 from ponder.engines.llamacpp import LlamaCpp
 from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
 from ponder.models.base import LoadedModel
-from ponder.search.meter import Meter
 from ponder.types import (
     Budget,
     FinishReason,

@@ -12,12 +12,12 @@ from openai_play import QUESTION, ask, faults, fresh, offline, spent
 from openai_server import Behaviour, Fault, Scripted, Server
 
 from ponder import sync
+from ponder.budget.meter import Meter
 from ponder.engines.openai import OpenAI
 from ponder.engines.openai.faults import EndpointFailed, retry_after
 from ponder.engines.openai.gate import Gate
 from ponder.engines.openai.tokens import bytes_bound
 from ponder.errors import EngineClosed, UserError
-from ponder.search.meter import Meter
 from ponder.search.runner import solve
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing

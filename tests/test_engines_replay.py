@@ -1,19 +1,17 @@
-"""Recorded samples in place of a model: pools and cassettes."""
+"""Recorded samples in place of a model: pools."""
 
 import asyncio
-import dataclasses
 import json
 import random
 
 import pytest
-from mocks import MockEngine, doubler
 from search_play import context
 
 from ponder import registry
-from ponder.engines.replay import Recorder, Replay
+from ponder.budget.meter import Meter
+from ponder.engines.replay import Replay
 from ponder.errors import EngineClosed, Unsupported, UserError
 from ponder.protocols import Engine
-from ponder.search.meter import Meter
 from ponder.search.runner import solve
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.direct import Direct
@@ -151,109 +149,7 @@ def test_a_closed_pool_says_so(pool):
         ask(engine)
 
 
-# Cassettes ------------------------------------------------------------------------------------------------------------
-
-
-def recorded(path, strategy, problem, engine, seed=1, on_delta=None):
-    recorder = Recorder(engine, path)
-    return asyncio.run(solve(strategy, problem, recorder, seed=seed, on_delta=on_delta))
-
-
-def plain(outcome):
-    return [(n.id, n.completion.text, n.completion.segments, n.completion.spend.tokens) for n in outcome.trace.nodes]
-
-
-@pytest.mark.parametrize("streamed", [False, True])
-def test_a_search_on_a_cassette_is_the_search_that_was_recorded(tmp_path, streamed):
-    path, problem = tmp_path / "tape.jsonl", Problem("a", "2 * 21 =")
-    engine = MockEngine(doubler(0.5))
-    first = recorded(path, BestOfN(n=4), problem, engine, on_delta=(lambda d: None) if streamed else None)
-    tape = Replay().open(str(path))
-    again = asyncio.run(solve(BestOfN(n=4), problem, tape, seed=1, budget=Budget(tokens=5000)))
-    assert plain(again) == plain(first)
-    assert again.spend.tokens == first.spend.tokens
-    assert (again.spend.flops, tape.info, tape.weights_version) == (0.0, engine.info, "v0")
-    assert tape.capabilities == dataclasses.replace(engine.capabilities, leases=False, load_weights=False)
-    assert tape.count_tokens("2 * 21 =") == engine.count_tokens("2 * 21 =")
-
-
-def test_any_other_request_is_refused_in_one_sentence(tmp_path):
-    path, problem = tmp_path / "tape.jsonl", Problem("a", "2 * 21 =")
-    recorded(path, Direct(), problem, MockEngine())
-    tape = Replay().open(str(path))
-    whole = Request("2 * 21 =", SamplingParams(512, seed=0))
-    with pytest.raises(UserError, match=r"not among the 1 recorded ones \(seed 0, n 1, prompt '2 \* 21 ='\)"):
-        asyncio.run(tape.generate(whole))
-    with pytest.raises(UserError, match="was not recorded"):
-        tape.count_tokens("another")
-    with pytest.raises(UserError, match="not among"):
-        asyncio.run(solve(Direct(), problem, tape, seed=2))
-
-
-def test_the_key_is_the_request_and_not_its_metadata(tmp_path):
-    path = tmp_path / "tape.jsonl"
-    recorder = Recorder(MockEngine("</think>x"), path)
-    request = Request("p", SamplingParams(9), metadata={"sample": 1})
-    asyncio.run(recorder.generate(request))
-    tape = Replay().open(str(path))
-    assert asyncio.run(tape.generate(dataclasses.replace(request, metadata={}))) == asyncio.run(tape.generate(request))
-    for other in (
-        {"prompt": "q"}, {"n": 2}, {"prefix": "<"}, {"params": SamplingParams(8)}, {"prompt": (Message("user", "p"),)}
-    ):  # fmt: skip
-        with pytest.raises(UserError, match="not among"):
-            asyncio.run(tape.generate(dataclasses.replace(request, **other)))
-
-
-def test_failed_and_cancelled_calls_are_not_recorded(tmp_path):
-    path = tmp_path / "tape.jsonl"
-
-    async def play():
-        broken = Recorder(MockEngine(fail=lambda number, request: ConnectionError("gone")), path)
-        with pytest.raises(ConnectionError):
-            await broken.generate(Request("p", SamplingParams(9)))
-        slow = Recorder(MockEngine(delay=60.0), path)
-        task = asyncio.create_task(slow.generate(Request("p", SamplingParams(9))))
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        stream = slow.stream(Request("p", SamplingParams(9)))
-        waiting = asyncio.create_task(anext(stream))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
-        await stream.aclose()
-
-    asyncio.run(play())
-    assert len(path.read_text().splitlines()) == 1
-
-
-def test_a_cassette_is_added_to_and_the_first_answer_counts(tmp_path):
-    path, request = tmp_path / "tape.jsonl", Request("p", SamplingParams(50))
-    for text in ("</think>first", "</think>second"):
-        asyncio.run(Recorder(MockEngine(text), path).generate(request))
-    asyncio.run(Recorder(MockEngine("</think>third"), path).generate(Request("q", SamplingParams(50))))
-    tape = Replay().open(str(path))
-    assert asyncio.run(tape.generate(request))[0].text == "</think>first"
-    assert len(path.read_text().splitlines()) == 3
-    with pytest.raises(UserError, match="record to another file"):
-        Recorder(MockEngine(weights_version="v9"), path)
-
-
-def test_a_torn_last_call_was_never_made_and_any_other_bad_line_is_named(tmp_path):
-    path, request = tmp_path / "tape.jsonl", Request("p", SamplingParams(50))
-    asyncio.run(Recorder(MockEngine(), path).generate(request))
-    whole = path.read_text()
-    path.write_text(whole + whole.splitlines()[1][:100])
-    assert asyncio.run(Replay().open(str(path)).generate(request))
-    path.write_text(whole + '{"request": {}}\n')
-    with pytest.raises(UserError, match=r"line 3 is not a line of a cassette: no field 'completions'"):
-        Replay().open(str(path))
-    path.write_text(whole.replace('"cassette": 1', '"cassette": 2'))
-    with pytest.raises(UserError, match=r"line 1 .* format is 2"):
-        Replay().open(str(path))
-
-
-def test_files_that_are_neither_are_refused(tmp_path):
+def test_files_that_are_no_pool_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         Replay().open(str(tmp_path / "none.jsonl"))
     (tmp_path / "x.jsonl").write_text("")

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from virtual_time import run
 
-from ponder.engines._reasoner import read_answer, right_answer, state, step_value
-from ponder.engines.machine import MachineTime
+from ponder.budget.machine import MachineTime
+from ponder.engines.reasoner import read_answer, right_answer, state, step_value
 from ponder.engines.simulated import Simulated
 from ponder.environments.selfcheck import self_check
 from ponder.environments.simulated import Simulated as Problems

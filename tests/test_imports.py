@@ -14,7 +14,7 @@ SOURCE = Path(ponder.__file__).parent
 ROWS = [
     {"types", "errors", "protocols", "config", "registry", "sync"},
     {"runs"},
-    {"sandbox", "models"},
+    {"budget", "sandbox", "models"},
     {"verifiers", "engines"},
     {"environments", "scorers"},
     {"search"},
@@ -36,7 +36,7 @@ def module(path, source=SOURCE):
 
 
 def room(name):
-    """The room of a module: `ponder.search.meter` is in `search`."""
+    """The room of a module: `ponder.budget.meter` is in `search`."""
     return name.split(".")[1] if "." in name else "__init__"
 
 

@@ -12,9 +12,9 @@ from pool_play import judged, row, sample, write
 
 from ponder import registry, sync
 from ponder.errors import UserError
-from ponder.evaluation.pools import Writer, at_least, read_pool
-from ponder.evaluation.pools_judges import EnvironmentJudge, VerifierJudge, default_verifier
-from ponder.evaluation.pools_judging import judge_pool
+from ponder.evaluation.pools.judges import EnvironmentJudge, VerifierJudge, default_verifier
+from ponder.evaluation.pools.judging import judge_pool
+from ponder.evaluation.pools.record import Writer, at_least, read_pool
 from ponder.search.runner import solve
 from ponder.search.strategies.direct import Direct
 from ponder.search.trace import judged as with_judgement

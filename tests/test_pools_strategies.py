@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from pool_play import judged, row, sample, write
 
 from ponder.errors import PonderError, Unsupported, UserError
-from ponder.evaluation import pools_adaptive
-from ponder.evaluation.pools import read_pool
-from ponder.evaluation.pools_adaptive import Adaptive
-from ponder.evaluation.pools_analysis import build, defaults, ladder, replay
-from ponder.evaluation.pools_judges import VerifierJudge
-from ponder.evaluation.pools_judging import JudgedPool, judge_pool
-from ponder.evaluation.pools_live import Live
-from ponder.evaluation.pools_strategies import BestOfK, Direct, Majority, Weighted
+from ponder.evaluation.pools import adaptive as pools_adaptive
+from ponder.evaluation.pools.adaptive import Adaptive
+from ponder.evaluation.pools.analysis import build, defaults, ladder, replay
+from ponder.evaluation.pools.formulas import BestOfK, Direct, Majority, Weighted
+from ponder.evaluation.pools.judges import VerifierJudge
+from ponder.evaluation.pools.judging import JudgedPool, judge_pool
+from ponder.evaluation.pools.live import Live
+from ponder.evaluation.pools.record import read_pool
 from ponder.protocols import Ask, Generate
 from ponder.search import stopping as stopping_rules
 from ponder.search.asking import Asking

@@ -5,14 +5,12 @@ import dataclasses
 from mocks import MockEngine
 from tree_play import BEAM, Scorer, digits, run
 
-from ponder.search.trace import path
-
 
 def test_the_beam_keeps_the_best_of_each_level():
     outcome = run(BEAM, MockEngine(digits), scorer=Scorer())
     nodes = [n for n in outcome.trace.nodes if n.score is not None and n.response.answer is None]
     for level in range(1, BEAM.depth + 1):
-        here = [n for n in nodes if len(path(outcome.trace, n)) == level]
+        here = [n for n in nodes if len(outcome.trace.path(n.id)) == level]
         kept = [n for n in here if n.note != "pruned"]
         assert 0 < len(kept) <= BEAM.width
         assert min(n.score for n in kept) >= max((n.score for n in here if n.note == "pruned"), default=0.0)

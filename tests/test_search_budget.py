@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from virtual_time import run
 
+from ponder.budget.prices import PriceList, Prices
 from ponder.engines.simulated import Simulated, SimulatedEngine
 from ponder.environments.simulated import Simulated as Problems
 from ponder.protocols import Ask, Check, Generate, Group, Hold, Release, Score, SearchContext
 from ponder.search import Meter, solve
 from ponder.search.asking import Asking
-from ponder.search.prices import PriceList, Prices
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct

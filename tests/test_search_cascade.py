@@ -10,7 +10,7 @@ from sure_engine import SureEngine
 from ponder.errors import Unsupported
 from ponder.search import solve
 from ponder.search.strategies.cascade import Cascade
-from ponder.search.trace import path, samples
+from ponder.search.trace import samples
 from ponder.types import Budget, Capabilities, StopReason
 
 ENV = MockEnvironment()
@@ -113,7 +113,7 @@ def test_the_traces_of_both_searches_are_one():
     outcome = run(strategy, engine)
     leaves = samples(outcome.trace)
     assert len(leaves) == 4
-    assert [len(path(outcome.trace, leaf)) for leaf in leaves] == [2, 2, 2, 2]
+    assert [len(outcome.trace.path(leaf.id)) for leaf in leaves] == [2, 2, 2, 2]
     assert len({n.id for n in outcome.trace.nodes}) == len(outcome.trace.nodes) == 8
 
 

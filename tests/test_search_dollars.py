@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from mocks import MockEngine, MockEnvironment
 from virtual_time import run as run_virtually
 
+from ponder.budget.meter import Meter, Prices
+from ponder.budget.prices import PriceList
 from ponder.engines.simulated import Simulated
 from ponder.errors import BudgetExceeded, UserError
 from ponder.protocols import Ask, Group, Hold, Score
 from ponder.search import runner, solve
 from ponder.search.asking import Asking
-from ponder.search.meter import Meter, Prices
-from ponder.search.prices import PriceList
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.types import Budget, Capabilities, FinishReason, Outcome, Request, Response, SamplingParams, StopReason
 

@@ -13,13 +13,13 @@ from ponder import registry
 from ponder.errors import Unsupported, UserError
 from ponder.protocols import Vote
 from ponder.search import derive, solve
+from ponder.search.clusters import result, standings
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.direct import Direct
 from ponder.search.strategies.majority import Majority
 from ponder.search.strategies.weighted import Weighted
-from ponder.search.votes import result, standings
 from ponder.types import Budget, Capabilities, StopReason, Verdict, VerdictKind
-from ponder.verifiers._answers import VerifierAnswers
+from ponder.verifiers.answers import VerifierAnswers
 from ponder.verifiers.numeric import Numeric
 
 ENV = MockEnvironment()

@@ -10,9 +10,8 @@ from tree_play import DIGITS, MCTS, Scorer, digits, high, run
 
 from ponder.protocols import Generate, Score
 from ponder.search.puct import Puct
-from ponder.search.steps import Step
+from ponder.search.step import Step
 from ponder.search.strategies.mcts import Mcts
-from ponder.search.trace import path
 from ponder.types import Request, SamplingParams
 
 CHILDREN = {"": "ab", "a": "cd", "b": "ef", "ac": "g", "ad": "h", "be": "i", "bf": "j"}
@@ -76,7 +75,7 @@ def test_the_search_moves_to_the_step_of_most_visits_and_goes_down_from_there():
     def deepest(per_move):
         strategy = Mcts(6, 2, per_move, 1, step_tokens=2, delimiters=(",",), depth=9, answer_tokens=4, prior="uniform")
         outcome = run(strategy, MockEngine(digits), scorer=Scorer(lambda text: 0.5))
-        return max(len(path(outcome.trace, n)) for n in outcome.trace.nodes)
+        return max(len(outcome.trace.path(n.id)) for n in outcome.trace.nodes)
 
     assert deepest(1) == 7  # six moves, and the end
     assert deepest(0) < 5

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mocks import MockEngine, MockEnvironment
 
+from ponder.budget.calling import Pieces
+from ponder.budget.meter import Meter, Prices, clamp
 from ponder.errors import BudgetExceeded, UserError
 from ponder.protocols import Ask, Generate
 from ponder.search import solve
 from ponder.search.asking import Asking
-from ponder.search.calling import Pieces
-from ponder.search.meter import Meter, Prices, clamp
 from ponder.types import Budget, Delta, Outcome, Request, Response, SamplingParams, Spend, Thinking
 
 

@@ -1,9 +1,9 @@
 import pytest
 from mocks import MockEngine
 
+from ponder.budget.meter import Meter
+from ponder.budget.prices import ANY, PriceList, Prices, dearest, load
 from ponder.errors import UserError
-from ponder.search.meter import Meter
-from ponder.search.prices import ANY, PriceList, Prices, dearest, load
 from ponder.types import Spend
 
 

@@ -12,7 +12,7 @@ from ponder.search import derive, solve
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct
-from ponder.search.trace import judged, path, samples, to_row, with_verdicts
+from ponder.search.trace import judged, samples, to_row, with_verdicts
 from ponder.types import Budget, Capabilities, SegmentKind, StopReason, Verdict, VerdictKind
 
 ENV = MockEnvironment()
@@ -193,7 +193,7 @@ def test_two_calls_extend_a_thought_too():
     assert outcome.response.text == "...WaitWait</think>42"
     assert [n.parent for n in outcome.trace.nodes] == [None, 0, 1, 2]
     (leaf,) = samples(outcome.trace)
-    assert [n.id for n in path(outcome.trace, leaf)] == [0, 1, 2, 3]
+    assert [n.id for n in outcome.trace.path(leaf.id)] == [0, 1, 2, 3]
 
 
 def test_two_calls_keep_room_for_the_answer_in_a_tight_budget():
@@ -221,7 +221,7 @@ def test_samples_come_in_the_order_that_they_began_in_whatever_calls_they_took()
     engine = MockEngine(text, capabilities=TWO_CALLS, fail=lambda k, r: ConnectionError() if k == 1 else None)
     outcome = run(BudgetForcing(9, n=3), engine)
     assert [n.id for n in samples(outcome.trace)] == [3, 5]
-    assert [len(path(outcome.trace, n)) for n in samples(outcome.trace)] == [2, 2]
+    assert [len(outcome.trace.path(n.id)) for n in samples(outcome.trace)] == [2, 2]
 
 
 def test_verdicts_of_the_judge_are_attached_to_samples_and_written_with_reasons():

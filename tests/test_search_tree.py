@@ -20,7 +20,6 @@ from ponder.registry import build, listing
 from ponder.search.journal import Journal
 from ponder.search.strategies.beam import Beam
 from ponder.search.strategies.mcts import Mcts
-from ponder.search.trace import path
 from ponder.types import (
     Budget,
     FinishReason,
@@ -162,7 +161,7 @@ def test_engines_that_continue_text_search_the_same_tree_as_those_with_ids(strat
         assert all(re.fullmatch(r"(\d,)+(</think>.*)?", n.completion.text) for n in steps)
         assert all(n.response.answer is None for n in steps)
         for node in outcome.trace.nodes:
-            texts = [n.completion.text for n in path(outcome.trace, node)]
+            texts = [n.completion.text for n in outcome.trace.path(node.id)]
             assert all(b.startswith(a) for a, b in itertools.pairwise(texts))
         # The mock answers for the thought that it would have had where it is closed within a call.
         assert thinking or outcome.response.answer == str(total(outcome.response.text))

@@ -14,7 +14,6 @@ from ponder.registry import build
 from ponder.search import solve
 from ponder.search.strategies.beam import Beam
 from ponder.search.strategies.mcts import Mcts
-from ponder.search.trace import path
 from ponder.types import Budget, StopReason
 
 STEPS = {"delimiters": (",", ";"), "step_tokens": 24, "answer_tokens": 20}
@@ -64,12 +63,12 @@ def test_a_tree_search_solves_countdown_and_computes_no_prefix_twice(tiny, strat
     # One sample solves about half.
     assert sum(accepted) >= 3
     assert (held, most <= 4, total > 4) == (0, True, True)
-    assert max(len(path(o.trace, n)) for o in outcomes for n in o.trace.nodes) >= 3
+    assert max(len(o.trace.path(n.id)) for o in outcomes for n in o.trace.nodes) >= 3
     for outcome in outcomes:
         trace = outcome.trace
         assert outcome.spend.tokens <= 6000
         for node in trace.nodes:
-            ids = [n.completion.ids for n in path(trace, node)]
+            ids = [n.completion.ids for n in trace.path(node.id)]
             assert all(b[: len(a)] == a for a, b in itertools.pairwise(ids))
             if node.parent is not None:
                 # Only the last step of the prefix may have to be computed (and the token before it, which was computed

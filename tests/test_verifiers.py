@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ponder import registry
 from ponder.errors import UserError
 from ponder.types import VerdictKind
-from ponder.verifiers._extract import final_number, final_piece
 from ponder.verifiers.exact import Exact
+from ponder.verifiers.extract import final_number, final_piece
 from ponder.verifiers.numeric import Numeric
 
 COUNTING = [str(n) for n in range(1000)]

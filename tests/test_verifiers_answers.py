@@ -14,9 +14,9 @@ from ponder.environments.countdown import Countdown
 from ponder.environments.gsm8k import Gsm8k
 from ponder.environments.jsonl import Jsonl
 from ponder.protocols import Answers
-from ponder.search.votes import parties
+from ponder.search.clusters import parties
 from ponder.types import Problem, Response
-from ponder.verifiers._answers import MarkedText, VerifierAnswers
+from ponder.verifiers.answers import MarkedText, VerifierAnswers
 from ponder.verifiers.exact import Exact
 from ponder.verifiers.numeric import Numeric
 

@@ -13,8 +13,8 @@ import pytest
 
 from ponder.errors import PonderError, UserError
 from ponder.types import VerdictKind
-from ponder.verifiers._pool import Pool, shared
 from ponder.verifiers.math import Math
+from ponder.verifiers.processes import Pool, shared
 
 pytest.importorskip("math_verify")
 
@@ -186,7 +186,7 @@ def test_closing_ends_workers_and_calls_and_can_be_repeated():
 
 def test_workers_are_gone_after_the_process_that_used_them():
     code = (
-        "import json; from ponder.verifiers._pool import shared; p = shared();"
+        "import json; from ponder.verifiers.processes import shared; p = shared();"
         "p.call('operator:add', [1, 2], 10); print(json.dumps([w.process.pid for w in p._all]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)

@@ -5,10 +5,11 @@ Engines are asynchronous: a search waits on many calls at once. `ponder.sync.run
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ponder.types import (
     Capabilities,
@@ -27,6 +28,47 @@ from ponder.types import (
     StopReason,
     Verdict,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass
+class Receipt:
+    """What a call has used, however it ends: the caller gives one along, the engine settles it before the call is over.
+
+    So a call that was cancelled or failed says what it cost without a word in its exception.
+    """
+
+    spend: Spend | None = None
+    """None as long as nobody knows: whoever counts then books the worst case."""
+    completions: tuple[Completion, ...] = ()
+    """What had been sampled by then."""
+
+    def settle(self, spend: Spend, completions: tuple[Completion, ...] = ()) -> None:
+        self.spend, self.completions = spend, completions
+
+
+@dataclass(frozen=True)
+class WeightsUpdate:
+    """New weights for an engine."""
+
+    source: nn.Module | Mapping[str, Tensor] | Path
+    """A module (the engine's own is only announced), tensors by name, or a folder of safetensors."""
+    version: int
+    """Rises with each update, so that staleness is a number: the trainer's version less that of what was sampled."""
+    digest: str = ""
+    """What `Delivery.digest` must be, where the sender says: other bytes are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The proof that new weights arrived."""
+
+    version: int
+    digest: str
+    """Of the tensors as they lie in the engine now (BLAKE2b over names, shapes, dtypes and bytes); empty where it shares
+    the trainer's module, so that nothing was sent."""
 
 
 @runtime_checkable
@@ -86,6 +128,37 @@ class Turn:
 
     messages: tuple[Message, ...] = ()
     done: bool = True
+    reward: float = 0.0
+    """What the response earned by itself, any number. No search sees it."""
+
+
+class Episode(Protocol):
+    """One conversation with an environment, opened for a problem."""
+
+    async def step(self, response: Response) -> Turn:
+        """Take the model's next response. Tools run here. Raises `ValueError` after the end."""
+        ...
+
+    def fork(self) -> Episode:
+        """An independent copy as of now, for a branch of a search.
+
+        Raises `Unsupported` where there is none: whoever needs the branch then replays its responses from the opening.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """What a search may ask besides the model. Never the gold."""
+
+    checker: Checker | None = None
+    scorer: Scorer | None = None
+    answers: Answers | None = None
+    """For votes; None compares answers as they are written."""
+    slow: bool = False
+    """Checker and answers take so long that they are run on a thread."""
+    episode: Callable[[Problem], Episode] | None = None
+    """Opens an episode, where the environment has more to say than one question."""
 
 
 @runtime_checkable

@@ -17,11 +17,43 @@ Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may call."""
+
+    name: str
+    description: str = ""
+    parameters: str = '{"type": "object", "properties": {}}'
+    """JSON schema of the arguments, as JSON text (so that a prompt that offers it can be a key)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that a model asks for."""
+
+    id: str
+    """Which call a tool's message answers."""
+    name: str
+    arguments: str = "{}"
+    """JSON text, as the model wrote it: it may be no JSON at all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One message of a chat. Most have a role and content alone."""
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant's message: the calls that it asks for."""
+    tool_call_id: str = ""
+    """Of a tool's message: the call that it answers."""
+    name: str = ""
+    """Of a tool's message: the tool."""
+    tools: tuple[Tool, ...] = ()
+    """Tools that the model may call from here on; on the first message as a rule."""
+    ids: tuple[int, ...] = ()
+    """Of an assistant's message: the content as the model sampled it, the end id included. A template takes these as they
+    are, so that a conversation that goes on is not tokenised again."""
 
 
 Prompt = str | tuple[Message, ...]
@@ -183,6 +215,12 @@ class Segment:
         if self.logprobs is not None and len(self.logprobs) != len(self.ids):
             raise ValueError(f"{len(self.logprobs)} log-probabilities for {len(self.ids)} ids")
 
+    def after(self, count: int) -> Segment:
+        """The same without its first `count` ids."""
+        logprobs = None if self.logprobs is None else self.logprobs[count:]
+        top = None if self.top_logprobs is None else self.top_logprobs[count:]
+        return dataclasses.replace(self, ids=self.ids[count:], logprobs=logprobs, top_logprobs=top)
+
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
@@ -282,6 +320,10 @@ class Completion:
     """The stop string that ended it; None for an end token, and where the engine cannot tell (those with ids can)."""
     logprobs: tuple[float, ...] | None = None
     """Of the sampled tokens, from an engine that knows no ids; with ids they are in `segments`."""
+    params: SamplingParams | None = None
+    """How it was sampled; None where the engine does not say."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls that an endpoint gives beside the text; those within the text are found by `ToolFormat`."""
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -314,6 +356,14 @@ class ThoughtFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolFormat:
+    """How a model writes a tool call: a JSON object with `name` and `arguments` between two markers (Hermes, Qwen)."""
+
+    open: str = "<tool_call>"
+    close: str = "</tool_call>"
+
+
+@dataclass(frozen=True, slots=True)
 class Response:
     """A response as judges and checkers read it: the thought split off, truncation resolved."""
 
@@ -322,6 +372,8 @@ class Response:
     thought: str | None = None
     text: str = ""
     """The whole response."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls that it asks for; then `answer` is the text beside them."""
 
 
 def split_response(text: str, finish: FinishReason, thought: ThoughtFormat | None = None) -> Response:
@@ -351,6 +403,8 @@ class ModelInfo:
     thought: ThoughtFormat | None = None
     chat: bool = False
     """True if messages go through a chat template."""
+    tools: ToolFormat | None = None
+    """How it writes tool calls; None if it was not taught to call tools, or an endpoint gives them apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +426,16 @@ class Capabilities:
     load_weights: bool = False
     exact: bool = False
     """Batch-invariant: a request gives the same bits whatever else runs beside it or ran before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a scorer makes of one response."""
+
+    value: float
+    """Higher is better."""
+    spend: Spend = Spend()
+    """What it cost besides the metered calls that the scorer made: those are booked already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,6 +491,52 @@ class Trace:
     problem_id: str
     nodes: tuple[Node, ...] = ()
 
+    def path(self, leaf: int) -> tuple[Node, ...]:
+        """The nodes from the root to a node. Raises `KeyError` for an id that is not there."""
+        by_id = {n.id: n for n in self.nodes}
+        nodes = [by_id[leaf]]
+        while (parent := nodes[-1].parent) is not None:
+            nodes.append(by_id[parent])
+        return tuple(reversed(nodes))
+
+    def transcripts(self, leaf: int) -> tuple[Transcript, ...]:
+        """All ids on the path to a node, in order; several transcripts where a later call does not go on from them.
+
+        A call that continues a response brings its prefix back as forced ids: here they are what they were when they
+        were sampled, with their log-probabilities. What a further turn's prompt adds (the end of the message, a tool's
+        result, the next beginning) is of the kind `tool`. Nothing is tokenised again: where a chat template rewrote the
+        history, or a text prefix came back as other ids, a new transcript begins. Raises `ValueError` for a call
+        without ids.
+        """
+        done: list[Transcript] = []
+        now = Transcript()
+        for node in self.path(leaf):
+            call = node.completion
+            if not (call.prompt_ids and call.segments):
+                raise ValueError(f"node {node.id} of problem {self.problem_id!r} has no token ids: its engine has none")
+            known = now.ids
+            if not known or (call.prompt_ids + call.ids)[: len(known)] != known:
+                done += [now] if known else []
+                now = call.transcript
+            elif len(known) <= len(call.prompt_ids):
+                now = now.extend(Segment(SegmentKind.TOOL, call.prompt_ids[len(known) :]), *call.segments)
+            else:
+                begun = len(known) - len(call.prompt_ids)
+                for segment in call.segments:
+                    now = now.extend(segment.after(begun))
+                    begun = max(0, begun - len(segment.ids))
+        return (*done, now)
+
+    def transcript(self, leaf: int) -> Transcript:
+        """The one transcript of a path. Raises `ValueError` where there are several, see `transcripts`."""
+        found = self.transcripts(leaf)
+        if len(found) > 1:
+            raise ValueError(
+                f"the path to node {leaf} of problem {self.problem_id!r} is {len(found)} transcripts: a call did not "
+                "go on from the ids before it"
+            )
+        return found[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -460,6 +570,9 @@ def to_json(value: Any) -> Any:
     """Turn dataclasses, enums and containers into plain JSON values, field by field."""
     if value is None or type(value) in (str, int, float, bool):
         return value
+    if isinstance(value, Message):
+        rest = ((f.name, to_json(getattr(value, f.name))) for f in dataclasses.fields(value)[2:])
+        return {"role": value.role, "content": value.content, **{k: v for k, v in rest if v}}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, StrEnum):

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ponder.budget.prices import PriceList, Prices, load
 from ponder.errors import UserError
 from ponder.protocols import Engine
-from ponder.search.prices import PriceList, Prices, load
 from ponder.types import Budget
 
 if TYPE_CHECKING:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ponder import sync
+from ponder.budget.meter import Meter
+from ponder.budget.prices import PriceList, priced
 from ponder.cli._budget import branch_prices
 from ponder.cli._common import Stopped, model_facts, money
 from ponder.cli._opening import Opening
@@ -24,13 +26,11 @@ from ponder.evaluation.results import Progress as Done
 from ponder.evaluation.rollouts import earlier, to_line
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run, read_manifest
-from ponder.search.meter import Meter
-from ponder.search.prices import PriceList, priced
 from ponder.types import Budget, Spend, Trace, to_json
 
 if TYPE_CHECKING:
     from ponder.cli.eval import EvalConfig
-    from ponder.evaluation.pools import Writer
+    from ponder.evaluation.pools.record import Writer
     from ponder.protocols import Engine, Environment, Scorer, Strategy
     from ponder.types import Problem
 
@@ -148,7 +148,7 @@ class Job:
     def _recording(self, engine: Engine, before: Earlier) -> Recording | None:
         if self.config.record is None:
             return None
-        from ponder.evaluation.pools import Writer
+        from ponder.evaluation.pools.record import Writer
 
         writer = Writer(self.config.record, thought=engine.info.thought)
         for note in writer.notes:

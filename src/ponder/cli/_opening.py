@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ponder.budget.meter import Meter
+from ponder.budget.prices import PriceList
 from ponder.errors import UserError
 from ponder.protocols import Engine
-from ponder.search.meter import Meter
-from ponder.search.prices import PriceList
 from ponder.types import Budget, Spend
 
 

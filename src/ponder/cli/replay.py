@@ -19,10 +19,10 @@ from ponder.runs.progress import Progress, quantity
 from ponder.runs.sections import visible
 
 if TYPE_CHECKING:
-    from ponder.engines._recorded import RecordedPool
-    from ponder.evaluation.pools_analysis import Replayed
-    from ponder.evaluation.pools_judges import Judge
-    from ponder.evaluation.pools_judging import JudgedPool
+    from ponder.engines.recorded import RecordedPool
+    from ponder.evaluation.pools.analysis import Replayed
+    from ponder.evaluation.pools.judges import Judge
+    from ponder.evaluation.pools.judging import JudgedPool
 
 DESCRIPTION = """Compare strategies on a recorded pool of samples (ponder eval --record): every text is judged anew, and
 accuracy is set against the tokens that were recorded, at 1, 2, 4, … samples of each problem.
@@ -81,10 +81,10 @@ class ReplayConfig:
 def main(args: list[str]) -> int:
     config = parse(ReplayConfig, args, prog="ponder replay", description=DESCRIPTION)
     check(config)
-    from ponder.evaluation import pools_analysis as analysis
-    from ponder.evaluation.pools import at_least, read_pool
-    from ponder.evaluation.pools_judges import EnvironmentJudge
-    from ponder.evaluation.pools_judging import judgeable
+    from ponder.evaluation.pools import analysis
+    from ponder.evaluation.pools.judges import EnvironmentJudge
+    from ponder.evaluation.pools.judging import judgeable
+    from ponder.evaluation.pools.record import at_least, read_pool
 
     recorded = at_least(read_pool(config.pool), config.at_least)
     judge = judge_of(config, recorded)
@@ -125,7 +125,7 @@ def check(config: ReplayConfig) -> None:
 
 def judge_of(config: ReplayConfig, pool: RecordedPool) -> Judge:
     """The judge that was asked for, or the one that suits the pool's golds."""
-    from ponder.evaluation.pools_judges import EnvironmentJudge, VerifierJudge, default_verifier
+    from ponder.evaluation.pools.judges import EnvironmentJudge, VerifierJudge, default_verifier
 
     if config.environment is not None:
         environment = registry.build("environments", config.environment, config.environment_options)
@@ -136,7 +136,7 @@ def judge_of(config: ReplayConfig, pool: RecordedPool) -> Judge:
 
 def _judged(config: ReplayConfig, pool: RecordedPool, judge: Judge) -> JudgedPool:
     """Judge what is to be compared."""
-    from ponder.evaluation.pools_judging import judge_pool
+    from ponder.evaluation.pools.judging import judge_pool
     from ponder.types import ThoughtFormat
 
     thought = None if config.thought is None else ThoughtFormat(*config.thought)

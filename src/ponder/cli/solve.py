@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ponder.budget.prices import priced
 from ponder.cli._budget import BudgetOptions, budget_of, check_prices, prices_of, refuse_nothing
 from ponder.cli._common import (
     ModelOptions,
@@ -26,15 +27,14 @@ from ponder.cli._screen import Screen
 from ponder.config import Options, parse
 from ponder.errors import PonderError, UserError
 from ponder.runs.text import visible
-from ponder.search.prices import priced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from ponder.budget.meter import Meter
     from ponder.cli._opening import Opening
     from ponder.cli._saved import Saved
     from ponder.protocols import Engine, Environment, Strategy
-    from ponder.search.meter import Meter
     from ponder.types import Outcome, Problem, Spend
 
 DESCRIPTION = """Answer one question. The leading thought streams to stderr (dim on a terminal), the answer goes to
@@ -247,9 +247,9 @@ def _solve(
     `known` is what was found out by that; it is saved with the search.
     """
     from ponder import sync
+    from ponder.budget.meter import Meter
     from ponder.cli._saved import Saved, stopped
     from ponder.search.journal import Journal
-    from ponder.search.meter import Meter
     from ponder.search.runner import solve
 
     where = config.save or config.continue_

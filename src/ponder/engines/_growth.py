@@ -11,9 +11,9 @@ from collections import deque
 import numpy as np
 
 from ponder.engines._draw import draw
-from ponder.engines._requests import Markers, Ready
-from ponder.engines._streams import again, stream_keys, uniforms
-from ponder.engines._text import Vocabulary
+from ponder.engines.random_streams import again, stream_keys, uniforms
+from ponder.engines.requests import Markers, Ready
+from ponder.engines.text import Vocabulary
 from ponder.types import Completion, FinishReason, SamplingParams, Segment, SegmentKind, Spend
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from random import Random
 
-from ponder.engines._reasoner import END, Mind, key_of, logprob_of, raw, text_of, write
+from ponder.engines.reasoner import END, Mind, key_of, logprob_of, raw, text_of, write
 from ponder.types import Completion, Delta, FinishReason, Request, Segment, SegmentKind, Spend
 
 VERSION = "simulated"

@@ -18,9 +18,9 @@ import numpy as np
 
 from ponder.engines._deltas import collected
 from ponder.engines._growth import Growth
-from ponder.engines._requests import Markers, Ready, resolve
-from ponder.engines._text import TextStream, Vocabulary
 from ponder.engines._thread import CLOSED, OneByOne
+from ponder.engines.requests import Markers, Ready, resolve
+from ponder.engines.text import TextStream, Vocabulary
 from ponder.errors import EngineClosed, PonderError, Unsupported
 from ponder.models.base import LoadedModel
 from ponder.types import Capabilities, Completion, Delta, Prompt, Request, Spend

@@ -1,12 +1,8 @@
 """Replay: recorded samples in place of a model. Free, instant, and the same each time.
 
-Two kinds of files:
-
-- a *pool* (`ponder eval --record`, format in `engines._recorded`): a request is answered with recorded samples of its
-  problem, found by `metadata["problem"]` or by its prompt. Which one sample `i` of a search is, is drawn from the
-  search's seed, without replacement; `metadata["sample"]` says where in the search a request begins.
-- a *cassette* (`engines._cassette`, written by `Recorder`): a request is answered with what the engine answered to
-  exactly this one (prompt, parameters, n, prefix).
+A request is answered with recorded samples of its problem (`ponder eval --record`, format in `engines.recorded`), found
+by `metadata["problem"]` or by its prompt. Which one sample `i` of a search is, is drawn from the search's seed, without
+replacement; `metadata["sample"]` says where in the search a request begins.
 
 Tokens are counted as they were recorded. Leaves out time: a replayed call takes none.
 """
@@ -16,11 +12,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from ponder.engines._cassette import CassetteEngine, Recorder, is_cassette
-from ponder.engines._recorded import RecordedEngine, RecordedPool, RecordedRow, RecordedSample, read_pool
+from ponder.engines.recorded import RecordedEngine, RecordedPool, RecordedRow, RecordedSample, read_pool
 from ponder.errors import Unsupported, UserError
 from ponder.protocols import Engine
 from ponder.types import (
@@ -35,8 +29,6 @@ from ponder.types import (
     Spend,
 )
 
-__all__ = ["PoolEngine", "Recorder", "Replay"]
-
 UNBOUNDED = 1 << 40
 """The context of a pool, in tokens: its samples are what they are."""
 Order = Literal["drawn", "recorded"]
@@ -44,7 +36,7 @@ Order = Literal["drawn", "recorded"]
 
 @dataclass(frozen=True)
 class Replay:
-    """Answer from a recorded pool or a cassette instead of a model; deterministic and free."""
+    """Answer from a recorded pool instead of a model; deterministic and free."""
 
     order: Order = "drawn"
     """Of a pool's samples: drawn from the search's seed, or as they were recorded."""
@@ -52,9 +44,7 @@ class Replay:
     """Draws the order for requests that do not say which search they belong to."""
 
     def open(self, model: str) -> Engine:
-        """`model` is the path of the file. Raises `UserError` for a file that is neither, or is broken."""
-        if is_cassette(Path(model)):
-            return CassetteEngine(Path(model))
+        """`model` is the path of the pool. Raises `UserError` for a file that is none, or is broken."""
         return PoolEngine(read_pool(model), self.order, self.seed)
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from ponder.engines._reasoner import CLOSE_TEXT, OPEN_TEXT, Mind, prompt_text
+from ponder.budget.machine import MachineTime
 from ponder.engines._simulated_sample import VERSION, Sample
-from ponder.engines.machine import MachineTime
+from ponder.engines.reasoner import CLOSE_TEXT, OPEN_TEXT, Mind, prompt_text
 from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
 from ponder.types import (
     Capabilities,

@@ -12,7 +12,7 @@ from ponder.environments._fewshot import Style, few_shot_prompt
 from ponder.environments.base import Item, Procedural, split_of, stable_int
 from ponder.errors import UserError
 from ponder.types import Gold, Problem, Split, Verdict
-from ponder.verifiers._answers import VerifierAnswers
+from ponder.verifiers.answers import VerifierAnswers
 from ponder.verifiers.numeric import Numeric
 
 _ENUMERATED = 100_000

@@ -14,7 +14,7 @@ from ponder.environments._rows import Row, Rows, read_jsonl, split_by_hash, take
 from ponder.environments.base import stable_int
 from ponder.errors import MissingExtra, UserError
 from ponder.types import Gold, Problem, Split, Verdict
-from ponder.verifiers._answers import VerifierAnswers
+from ponder.verifiers.answers import VerifierAnswers
 from ponder.verifiers.numeric import Numeric, read_gold
 
 _HELP = "give data=PATH (a .jsonl file, or a folder with a train and a test file), or data=openai/gsm8k for the hub"

@@ -12,7 +12,7 @@ from ponder.config import Options
 from ponder.environments._rows import Row, Rows, read_jsonl, read_prompt, split_by_hash, take
 from ponder.errors import UserError
 from ponder.types import Gold, Message, Problem, Prompt, Split, Verdict
-from ponder.verifiers._answers import VerifierAnswers
+from ponder.verifiers.answers import VerifierAnswers
 
 
 @dataclass(frozen=True, eq=False)

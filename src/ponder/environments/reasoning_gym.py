@@ -13,10 +13,10 @@ from ponder.config import Options
 from ponder.environments.base import Item, Procedural
 from ponder.errors import MissingExtra, PonderError, UserError, nearest
 from ponder.types import Gold, Problem, Split, Verdict, VerdictKind
-from ponder.verifiers._answers import MarkedText
-from ponder.verifiers._extract import final_piece
-from ponder.verifiers._pool import Result, shared
+from ponder.verifiers.answers import MarkedText
 from ponder.verifiers.base import verdict
+from ponder.verifiers.extract import final_piece
+from ponder.verifiers.processes import Result, shared
 
 _WORKER = "ponder.environments._gym_worker"
 _MEMORY = 3 << 30

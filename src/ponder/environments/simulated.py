@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from ponder.engines._reasoner import read_answer, right_answer, state
+from ponder.engines.reasoner import read_answer, right_answer, state
 from ponder.environments.base import SingleTurn, check_address, stable_int
 from ponder.errors import UserError
 from ponder.protocols import Checker

@@ -7,11 +7,11 @@ import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
+from ponder.budget.meter import Meter
+from ponder.budget.prices import PriceList, Prices
 from ponder.errors import PonderError, Unsupported, UserError
 from ponder.evaluation.results import Earlier, Evaluation, Judged, Progress, Searched, row, summarise
 from ponder.protocols import Engine, Environment, Scorer, Strategy
-from ponder.search.meter import Meter
-from ponder.search.prices import PriceList, Prices
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.search.trace import samples as samples_of

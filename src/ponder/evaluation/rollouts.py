@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
+from ponder.budget.prices import Prices
 from ponder.errors import UserError
 from ponder.evaluation.results import Earlier, Judged, Searched
 from ponder.runs.files import Torn, each_line
-from ponder.search.prices import Prices
 from ponder.search.trace import to_row
 from ponder.types import Node, Problem, Spend, StopReason, Trace, Verdict, to_json
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ponder.budget.meter import Meter
 from ponder.errors import Unsupported, UserError
 from ponder.evaluation.curves import ParallelPoint, SequentialPoint
 from ponder.evaluation.estimators import Floats, best_of_k, pass_at_k
@@ -18,7 +19,6 @@ from ponder.evaluation.evaluate import CONCURRENCY, Faults, each, evaluate, fail
 from ponder.evaluation.intervals import mean_of_problems
 from ponder.evaluation.results import Evaluation, Progress
 from ponder.protocols import Checker, Engine, Environment, Strategy
-from ponder.search.meter import Meter
 from ponder.search.runner import solve
 from ponder.search.trace import samples as samples_of
 from ponder.search.trace import spent_tokens

@@ -1,6 +1,6 @@
 """Search at inference under a hard budget."""
 
-from ponder.search.meter import Meter, Prices
+from ponder.budget.meter import Meter, Prices
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ponder.search.steps import Step
+from ponder.search.step import Step
 
 
 @dataclass(slots=True)

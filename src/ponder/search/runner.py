@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from ponder.budget.meter import Meter, Prices
+from ponder.budget.prices import PriceList
 from ponder.errors import BudgetExceeded, CallCancelled, PonderError, Unsupported, UserError
 from ponder.protocols import (
     Answers,
@@ -24,10 +26,8 @@ from ponder.protocols import (
     SearchContext,
     Strategy,
 )
+from ponder.search.clusters import TextAnswers, group
 from ponder.search.journal import Journal
-from ponder.search.meter import Meter, Prices
-from ponder.search.prices import PriceList
-from ponder.search.votes import TextAnswers, group
 from ponder.types import Budget, Completion, Delta, Outcome, Problem, Request, StopReason
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ async def solve(
 
     What fails is told to the search, which goes on with what it has: the outcome then stops with `BUDGET` or
     `FAILED`, with the best so far and the reason. `prices` are those of all engines, or a list by the models' names
-    (default: `search.prices.load()`). Raises `UserError` if the very first call was refused as bad input
+    (default: `budget.prices.load()`). Raises `UserError` if the very first call was refused as bad input
     (a prompt longer than the context), `Unsupported` if the strategy does not go with this engine.
     Cancelling the task that awaits this cancels everything that it started.
     """

@@ -67,18 +67,9 @@ class Tree:
         return Trace(self._problem_id, tuple(self._nodes[i] for i in sorted(self._nodes)))
 
 
-def path(trace: Trace, node: Node) -> tuple[Node, ...]:
-    """The nodes from the root to a node."""
-    by_id = {n.id: n for n in trace.nodes}
-    nodes = [node]
-    while (parent := nodes[-1].parent) is not None:
-        nodes.append(by_id[parent])
-    return tuple(reversed(nodes))
-
-
 def spent_tokens(trace: Trace, node: Node) -> int:
     """Tokens that were sampled or forced for a response, over all calls that it took."""
-    return sum(n.completion.spend.response_tokens for n in path(trace, node))
+    return sum(n.completion.spend.response_tokens for n in trace.path(node.id))
 
 
 def samples(trace: Trace) -> tuple[Node, ...]:
@@ -87,7 +78,7 @@ def samples(trace: Trace) -> tuple[Node, ...]:
     if not parents:
         return trace.nodes
     leaves = [n for n in trace.nodes if n.id not in parents]
-    return tuple(sorted(leaves, key=lambda n: [m.id for m in path(trace, n)]))
+    return tuple(sorted(leaves, key=lambda n: [m.id for m in trace.path(n.id)]))
 
 
 def with_verdicts(trace: Trace, verdicts: Mapping[int, Verdict]) -> Trace:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ponder.protocols import Ask, Group, Vote
+from ponder.search.clusters import Party, TextAnswers, by_index, parties, result, shown, standings
 from ponder.search.sampling import Sampling
-from ponder.search.votes import Party, TextAnswers, by_index, parties, result, shown, standings
 from ponder.types import FinishReason, Node, Outcome, Response, Spend, StopReason
 
 

@@ -4,7 +4,7 @@
 
 The text is what follows the thought; truncated and unclosed responses never get here (`environments.base.guarded`).
 A gold that cannot be read raises `UserError`, which the environment turns into a `judge_error`. For votes a verifier
-may also read an answer without a gold (`read`) and say whether two that it read are `same`: see `verifiers._answers`.
+may also read an answer without a gold (`read`) and say whether two that it read are `same`: see `verifiers.answers`.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ from typing import Any
 
 from ponder.errors import UserError
 from ponder.types import Verdict, VerdictKind
-from ponder.verifiers._extract import LISTING, clean, final_number, final_piece, last_line
 from ponder.verifiers.base import too_long, verdict
+from ponder.verifiers.extract import LISTING, clean, final_number, final_piece, last_line
 
 _SPACE = re.compile(r"\s+")
 

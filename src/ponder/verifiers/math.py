@@ -11,9 +11,9 @@ from typing import Any
 
 from ponder.errors import MissingExtra, PonderError, UserError
 from ponder.types import Verdict, VerdictKind
-from ponder.verifiers._extract import LISTING, UNFINISHED, Number, clean, final_number, final_piece, last_line
-from ponder.verifiers._pool import Result, shared
 from ponder.verifiers.base import clip, too_long, verdict
+from ponder.verifiers.extract import LISTING, UNFINISHED, Number, clean, final_number, final_piece, last_line
+from ponder.verifiers.processes import Result, shared
 
 _EQUAL = "ponder.verifiers._math_worker:equal"
 _TAIL = 2_000
@@ -29,7 +29,7 @@ class Math:
     """The final answer is mathematically equal to the gold (LaTeX or plain), by math-verify.
 
     Equal texts and equal whole numbers or fractions are decided at once; everything else in a worker process that is
-    killed when it overruns. Where the answer is found is said in `verifiers._extract`; without a marker math-verify
+    killed when it overruns. Where the answer is found is said in `verifiers.extract`; without a marker math-verify
     looks for the last formula. If the gold can be judged in the same limits and the answer cannot, the fault is the
     answer's (`timeout`, `memory`, `error`); if the gold cannot, it is a `judge_error`.
     """

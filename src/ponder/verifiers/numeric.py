@@ -11,8 +11,8 @@ from typing import Any
 
 from ponder.errors import UserError
 from ponder.types import Verdict, VerdictKind
-from ponder.verifiers._extract import MAX_DIGITS, Number, final_number
 from ponder.verifiers.base import too_long, verdict
+from ponder.verifiers.extract import MAX_DIGITS, Number, final_number
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -21,7 +21,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 class Numeric:
     """The final number of the answer equals the gold, exactly or within a tolerance.
 
-    Where the number is found is said in `verifiers._extract`. `18`, `18.0`, `$18`, `18 eggs`, `36/2`, `1.8e1` are
+    Where the number is found is said in `verifiers.extract`. `18`, `18.0`, `$18`, `18 eggs`, `36/2`, `1.8e1` are
     equal. A percent sign is read both ways (`50%` equals 0.5 and 50), unless the gold has one too.
     """
 

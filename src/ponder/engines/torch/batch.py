@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ponder.engines._requests import Markers
-from ponder.engines._text import Vocabulary
+from ponder.engines.requests import Markers
+from ponder.engines.text import Vocabulary
 from ponder.engines.torch.attention import Shared, shared_parts
 from ponder.engines.torch.cache import better_order
 from ponder.engines.torch.drawing import Drawing

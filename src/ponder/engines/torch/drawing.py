@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ponder.engines._streams import uniforms
+from ponder.engines.random_streams import uniforms
 from ponder.engines.torch.exact import Exact
 from ponder.engines.torch.forward import Native, Recompute
 from ponder.engines.torch.rows import Rows

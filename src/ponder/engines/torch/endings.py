@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ponder.engines._text import Vocabulary
+from ponder.engines.text import Vocabulary
 from ponder.engines.torch.jobs import stop_table
 from ponder.engines.torch.rows import Rows
 from ponder.types import Completion, FinishReason, Segment, SegmentKind, Spend

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import torch
 
-from ponder.engines._requests import Markers
-from ponder.engines._text import TextStream, Vocabulary
+from ponder.engines.requests import Markers
+from ponder.engines.text import TextStream, Vocabulary
 from ponder.engines.torch.batch import Batch
 from ponder.engines.torch.compiled import why_not
 from ponder.engines.torch.forward import Native

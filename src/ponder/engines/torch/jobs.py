@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ponder.engines._requests import Markers, check_ids, resolve
-from ponder.engines._streams import stream_keys
-from ponder.engines._text import Vocabulary
+from ponder.engines.random_streams import stream_keys
+from ponder.engines.requests import Markers, check_ids, resolve
+from ponder.engines.text import Vocabulary
 from ponder.engines.torch.cache import rounded
 from ponder.engines.torch.pool import slot_length
 from ponder.engines.torch.prefix import PAGE, aligned

@@ -1,4 +1,4 @@
-"""Drawing one token a row: temperature, truncation, and an inverse-CDF draw from a stream of `engines._streams`.
+"""Drawing one token a row: temperature, truncation, and an inverse-CDF draw from a stream of `engines.random_streams`.
 
 One uniform number a row is all that is drawn: the token is where the cumulated probability passes it, found in two
 levels (blocks, then within one block), in float64, without a sort and without noise over the vocabulary.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ponder.engines._requests import Markers
-from ponder.engines._streams import again
+from ponder.engines.random_streams import again
+from ponder.engines.requests import Markers
 from ponder.engines.torch.endings import Endings
 from ponder.engines.torch.jobs import NO_LIMIT
 from ponder.engines.torch.rows import Rows

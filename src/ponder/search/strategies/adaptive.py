@@ -9,9 +9,9 @@ from typing import Any
 
 from ponder.errors import BudgetExceeded, UserError
 from ponder.protocols import SearchContext
+from ponder.search.clusters import Party
 from ponder.search.options import SamplingOptions, check_choice
 from ponder.search.stopping import beta, dirichlet
-from ponder.search.votes import Party
 from ponder.search.voting import Voting
 from ponder.types import Outcome, Problem, Spend, StopReason
 

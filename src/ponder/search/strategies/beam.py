@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ponder.protocols import SearchContext
-from ponder.search.stepping import Stepping
-from ponder.search.steps import Step, StepOptions, check_positive
+from ponder.search.step import Step, StepOptions, check_positive
+from ponder.search.step_search import Stepping
 from ponder.types import Problem
 
 

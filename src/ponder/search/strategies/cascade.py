@@ -11,10 +11,10 @@ from ponder import registry
 from ponder.config import Options
 from ponder.errors import Unsupported, UserError
 from ponder.protocols import Ask, Check, Search, SearchContext, Strategy
+from ponder.search.clusters import Party, result, shown
 from ponder.search.confidence import mean_logprob, usable
 from ponder.search.nested import Nested, chosen, context_of, moved
 from ponder.search.options import SamplingOptions, check_choice, check_share
-from ponder.search.votes import Party, result, shown
 from ponder.search.voting import Voting
 from ponder.types import Outcome, Problem, Spend, StopReason, Trace
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from ponder.errors import UserError
 from ponder.protocols import Ask, Group, SearchContext, Vote
 from ponder.search.puct import Puct
-from ponder.search.stepping import Stepping
-from ponder.search.steps import MORE, Step, StepOptions, ask_about, check_positive
+from ponder.search.step import MORE, Step, StepOptions, ask_about, check_positive
+from ponder.search.step_search import Stepping
 from ponder.types import Outcome, Problem, Spend, StopReason
 
 

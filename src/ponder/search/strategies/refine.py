@@ -9,11 +9,11 @@ from typing import Any
 
 from ponder.errors import Unsupported, UserError
 from ponder.protocols import Ask, Check, SearchContext
+from ponder.search.clusters import shown
 from ponder.search.confidence import check_rank, usable
 from ponder.search.options import SamplingOptions, check_choice
 from ponder.search.prompts import continued
 from ponder.search.sampling import Sampling
-from ponder.search.votes import shown
 from ponder.types import Node, Outcome, Problem, Prompt, Spend, StopReason
 
 FEEDBACK = ("auto", "checker", "self")

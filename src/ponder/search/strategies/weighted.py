@@ -9,6 +9,7 @@ from typing import Any
 
 from ponder.errors import Unsupported, UserError
 from ponder.protocols import Ask, Score, SearchContext, Vote
+from ponder.search.clusters import Party, shown
 from ponder.search.confidence import (
     TOP_LOGPROBS,
     Measure,
@@ -18,7 +19,6 @@ from ponder.search.confidence import (
     tail_confidence,
 )
 from ponder.search.options import SamplingOptions, check_choice, check_share
-from ponder.search.votes import Party, shown
 from ponder.search.voting import Voting
 from ponder.types import Problem
 

@@ -2,7 +2,7 @@
 
 A truncated response (`finish_reason` length) abstains: it is wrong and never votes. A judge that breaks leaves the
 sample out, as if it had never been drawn. What a response votes for is what the judge reads as its answer; equal
-answers are found as in `search.votes`.
+answers are found as in `search.clusters`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder.engines._recorded import RecordedPool, RecordedRow, RecordedSample
+from ponder.engines.recorded import RecordedPool, RecordedRow, RecordedSample
 from ponder.errors import UserError
 from ponder.evaluation.estimators import Floats
-from ponder.evaluation.pools_judges import EnvironmentJudge, Judge
-from ponder.search.votes import TextAnswers, parties
+from ponder.evaluation.pools.judges import EnvironmentJudge, Judge
+from ponder.search.clusters import TextAnswers, parties
 from ponder.types import FinishReason, Problem, Response, ThoughtFormat, Verdict, VerdictKind, split_response
 
 

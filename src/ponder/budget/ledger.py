@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ponder.budget.hourly import Hourly
+from ponder.budget.prices import Prices
 from ponder.errors import UserError
-from ponder.search.hourly import Hourly
-from ponder.search.prices import Prices
 from ponder.types import Budget, Spend
 
 ROUNDING = 1e-12

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any, Protocol
 
-from ponder.engines._recorded import RecordedPool, RecordedRow
+from ponder.engines.recorded import RecordedPool, RecordedRow
 from ponder.environments.base import guarded
 from ponder.errors import UserError
 from ponder.protocols import Answers, Checker, Environment
 from ponder.types import Problem, Response, Verdict
-from ponder.verifiers._answers import VerifierAnswers
+from ponder.verifiers.answers import VerifierAnswers
 
 _NUMBER = re.compile(r"\s*[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*%?\s*")
 

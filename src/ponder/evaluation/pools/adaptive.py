@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ponder.errors import UserError
 from ponder.evaluation.estimators import Floats
-from ponder.evaluation.pools_judging import JudgedProblem
-from ponder.evaluation.pools_strategies import ORDERS, Ints, OneByOne, Reached, nothing, orders_of, padded
+from ponder.evaluation.pools.formulas import ORDERS, Ints, OneByOne, Reached, nothing, orders_of, padded
+from ponder.evaluation.pools.judging import JudgedProblem
 from ponder.search.stopping import beta, dirichlet
 
 

@@ -21,9 +21,7 @@ from typing import Any
 from ponder.errors import BudgetExceeded, Unsupported
 from ponder.protocols import Ask, Check, Generate, Score, SearchContext
 from ponder.search.asking import Asking
-from ponder.search.continuing import Continuing
-from ponder.search.leases import Leases
-from ponder.search.steps import (
+from ponder.search.step import (
     CALL,
     CHECK,
     HOLD,
@@ -36,6 +34,7 @@ from ponder.search.steps import (
     content,
     unfinished,
 )
+from ponder.search.step_calls import Continuing, Leases
 from ponder.types import Completion, FinishReason, Outcome, Problem, Response, Spend, StopReason
 
 

@@ -1,6 +1,6 @@
 """Recorded sample pools: reading one (`read_pool`), and writing one as problems are solved (`Writer`).
 
-The format is said in `engines._recorded`; `evaluation.pools_judging` judges a pool, `evaluation.pools_analysis` says
+The format is said in `engines.recorded`; `evaluation.pools.judging` judges a pool, `evaluation.pools.analysis` says
 what strategies would have made of it.
 """
 
@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ponder.engines._recorded import RecordedPool, RecordedRow, RecordedSample, read_pool
+from ponder.engines.recorded import RecordedPool, RecordedRow, RecordedSample, read_pool
 from ponder.errors import UserError
 from ponder.runs.files import append_line, mend_tail
-from ponder.search.trace import path, samples, spent_tokens
+from ponder.search.trace import samples, spent_tokens
 from ponder.types import FinishReason, Gold, Node, Problem, ThoughtFormat, Trace, to_json
 
 __all__ = ["RecordedPool", "RecordedRow", "RecordedSample", "Writer", "at_least", "read_pool", "to_row"]
@@ -108,6 +108,6 @@ def _sample(trace: Trace, node: Node) -> Mapping[str, Any]:
 
 def _mean_logprob(trace: Trace, node: Node) -> float | None:
     """Of the tokens that were sampled in all calls of a response; None where the engine gave no log-probabilities."""
-    calls = [n.completion for n in path(trace, node)]
+    calls = [n.completion for n in trace.path(node.id)]
     logprobs = [x for c in calls for s in c.segments if s.logprobs is not None for x in s.logprobs]
     return math.fsum(logprobs) / len(logprobs) if logprobs else None

@@ -11,15 +11,14 @@ import numpy as np
 
 from ponder import registry
 from ponder.config import parse_options
-from ponder.engines._recorded import RecordedRow
+from ponder.engines.recorded import RecordedRow
 from ponder.errors import UserError, nearest
-from ponder.evaluation import pools_live
 from ponder.evaluation.equal_spend import Compared, Yardstick, at_equal_spend, counts_up_to
 from ponder.evaluation.estimators import pass_at_k
 from ponder.evaluation.intervals import mcnemar, mean_of_problems, paired_difference
-from ponder.evaluation.pools_adaptive import Adaptive
-from ponder.evaluation.pools_judging import Disagreement, JudgedPool, JudgedProblem
-from ponder.evaluation.pools_strategies import (
+from ponder.evaluation.pools import live
+from ponder.evaluation.pools.adaptive import Adaptive
+from ponder.evaluation.pools.formulas import (
     ORDERS,
     BestOfK,
     By,
@@ -30,6 +29,7 @@ from ponder.evaluation.pools_strategies import (
     Weighted,
     recorded,
 )
+from ponder.evaluation.pools.judging import Disagreement, JudgedPool, JudgedProblem
 from ponder.protocols import Checker
 from ponder.types import to_json
 
@@ -147,20 +147,20 @@ def build(
         except ValueError:
             raise UserError(f"{spec}: {limit!r} is not a number") from None
         return Adaptive(rule, number, seed, orders or ORDERS)  # type: ignore[arg-type]
-    live = rest if name == "live" else spec
+    run = rest if name == "live" else spec
     known = {*NAMES, *registry.names("search.strategies")}
-    plain = registry.canonical(live.partition(":")[0])
-    if not live or (plain not in known and not plain.endswith(".py") and "/" not in plain):
+    plain = registry.canonical(run.partition(":")[0])
+    if not run or (plain not in known and not plain.endswith(".py") and "/" not in plain):
         raise UserError(f"unknown strategy {spec!r}{nearest(plain, known)}")
-    named, _, last = live.rpartition(":")
+    named, _, last = run.rpartition(":")
     if named and "=" in last:
         try:
             strategy = registry.build("search.strategies", named, parse_options(last.split("+")))
         except ValueError as error:
             raise error if isinstance(error, UserError) else UserError(f"{spec}: {error}") from None
     else:
-        strategy = registry.build("search.strategies", live)
-    return pools_live.Live(strategy, spec, checker, seed, pools_live.ORDERS if orders is None else orders)
+        strategy = registry.build("search.strategies", run)
+    return live.Live(strategy, spec, checker, seed, live.ORDERS if orders is None else orders)
 
 
 def _by(spec: str, given: str, rows: Sequence[RecordedRow]) -> By:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ponder.engines._text import Vocabulary
+from ponder.engines.text import Vocabulary
 from ponder.errors import Unsupported, UserError
 from ponder.types import Request, SamplingParams, Thinking
 

@@ -8,15 +8,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ponder.engines.machine import MachineTime
+from ponder.budget.ledger import Reservation
+from ponder.budget.machine import MachineTime
+from ponder.budget.prices import Prices
 from ponder.errors import BudgetExceeded, PonderError, UserError
 from ponder.protocols import Engine
-from ponder.search.ledger import Reservation
-from ponder.search.prices import Prices
 from ponder.types import Completion, Delta, FinishReason, Request, Spend
 
 if TYPE_CHECKING:
-    from ponder.search.meter import Meter
+    from ponder.budget.meter import Meter
 
 
 def clamp(request: Request, max_tokens: int) -> Request:

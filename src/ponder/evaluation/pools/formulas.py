@@ -18,10 +18,10 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ponder.engines._recorded import RecordedRow
+from ponder.engines.recorded import RecordedRow
 from ponder.errors import UserError
 from ponder.evaluation.estimators import Floats, best_of_k, majority_of_k
-from ponder.evaluation.pools_judging import JudgedProblem
+from ponder.evaluation.pools.judging import JudgedProblem
 from ponder.search.seeds import derive
 
 By = Literal["score", "logprob"]

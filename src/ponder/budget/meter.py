@@ -17,12 +17,12 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from ponder.engines.machine import MachineTime
+from ponder.budget.calling import Deadline, Metered, clamp, grace_of
+from ponder.budget.ledger import NOTHING, Call, Ledger, Reservation, check_budget
+from ponder.budget.machine import MachineTime
+from ponder.budget.prices import PriceList, Prices, dearest, load
 from ponder.errors import BudgetExceeded, PonderError
 from ponder.protocols import Checker, Engine, Scorer
-from ponder.search.calling import Deadline, Metered, clamp, grace_of
-from ponder.search.ledger import NOTHING, Call, Ledger, Reservation, check_budget
-from ponder.search.prices import PriceList, Prices, dearest, load
 from ponder.types import Budget, Completion, Delta, Problem, Request, Response, Spend, Verdict
 
 __all__ = ["Meter", "Prices", "Reservation", "clamp"]
@@ -32,7 +32,7 @@ class Meter:
     """Counts what a search spends and keeps it within a budget and the budgets around it.
 
     `prices` is what every engine costs, or a list by the models' names; None is the list of the budget around it, or
-    `search.prices.load()`. `passed` are seconds of the budget that were used before, by what is gone on with. `clock`
+    `budget.prices.load()`. `passed` are seconds of the budget that were used before, by what is gone on with. `clock`
     is for tests; a nested meter has its parent's. Raises `UserError` for a budget that makes no sense.
     """
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from ponder.errors import UserError
 from ponder.types import Problem, Response
-from ponder.verifiers._extract import clean, final_piece
 from ponder.verifiers.base import MAX_ANSWER, Verifier, answer_text
+from ponder.verifiers.extract import clean, final_piece
 
 
 @dataclass(frozen=True, slots=True)

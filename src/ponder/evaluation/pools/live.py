@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ponder import sync
-from ponder.engines._recorded import RecordedPool, RecordedRow
+from ponder.engines.recorded import RecordedPool, RecordedRow
 from ponder.engines.replay import PoolEngine
 from ponder.errors import PonderError, UserError
 from ponder.evaluation.estimators import Floats
-from ponder.evaluation.pools_judging import JudgedProblem
-from ponder.evaluation.pools_strategies import Reached
+from ponder.evaluation.pools.formulas import Reached
+from ponder.evaluation.pools.judging import JudgedProblem
 from ponder.protocols import Checker
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
