@@ -67,8 +67,8 @@ class Delivery:
 
     version: int
     digest: str
-    """Of the tensors as they lie in the engine now (BLAKE2b over names, shapes, dtypes and bytes); empty where it shares
-    the trainer's module, so that nothing was sent."""
+    """Of the tensors as they lie in the engine now (BLAKE2b over names, shapes, dtypes and bytes); empty where it
+    shares the trainer's module, so that nothing was sent."""
 
 
 @runtime_checkable

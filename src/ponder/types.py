@@ -52,8 +52,8 @@ class Message:
     tools: tuple[Tool, ...] = ()
     """Tools that the model may call from here on; on the first message as a rule."""
     ids: tuple[int, ...] = ()
-    """Of an assistant's message: the content as the model sampled it, the end id included. A template takes these as they
-    are, so that a conversation that goes on is not tokenised again."""
+    """Of an assistant's message: the content as the model sampled it, the end id included. A template takes these as
+    they are, so that a conversation that goes on is not tokenised again."""
 
 
 Prompt = str | tuple[Message, ...]
