@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from ponder import show
+
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "test"]
 
@@ -215,6 +217,9 @@ class Segment:
         if self.logprobs is not None and len(self.logprobs) != len(self.ids):
             raise ValueError(f"{len(self.logprobs)} log-probabilities for {len(self.ids)} ids")
 
+    def __repr__(self) -> str:
+        return f"Segment({self.kind.value}, {len(self.ids)} ids, version {self.weights_version!r})"
+
     def after(self, count: int) -> Segment:
         """The same without its first `count` ids."""
         logprobs = None if self.logprobs is None else self.logprobs[count:]
@@ -227,6 +232,9 @@ class Transcript:
     """One response in its context, as segments of ids; append-only. The loss mask follows from it."""
 
     segments: tuple[Segment, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Transcript({len(self.segments)} segments, {len(self.ids)} ids, {sum(self.loss_mask)} sampled)"
 
     def extend(self, *segments: Segment) -> Transcript:
         """Return a longer transcript; empty segments are dropped."""
@@ -324,6 +332,11 @@ class Completion:
     """How it was sampled; None where the engine does not say."""
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls that an endpoint gives beside the text; those within the text are found by `ToolFormat`."""
+
+    def __repr__(self) -> str:
+        error = f", error {self.error!r}" if self.error else ""
+        tokens = f"{self.spend.response_tokens} tokens"
+        return f"Completion({show.short(self.text)!r}, {self.finish_reason.value}, {tokens}{error})"
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -483,6 +496,9 @@ class Node:
     note: str = ""
     """What became of it in the search, such as why it was given up."""
 
+    def __repr__(self) -> str:
+        return f"Node({self.id}, parent {self.parent}, {show.short(self.completion.text)!r})"
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
@@ -490,6 +506,9 @@ class Trace:
 
     problem_id: str
     nodes: tuple[Node, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Trace({self.problem_id!r}, {len(self.nodes)} nodes)"
 
     def path(self, leaf: int) -> tuple[Node, ...]:
         """The nodes from the root to a node. Raises `KeyError` for an id that is not there."""
@@ -554,6 +573,17 @@ class Outcome:
     outer: bool = False
     """A budget around the search's own refused, cut short or ended one of its calls."""
 
+    def __repr__(self) -> str:
+        answer = None if self.response.answer is None else show.short(self.response.answer)
+        parts = [f"answer={answer!r}", self.stop.value]
+        parts += [] if self.confidence is None else [f"confidence {self.confidence:.2f}"]
+        nodes = len(self.trace.nodes)
+        parts += [f"{nodes} response{'s' * (nodes != 1)}", f"{self.spend.tokens:,} tokens"]
+        return f"Outcome({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        return show.outcome(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -564,6 +594,9 @@ class Estimate:
     high: float
     n: int
     method: str = ""
+
+    def __repr__(self) -> str:
+        return f"Estimate({show.estimate(self)})"
 
 
 def to_json(value: Any) -> Any:

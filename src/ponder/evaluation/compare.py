@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ponder import show
 from ponder.errors import UserError
 from ponder.evaluation.intervals import bootstrap_mean, mcnemar, mean_of_problems, paired_difference
 from ponder.evaluation.rollouts import lines
@@ -31,6 +32,21 @@ class Comparison:
     tokens_b: Estimate
     tokens_difference: Estimate
     """B − A, paired bootstrap over problems."""
+
+    def __repr__(self) -> str:
+        p = "" if self.p is None else f", p {self.p:.2g}"
+        return f"Comparison(B - A {show.estimate(self.difference, 100, ' points')}{p})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("accuracy of A", show.estimate(self.a, 100, " %")),
+            ("accuracy of B", show.estimate(self.b, 100, " %")),
+            ("B - A, paired", show.estimate(self.difference, 100, " points")),
+            ("McNemar's exact test", None if self.p is None else f"p = {self.p:.2g}"),
+            ("tokens of a search, A", show.estimate(self.tokens_a)),
+            ("tokens of a search, B", show.estimate(self.tokens_b)),
+        ]
+        return show.table([row for row in rows if row[1]] + [(move, n) for move, n in self.moves.items()])
 
 
 @dataclass(slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ponder import show
 from ponder.evaluation.intervals import bootstrap_mean, mean_of_problems
 from ponder.types import Estimate, Outcome, Problem, Spend, StopReason, Verdict, VerdictKind, to_json
 
@@ -150,6 +151,24 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         return to_json(self)
+
+    def __repr__(self) -> str:
+        accuracy = show.estimate(self.accuracy, 100, " %")
+        return f"Evaluation(accuracy {accuracy}, {self.spend.tokens:,} tokens, {self.seconds:.1f} s)"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("accuracy", f"{show.estimate(self.accuracy, 100, ' %')} (95 % interval, {self.accuracy.method})"),
+            ("verdicts", " · ".join(f"{kind} {count:,}" for kind, count in self.kinds.items())),
+            ("tokens per response", show.estimate(self.mean_tokens)),
+            ("spent", show.spend(self.spend)),
+        ]
+        if self.tokens_per_correct is not None:
+            facts.append(("per correct answer", f"{self.tokens_per_correct:,.0f} tokens"))
+        rows = [(r.id, r.kinds[0].value, r.answers[0], r.reasons[0], r.tokens[0]) for r in self.rows[: show.MOST_NODES]]
+        listed = show.table(rows, ("problem", "verdict", "answer", "reason", "tokens"))
+        label = f"{len(rows)} of {self.problems:,} problems"
+        return f"{show.table(facts)}<details><summary>{label}</summary>{listed}</details>"
 
 
 def row(problem: Problem, results: Sequence[Judged]) -> Row:

@@ -1,0 +1,47 @@
+"""Results say what they are in a line, and in a notebook as a small page that model text has no power over."""
+
+import asyncio
+
+from mocks import MockEngine, MockEnvironment, doubler
+
+from ponder.evaluation.evaluate import evaluate
+from ponder.search.runner import solve
+from ponder.search.strategies.direct import Direct
+from ponder.search.strategies.majority import Majority
+from ponder.types import Estimate, Problem, Segment, SegmentKind
+
+
+def outcome(text="</think>42"):
+    return asyncio.run(solve(Majority(4), Problem("p", "What is 6 * 7?"), MockEngine(text)))
+
+
+def test_a_result_is_one_short_line_without_token_ids():
+    found = outcome("</think>" + "4" * 5000)
+    for value in (found, found.trace, found.trace.nodes[0], found.trace.nodes[0].completion):
+        assert len(repr(value)) < 200
+        assert "\n" not in repr(value)
+    assert repr(outcome()) == "Outcome(answer='42', finished, confidence 1.00, 4 responses, 72 tokens)"
+    assert repr(Segment(SegmentKind.SAMPLED, tuple(range(1000)))).startswith("Segment(sampled, 1000 ids")
+    assert repr(Estimate(0.5, 0.4, 0.6, 100)) == "Estimate(0.5 [0.4, 0.6], n 100)"
+
+
+def test_model_text_has_no_power_over_a_notebook():
+    page = outcome("</think><script>alert('x')</script>\x1b[31m")._repr_html_()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "\x1b" not in page
+
+
+def test_a_page_names_answer_reason_cost_and_every_response():
+    page = outcome()._repr_html_()
+    for text in ("42", "finished", "4 responses", "prompt + ", "votes 42", "chosen"):
+        assert text in page, text
+
+
+def test_an_evaluation_is_a_line_and_a_page():
+    environment, engine = MockEnvironment(), MockEngine(doubler(0.5))
+    problems = [environment.problem("test", i) for i in range(3)]
+    found = asyncio.run(evaluate(Direct(), environment, engine, problems))
+    assert repr(found).startswith("Evaluation(accuracy ")
+    assert "n 3" in repr(found)
+    assert problems[0].id in found._repr_html_()
