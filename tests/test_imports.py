@@ -36,7 +36,7 @@ def module(path, source=SOURCE):
 
 
 def room(name):
-    """The room of a module: `ponder.budget.meter` is in `search`."""
+    """The room of a module: `ponder.budget.meter` is in `budget`."""
     return name.split(".")[1] if "." in name else "__init__"
 
 
@@ -92,27 +92,53 @@ def test_a_wrong_import_would_be_seen(tmp_path):
     assert {room(name) for name, _ in seen} == {"evaluation", "training", "cli", "search"}
 
 
-def test_no_circles_among_modules():
-    """At import time: what functions import later is not part of a circle."""
-    graph = {name: set() for name in MODULES}
-    for name, path in MODULES.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        top = {n.lineno for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)}
-        graph[name] = {n for n, line in imports(path) if line in top and n in MODULES and n != name}
-    done, trail = set(), []
+CIRCLES: set[frozenset[str]] = {
+    frozenset({"ponder.budget.calling", "ponder.budget.meter"}),
+    frozenset({"ponder.models.decoder", "ponder.models.rope"}),
+    frozenset({"ponder.models.base", "ponder.models.lora", "ponder.models.template"}),
+    frozenset(
+        {"ponder.engines.openai", *(f"ponder.engines.openai.{n}" for n in ("calls", "engine", "probe", "probe_calls"))}
+    ),
+}
+"""Still to be ended: of types, which a Protocol in a module below both would name."""
+
+
+def circles(graph):
+    """The strongly connected components of more than one module (Tarjan 1972)."""
+    number, lowest, stack, found = {}, {}, [], set()
 
     def visit(name):
-        assert name not in trail, " → ".join([*trail[trail.index(name) :], name])
-        if name in done:
-            return
-        trail.append(name)
+        number[name] = lowest[name] = len(number)
+        stack.append(name)
         for other in sorted(graph[name]):
-            visit(other)
-        trail.pop()
-        done.add(name)
+            if other not in number:
+                visit(other)
+                lowest[name] = min(lowest[name], lowest[other])
+            elif other in stack:
+                lowest[name] = min(lowest[name], number[other])
+        if lowest[name] == number[name]:
+            circle = {stack.pop()}
+            while name not in circle:
+                circle.add(stack.pop())
+            if len(circle) > 1:
+                found.add(frozenset(circle))
 
     for name in sorted(graph):
-        visit(name)
+        if name not in number:
+            visit(name)
+    return found
+
+
+def test_no_circles_among_modules():
+    """Of all imports: those for types and within functions are dependencies too."""
+    graph = {name: {n for n, _ in imports(path) if n in MODULES and n != name} for name, path in MODULES.items()}
+    assert "ponder.types" in graph["ponder.protocols"]
+    assert circles(graph) <= CIRCLES, "\n".join(" ↔ ".join(sorted(c)) for c in circles(graph) - CIRCLES)
+
+
+def test_a_circle_would_be_seen():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a"}}
+    assert circles(graph) == {frozenset("abc"), frozenset("de")}
 
 
 HEAVY = ("torch", "transformers", "matplotlib", "math_verify", "sympy", "reasoning_gym", "huggingface_hub")

@@ -14,6 +14,7 @@ There is no list to keep in step: adding a part adds a file.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -30,6 +31,11 @@ from ponder.errors import UserError, nearest
 
 HELPERS = {"base", "selfcheck"}
 """Modules of a part folder that hold no part; names with a leading underscore are skipped too."""
+ROOMS = (
+    *("environments", "engines", "verifiers", "scorers"),
+    *("search.strategies", "training.advantages", "training.losses", "training.corpus"),
+)
+"""Packages whose modules are parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,17 @@ class PartInfo:
 
 def canonical(name: str) -> str:
     return name.replace("-", "_")
+
+
+def _check_room(room: str) -> None:
+    """Raises `UserError` with the rooms that there are, those that are spelled most alike first."""
+    if room in ROOMS:
+        return
+
+    def likeness(known: str) -> float:
+        return max(difflib.SequenceMatcher(None, room, n).ratio() for n in (known, known.rpartition(".")[2]))
+
+    raise UserError(f"unknown room {room!r}; known: {', '.join(sorted(ROOMS, key=likeness, reverse=True))}")
 
 
 def _builtin(room: str) -> list[str]:
@@ -71,12 +88,14 @@ def _entry_points(room: str) -> dict[str, EntryPoint]:
 
 
 def names(room: str) -> list[str]:
-    """Names of all parts of a room, built in and installed."""
+    """Names of all parts of a room, built in and installed. Raises `UserError` for an unknown room."""
+    _check_room(room)
     return sorted(set(_builtin(room)) | set(_entry_points(room)))
 
 
 def find(room: str, spec: str) -> tuple[type, str | None]:
-    """Return the class that a spec names and the argument after the colon. Raises `UserError` if there is none."""
+    """The class that a spec names and the argument after the colon. Raises `UserError` if there is no such part."""
+    _check_room(room)
     head, colon, argument = spec.partition(":")
     if head.endswith(".py") or "/" in head:
         return _from_file(Path(head), argument, room), None
@@ -137,7 +156,8 @@ def build(room: str, spec: str, options: Mapping[str, Any] | None = None) -> Any
 
 
 def listing(room: str) -> list[PartInfo]:
-    """Name, first docstring line and origin of every part of a room."""
+    """Name, first docstring line and origin of every part of a room. Raises `UserError` for an unknown room."""
+    _check_room(room)
     rows = []
     for name in _builtin(room):
         cls, _ = find(room, name)

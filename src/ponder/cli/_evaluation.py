@@ -29,7 +29,7 @@ from ponder.runs.run import Run, read_manifest
 from ponder.types import Budget, Spend, Trace, to_json
 
 if TYPE_CHECKING:
-    from ponder.cli.eval import EvalConfig
+    from ponder.cli._eval_config import EvalConfig
     from ponder.evaluation.pools.record import Writer
     from ponder.protocols import Engine, Environment, Scorer, Strategy
     from ponder.types import Problem

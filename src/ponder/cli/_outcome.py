@@ -10,7 +10,7 @@ from ponder.runs.progress import quantity
 from ponder.runs.text import visible
 
 if TYPE_CHECKING:
-    from ponder.cli.solve import SolveConfig
+    from ponder.cli._solve_config import SolveConfig
     from ponder.types import Outcome, Spend, Verdict
 
 

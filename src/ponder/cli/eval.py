@@ -7,16 +7,12 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from ponder import registry
-from ponder.cli._budget import TotalOptions, budgets_of, check_prices, prices_of, refuse_nothing
+from ponder.cli._budget import budgets_of, check_prices, prices_of, refuse_nothing
 from ponder.cli._common import (
-    ModelOptions,
     build_strategy,
     check_engine,
     check_target,
@@ -28,7 +24,8 @@ from ponder.cli._common import (
     spend_text,
     value_of,
 )
-from ponder.config import Options, parse, refuse_changed
+from ponder.cli._eval_config import FREE, EvalConfig
+from ponder.config import parse, refuse_changed
 from ponder.errors import UserError
 from ponder.runs.progress import quantity
 from ponder.runs.text import visible
@@ -53,55 +50,6 @@ With --out every search is written as it ends, so that an evaluation that was st
 missing or failed for reasons of ours is run, the rest is read. --config FILE.toml reads the options from a file, such
 as a run's config.toml; flags win over it.
 """
-
-
-@dataclass(frozen=True)
-class EvalConfig(TotalOptions, ModelOptions):
-    """Options of `ponder eval`."""
-
-    environment: str = "countdown"
-    """A name of `ponder list environments`, or PATH.py:Class."""
-    environment_options: Options = field(default_factory=dict)
-    """Options of the environment."""
-    data: str | None = None
-    """The same as --environment-options data=PATH."""
-    strategy: str = "direct"
-    """A name of `ponder list strategies`."""
-    strategy_options: Options = field(default_factory=dict)
-    """Options of the strategy."""
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
-    """Problems: the first so many of the split."""
-    split: Literal["train", "test"] = "test"
-    """Which problems."""
-    samples: int = 1
-    """Samples of each problem; the accuracy is their mean."""
-    temperature: float | None = None
-    """Of the strategy; 0 is greedy (default: the strategy's own, 1 for most)."""
-    max_tokens: int | None = None
-    """Most tokens of a response (default: the strategy's own)."""
-    raw_prompts: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Continue plain-text prompts as they are, without the chat template (for few-shot text)."""
-    seed: int = 0
-    """Same seed, same samples."""
-    concurrency: int | None = None
-    """Searches in flight at once (default: 512); the engine batches them."""
-    show: int = 2
-    """So many responses are shown."""
-    out: str | None = None
-    """Write a run directory with every search as a tree, a table and a report."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the evaluation in --out, which was stopped."""
-    record: str | None = None
-    """Write every whole response to this pool (JSON lines), for `ponder replay`."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print the result as JSON."""
-
-
-FREE = (
-    *("out", "resume", "record", "json", "show", "concurrency", "device", "kv_memory"),
-    *("total_tokens", "total_seconds", "total_dollars", "prices"),
-)
-"""Fields that may differ when an evaluation is gone on with: they do not change what a search does."""
 
 
 def check(config: EvalConfig) -> None:

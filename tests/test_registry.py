@@ -1,0 +1,47 @@
+"""Rooms of parts: which there are, and what is said of one that there is not."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import ponder
+from ponder import registry
+from ponder.cli.list import ROOMS
+from ponder.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("room", "first"),
+    [("environment", "environments"), ("strategies", "search.strategies"), ("training.loss", "training.losses")],
+)
+@pytest.mark.parametrize("ask", [registry.names, registry.listing, lambda room: registry.build(room, "direct")])
+def test_a_wrong_room_is_one_sentence_with_the_known_rooms_the_nearest_first(ask, room, first):
+    with pytest.raises(UserError) as caught:
+        ask(room)
+    said, _, known = str(caught.value).partition("; known: ")
+    assert said == f"unknown room {room!r}"
+    assert known.split(", ")[0] == first
+    assert set(known.split(", ")) == set(registry.ROOMS)
+
+
+def test_every_room_is_a_package_that_can_be_listed():
+    for room in registry.ROOMS:
+        assert registry.listing(room) == sorted(registry.listing(room), key=lambda part: part.name)
+        assert (Path(ponder.__file__).parent / room.replace(".", "/") / "__init__.py").is_file()
+
+
+def test_every_room_that_is_asked_for_is_known():
+    asked = {
+        node.args[0].value
+        for path in Path(ponder.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("build", "find", "names", "listing")
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id == "registry"
+        and isinstance(node.args[0], ast.Constant)
+    }
+    assert "environments" in asked
+    assert asked | set(ROOMS.values()) <= set(registry.ROOMS)
