@@ -6,7 +6,7 @@ import random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ponder.models.base import Tokenizer
+    from ponder.models.tokenizer import Tokenizer
 
 PROMPT_TOKENS = 43
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gita", "Hal", "Ida", "Jan", "Kai", "Lena", "Mo", "Nia", "Omar")

@@ -7,6 +7,7 @@ Shape suffixes used in the whole code base: `_P` problems, `_G` samples per prob
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -27,6 +28,14 @@ class Tool:
     parameters: str = '{"type": "object", "properties": {}}'
     """JSON schema of the arguments, as JSON text (so that a prompt that offers it can be a key)."""
 
+    def __post_init__(self) -> None:
+        if _json_object(self.parameters) is None:
+            raise ValueError(f"tool {self.name!r}: parameters are no JSON object: {self.parameters!r}")
+
+    def schema(self) -> dict[str, Any]:
+        """The parameters as values."""
+        return _json_object(self.parameters) or {}
+
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
@@ -37,6 +46,31 @@ class ToolCall:
     name: str
     arguments: str = "{}"
     """JSON text, as the model wrote it: it may be no JSON at all."""
+
+    def values(self) -> dict[str, Any] | None:
+        """The arguments as values; None if they are no JSON object."""
+        return _json_object(self.arguments)
+
+
+_DEEPEST = 64
+"""Levels of a JSON object from outside that are read."""
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that a text is, if it is one and not nested too deep to be walked."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict):
+        return None
+    level: list[Any] = [found]
+    for _ in range(_DEEPEST):
+        inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
+        level = [v for values in inner for v in values]
+        if not level:
+            return found
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,8 +423,14 @@ class Response:
     """Calls that it asks for; then `answer` is the text beside them."""
 
 
-def split_response(text: str, finish: FinishReason, thought: ThoughtFormat | None = None) -> Response:
-    """Split a response into thought and answer. Truncated or unclosed: the answer is None (no fallback)."""
+def split_response(
+    text: str, finish: FinishReason, thought: ThoughtFormat | None = None, tools: ToolFormat | None = None
+) -> Response:
+    """Split a response into thought, tool calls and answer.
+
+    Truncated or unclosed: the answer is None (no fallback), and nothing is called. Calls are found in the answer alone,
+    between the markers of `tools`; what is no JSON object with a `name` there stays text.
+    """
     whole, inner = text, None
     if thought is not None and (thought.opened_by_template or thought.open in text or thought.close in text):
         inner, closed, text = text.rpartition(thought.close)
@@ -399,7 +439,40 @@ def split_response(text: str, finish: FinishReason, thought: ThoughtFormat | Non
         inner = inner.replace(thought.open, "", 1)
     if finish is not FinishReason.STOP:
         return Response(None, inner, whole)
-    return Response(text, inner, whole)
+    calls: tuple[ToolCall, ...] = ()
+    if tools is not None:
+        text, calls = _split_calls(text, tools)
+    return Response(text, inner, whole, calls)
+
+
+def _split_calls(text: str, tools: ToolFormat) -> tuple[str, tuple[ToolCall, ...]]:
+    """The text beside the calls, and the calls."""
+    rest: list[str] = []
+    calls: list[ToolCall] = []
+    while True:
+        before, opened, after = text.partition(tools.open)
+        inside, closed, behind = after.partition(tools.close)
+        if not (opened and closed):
+            rest.append(text)
+            return "".join(rest), tuple(calls)
+        call = _read_call(inside, f"call_{len(calls)}")
+        if call is None:
+            # The text goes on right behind the marker: a call may begin within what is none.
+            rest.append(before + opened)
+            text = after
+        else:
+            rest.append(before)
+            calls.append(call)
+            text = behind
+
+
+def _read_call(text: str, call_id: str) -> ToolCall | None:
+    found = _json_object(text)
+    if found is None or not isinstance(found.get("name"), str) or not found["name"]:
+        return None
+    arguments = found.get("arguments", {})
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(call_id, found["name"], written)
 
 
 @dataclass(frozen=True, slots=True)

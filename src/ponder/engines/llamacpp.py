@@ -223,8 +223,8 @@ class _Gguf(LoadedModel):
 def _loaded(llama: Any, header: Header) -> LoadedModel:
     import dataclasses
 
+    from ponder.models import thought, tools
     from ponder.models.gguf_tokenizer import special_tokens
-    from ponder.models.thought import find
     from ponder.types import ModelInfo
 
     tokenizer = _Tokenizer(llama)
@@ -252,5 +252,5 @@ def _loaded(llama: Any, header: Header) -> LoadedModel:
         source=str(header.path),
         described=llama._model.desc(),
     )
-    model.info = dataclasses.replace(info, thought=find(model))
+    model.info = dataclasses.replace(info, thought=thought.find(model), tools=tools.find(model))
     return model

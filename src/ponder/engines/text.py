@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from ponder.models.base import Tokenizer
+    from ponder.models.tokenizer import Tokenizer
 
 _BROKEN = "\ufffd"
 

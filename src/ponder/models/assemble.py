@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ponder.errors import UserError, nearest
-from ponder.models import thought
+from ponder.models import thought, tools
 from ponder.models.base import LoadedModel, forward_flops
 from ponder.models.tokenizer import FastTokenizer
 from ponder.types import Message, ModelInfo
@@ -141,7 +141,7 @@ def assemble(
     end_ids: Iterable[int],
     supports_cache: bool,
 ) -> LoadedModel:
-    """Put a model together and find what its parts say of it: end ids, begin and pad token, thought, cost.
+    """Put a model together and find what its parts say of it: end ids, begin and pad token, thought, tool calls, cost.
 
     Raises `UserError` if the tokenizer has more tokens than the model has embeddings.
     """
@@ -172,7 +172,7 @@ def assemble(
         source=source,
     )
     model.end_ids = _end_ids(model, end_ids, rows)
-    model.info = dataclasses.replace(model.info, thought=thought.find(model))
+    model.info = dataclasses.replace(model.info, thought=thought.find(model), tools=tools.find(model))
     return model
 
 
@@ -184,13 +184,11 @@ def _end_ids(model: LoadedModel, given: Iterable[int], rows: int) -> tuple[int, 
 
 def _turn_end(model: LoadedModel) -> int | None:
     """The marker that the chat template puts after what the assistant said."""
-    from ponder.models.template import render
-
     if model.chat_template is None:
         return None
     said = "\ue002"
     try:
-        text = render(model, [Message("user", "Hi"), Message("assistant", said), Message("user", "Hi")])
+        text = model.render([Message("user", "Hi"), Message("assistant", said), Message("user", "Hi")])
     except UserError:
         return None
     after = text.partition(said)[2]

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ponder.errors import Unsupported
+from ponder.models.template import ChatTemplate, encode_chat, render
+from ponder.models.tokenizer import Tokenizer
 from ponder.types import Message, ModelInfo, Prompt, ThoughtFormat
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ponder.models.adapter import LoraConfig
     from ponder.models.decoder import Cache
-    from ponder.models.lora import LoraConfig
 
 
 class CausalLM(Protocol):
@@ -23,29 +26,6 @@ class CausalLM(Protocol):
     def __call__(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: Cache | None = None) -> Tensor: ...
 
     def logits(self, hidden_ND: Tensor) -> Tensor: ...
-
-
-class Tokenizer(Protocol):
-    """Text to ids and back. Special tokens are never made from text of a user, only by the template."""
-
-    vocab_size: int
-    markers: tuple[str, ...]
-    """Added tokens that stand for themselves: roles, end of turn, thought."""
-
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Ids of a text, without begin or end tokens. With `special`, markers such as `<think>` become one id;
-
-        without it, they are spelled out like any other text.
-        """
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, markers kept."""
-        ...
-
-    def id_of(self, token: str) -> int | None:
-        """Id of one token as it stands in the vocabulary."""
-        ...
 
 
 @dataclass
@@ -98,14 +78,19 @@ class LoadedModel:
             **({} if self.adapter is None else {"adapter": dataclasses.asdict(self.adapter)}),
         }
 
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template with what it may use. Raises `Unsupported` if there is none."""
+        if self.chat_template is None:
+            raise Unsupported(f"{self.info.name} has no chat template; give it plain text")
+        return ChatTemplate(self.chat_template, tuple(self.special_tokens.items()), self.info.name)
+
     def render(self, messages: Sequence[Message]) -> str:
         """The chat prompt as text, ready for the assistant's turn.
 
         Raises `Unsupported` if the model has no chat template.
         """
-        from ponder.models.template import render
-
-        return render(self, messages)
+        return render(self.template, messages)
 
     def take_plain_prompts(self) -> None:
         """From now on plain-text prompts are continued as they are, not sent as a user's message."""
@@ -123,9 +108,7 @@ class LoadedModel:
                 ids = self.tokenizer.encode(prompt)
                 return tuple(ids if self.bos_id is None else [self.bos_id, *ids])
             prompt = (Message("user", prompt),)
-        from ponder.models.template import encode_chat
-
-        return encode_chat(self, prompt)  # type: ignore[arg-type]
+        return encode_chat(self.template, self.tokenizer, self.end_ids, prompt)  # type: ignore[arg-type]
 
 
 def forward_flops(hidden: int, layers: int, non_embedding: int, vocab: int, context: float) -> float:

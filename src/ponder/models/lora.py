@@ -13,7 +13,6 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ponder.errors import Unsupported, UserError
+from ponder.models.adapter import ALL, LoraConfig
 from ponder.models.decoder import DecoderLM, Linear
 from ponder.models.weights import read_json, read_tensors, verify_checksums, write_json, write_tensors
 
@@ -48,27 +48,6 @@ IGNORED = (
     "task_type",
 )
 """Fields that change nothing here, or only with others that are refused."""
-ALL = "all-linear"
-
-
-@dataclass(frozen=True, slots=True)
-class LoraConfig:
-    """What shapes an adapter; PEFT's names in brackets."""
-
-    rank: int
-    """Rows of A (`r`)."""
-    alpha: float
-    """(`lora_alpha`)"""
-    targets: tuple[str, ...] | str = ALL
-    """Names of projections, such as `q_proj`; or a regular expression for whole names, or `all-linear`."""
-    rslora: bool = False
-    """Scale by 1/sqrt(rank) instead of 1/rank (`use_rslora`)."""
-    base: str = ""
-    """The model that it belongs to (`base_model_name_or_path`)."""
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class Lora(nn.Module):

@@ -96,8 +96,9 @@ def _dtype(module: nn.Module) -> dict[str, str]:
 
 
 def _ponder(model: LoadedModel) -> dict[str, Any]:
-    thought = model.thought
+    thought, tools = model.thought, model.info.tools
     return {
         "thought": thought
-        and {"open": thought.open, "close": thought.close, "opened_by_template": thought.opened_by_template}
+        and {"open": thought.open, "close": thought.close, "opened_by_template": thought.opened_by_template},
+        **({} if tools is None else {"tools": {"open": tools.open, "close": tools.close}}),
     }

@@ -1,11 +1,11 @@
-"""Tokenizers of the `tokenizers` library (a `tokenizer.json`), without importing transformers."""
+"""What a tokenizer does, and those of the `tokenizers` library (a `tokenizer.json`), without importing transformers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ponder.errors import MissingExtra, UserError
 
@@ -15,8 +15,31 @@ if TYPE_CHECKING:
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+class Tokenizer(Protocol):
+    """Text to ids and back. Special tokens are never made from text of a user, only by the template."""
+
+    vocab_size: int
+    markers: tuple[str, ...]
+    """Added tokens that stand for themselves: roles, end of turn, thought."""
+
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Ids of a text, without begin or end tokens. With `special`, markers such as `<think>` become one id;
+
+        without it, they are spelled out like any other text.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, markers kept."""
+        ...
+
+    def id_of(self, token: str) -> int | None:
+        """Id of one token as it stands in the vocabulary."""
+        ...
+
+
 class FastTokenizer:
-    """Wraps `tokenizers.Tokenizer`; see `models.base.Tokenizer`."""
+    """Wraps `tokenizers.Tokenizer`; see `Tokenizer`."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         # Two copies, since the switch is a field of the tokenizer and several threads encode.
