@@ -162,6 +162,7 @@ class MockEngine:
             prompt_ids,
             self.weights_version,
             stopped_by=stop,
+            params=params,
         )
 
     def _segments(self, ids: Sequence[tuple[int, SegmentKind]]) -> list[Segment]:

@@ -363,7 +363,7 @@ class Completion:
     logprobs: tuple[float, ...] | None = None
     """Of the sampled tokens, from an engine that knows no ids; with ids they are in `segments`."""
     params: SamplingParams | None = None
-    """How it was sampled; None where the engine does not say."""
+    """How it was sampled; None where the engine does not say, as of a recorded pool."""
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls that an endpoint gives beside the text; those within the text are found by `ToolFormat`."""
 

@@ -157,6 +157,7 @@ class Growth:
             self._segments(),
             self.ready.prompt,
             stopped_by=stopped_by,
+            params=self.params,
         )
 
     def _segments(self) -> tuple[Segment, ...]:

@@ -59,7 +59,16 @@ class Sample:
         )
         ids = tuple(map(ord, self._prompt)) if self._with_ids else ()
         stopped_by = self._stopped_by if finish is FinishReason.STOP else None
-        return Completion(text_of(tokens[:text_end]), finish, spend, segments, ids, VERSION, stopped_by=stopped_by)
+        return Completion(
+            text_of(tokens[:text_end]),
+            finish,
+            spend,
+            segments,
+            ids,
+            VERSION,
+            stopped_by=stopped_by,
+            params=self._params,
+        )
 
     def _segments(self, length: int) -> tuple[tuple[Segment, ...], int]:
         """Runs of one kind in the first `length` tokens, and how many tokens after the prefix are forced."""

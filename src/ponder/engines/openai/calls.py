@@ -274,5 +274,11 @@ class Call:
         logprobs = tuple(sample.logprobs) or None
         text = f"{self.request.prefix}{sample.text}"
         return Completion(
-            text, finish, spend, weights_version=self.engine.weights_version, error=error, logprobs=logprobs
+            text,
+            finish,
+            spend,
+            weights_version=self.engine.weights_version,
+            error=error,
+            logprobs=logprobs,
+            params=self.request.params,
         )

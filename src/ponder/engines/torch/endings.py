@@ -87,6 +87,7 @@ class Endings:
             prompt_ids=job.prompt,
             weights_version=segments[-1].weights_version if segments else row.versions[-1][1],
             stopped_by=None if cut is None else next(s for s in job.params.stop if text.startswith(s, cut)),
+            params=job.params,
         )
 
     def _segments(self, slot: int) -> tuple[Segment, ...]:
