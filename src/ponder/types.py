@@ -101,6 +101,12 @@ def as_messages(prompt: Prompt) -> tuple[Message, ...]:
     return (Message("user", prompt),) if isinstance(prompt, str) else prompt
 
 
+def offered_tools(prompt: Prompt | tuple[int, ...]) -> tuple[Tool, ...]:
+    """The tools of a prompt's messages, each name once; none for text and for ids."""
+    messages = () if isinstance(prompt, str) else (m for m in prompt if isinstance(m, Message))
+    return tuple({tool.name: tool for m in messages for tool in m.tools}.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One question as the solver sees it. Never holds the gold answer."""
@@ -604,9 +610,12 @@ class Trace:
         now = Transcript()
         for node in self.path(leaf):
             call = node.completion
-            if not (call.prompt_ids and call.segments):
+            if not call.prompt_ids:
                 raise ValueError(f"node {node.id} of problem {self.problem_id!r} has no token ids: its engine has none")
             known = now.ids
+            if known and not call.segments:
+                # The call ended before it had a token: nothing was added.
+                continue
             if not known or (call.prompt_ids + call.ids)[: len(known)] != known:
                 done += [now] if known else []
                 now = call.transcript

@@ -27,6 +27,7 @@ from ponder.types import (
     Segment,
     SegmentKind,
     Spend,
+    offered_tools,
 )
 
 UNBOUNDED = 1 << 40
@@ -76,13 +77,15 @@ class PoolEngine(RecordedEngine):
         return 0
 
     def find(self, request: Request) -> tuple[Completion, ...]:
-        """Raises `UserError` for a problem or a sample that the pool has not, `Unsupported` for a prefix."""
+        """Raises `UserError` for a problem or a sample that the pool has not, `Unsupported` for a prefix or tools."""
         params = request.params
         if request.prefix or params.thinking is not None:
             raise Unsupported(
                 f"{self._path}: a recorded pool cannot continue a response or bound a thought; "
                 "use a strategy that samples whole responses"
             )
+        if offered_tools(request.prompt):
+            raise Unsupported(f"{self._path}: a recorded pool calls no tools; use an engine with a model")
         row = self._row(request)
         first = request.metadata.get("sample", 0)
         first = first if isinstance(first, int) else 0

@@ -27,6 +27,7 @@ from ponder.types import (
     Request,
     Spend,
     ThoughtFormat,
+    offered_tools,
 )
 
 _STREAM_PIECE = 32
@@ -288,6 +289,7 @@ class SimulatedEngine:
             (request.n > 1 and not can.n, "takes one sample a call (n = false)"),
             (bool(prefix) and not can.prefix, "continues no responses (prefix = false)"),
             (params.thinking is not None and not can.thinking, "bounds no thoughts (thinking or thought = false)"),
+            (bool(offered_tools(request.prompt)), "calls no tools"),
             (not can.ids and (_is_ids(request.prompt) or _is_ids(request.prefix)), "takes no ids (ids = false)"),
         ):
             if wrong:

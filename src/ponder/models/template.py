@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ponder.errors import Unsupported, UserError
 from ponder.models.tokenizer import Tokenizer
-from ponder.types import Message, Tool, ToolCall
+from ponder.types import Message, Tool, ToolCall, offered_tools
 
 if TYPE_CHECKING:
     import jinja2
@@ -121,8 +121,7 @@ def _convention(
             row["tool_calls"] = [_call(c, outside) for c in message.tool_calls]
         row |= {k: outside(v) for k in ("tool_call_id", "name") if (v := getattr(message, k))}
         rows.append(row)
-    tools = {tool.name: tool for message in messages for tool in message.tools}
-    return rows, [_tool(t, outside) for t in tools.values()] or None
+    return rows, [_tool(t, outside) for t in offered_tools(tuple(messages))] or None
 
 
 def _call(call: ToolCall, outside: Callable[[str], str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Asking:
     def __init__(self, problem: Problem, context: SearchContext) -> None:
         self.problem = problem
         self.context = context
-        self.tree = Tree(problem.id, context.info.thought)
+        self.tree = Tree(problem.id, context.info.thought, context.info.tools)
         self._queue: list[Ask] = []
         self._waiting: set[int] = set()
         self._dropped: set[int] = set()

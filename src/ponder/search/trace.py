@@ -13,6 +13,7 @@ from ponder.types import (
     Problem,
     Response,
     ThoughtFormat,
+    ToolFormat,
     Trace,
     Verdict,
     split_response,
@@ -23,14 +24,19 @@ from ponder.types import (
 class Tree:
     """A trace that grows. Node ids are the strategy's, so that they do not depend on the order of answers."""
 
-    def __init__(self, problem_id: str, thought: ThoughtFormat | None) -> None:
+    def __init__(self, problem_id: str, thought: ThoughtFormat | None, tools: ToolFormat | None = None) -> None:
         self._problem_id = problem_id
-        self._thought = thought
+        self._thought, self._tools = thought, tools
         self._nodes: dict[int, Node] = {}
 
     def add(self, node_id: int, completion: Completion, parent: int | None = None) -> Node:
-        """Add a completion under a parent; its text is split into thought and answer by the model's own markers."""
-        response = split_response(completion.text, completion.finish_reason, self._thought)
+        """Add a completion under a parent; its text is split into thought, calls and answer by the model's own markers.
+
+        Calls that came beside the text are the response's, too.
+        """
+        response = split_response(completion.text, completion.finish_reason, self._thought, self._tools)
+        if completion.tool_calls:
+            response = dataclasses.replace(response, tool_calls=response.tool_calls + completion.tool_calls)
         node = self._nodes[node_id] = Node(node_id, parent, completion, response)
         return node
 

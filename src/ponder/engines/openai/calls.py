@@ -15,7 +15,7 @@ from ponder.engines.openai.faults import EndpointFailed, Fault
 from ponder.engines.openai.tokens import apportion
 from ponder.engines.openai.wire import Received, Sample, body
 from ponder.errors import EngineClosed, UserError
-from ponder.types import Completion, Delta, FinishReason, Request, Spend
+from ponder.types import Completion, Delta, FinishReason, Request, Spend, offered_tools
 
 if TYPE_CHECKING:
     from ponder.engines.openai.engine import OpenAIEngine
@@ -59,7 +59,12 @@ class Call:
         noise = random.Random(self.request.params.seed)
         while True:
             limit = self.longest if attempt == 0 else self._still()
-            received = Received(self.request.n, self.engine.thought, self.request.prefix)  # type: ignore[arg-type]
+            received = Received(
+                self.request.n,
+                self.engine.thought,
+                self.request.prefix,  # type: ignore[arg-type]
+                may_call=bool(offered_tools(self.request.prompt)),
+            )
             try:
                 async with contextlib.aclosing(self._attempt(received, limit)) as deltas:
                     async for delta in deltas:
@@ -264,7 +269,8 @@ class Call:
             if sample.apart and form is not None:
                 # The markers between which the endpoint found the thought have none.
                 tokens += self.counter.text(form.open) + self.counter.text(form.close)
-        return tokens + bool(sample.finish)
+        calls = sum(self.counter.call(r["name"], r["arguments"]) for r in sample.calls.values())
+        return tokens + calls + bool(sample.finish)
 
     def _marked(self, sample: Sample) -> bool:
         form = self.engine.thought
@@ -281,4 +287,5 @@ class Call:
             error=error,
             logprobs=logprobs,
             params=self.request.params,
+            tool_calls=sample.tool_calls,
         )

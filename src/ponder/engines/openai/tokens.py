@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ponder.errors import MissingExtra, UserError
-from ponder.types import Prompt, as_messages
+from ponder.types import Message, Prompt, Tool, as_messages, offered_tools
 
 REMEMBERED = 4096
 """Prompts and responses whose counts are kept."""
+TOOLS_TOKENS = 512
+"""What templates say about tools before they list them, at most."""
+CALL_TOKENS = 96
+"""Of the markers, names of fields and brackets around one call or one tool, at most."""
 _ENDING = 256
 """Most characters that may follow a remembered response in a text that continues it."""
 
@@ -64,8 +69,23 @@ class Counter:
         if known is not None:
             return known
         messages = as_messages(prompt)
-        contents = sum(self.text(m.content) for m in messages)
-        return self.template_tokens + self._message_tokens * (len(messages) - 1) + contents
+        contents = sum(self._message(m) for m in messages)
+        tools = offered_tools(prompt)
+        offer = TOOLS_TOKENS * bool(tools) + sum(map(self._tool, tools))
+        return self.template_tokens + self._message_tokens * (len(messages) - 1) + contents + offer
+
+    def _message(self, message: Message) -> int:
+        calls = sum(self.call(c.name, c.arguments) + self.text(c.id) for c in message.tool_calls)
+        return sum(map(self.text, (message.content, message.tool_call_id, message.name))) + calls
+
+    def call(self, name: str, arguments: str) -> int:
+        """Bound for a call as a model writes it or a template writes it down."""
+        return CALL_TOKENS + self.text(name) + self.text(arguments)
+
+    def _tool(self, tool: Tool) -> int:
+        # Some templates write each value on a line of its own.
+        schema = json.dumps(tool.schema(), indent=4, ensure_ascii=False)
+        return CALL_TOKENS + self.text(tool.name) + self.text(tool.description) + self.text(schema)
 
     def response(self, text: str) -> int:
         """Bound for a response that is to be continued, often a remembered one with a little added.

@@ -7,11 +7,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ponder.engines.openai.findings import Findings
-from ponder.types import FinishReason, Request, ThoughtFormat, as_messages
+from ponder.types import (
+    FinishReason,
+    Message,
+    Prompt,
+    Request,
+    ThoughtFormat,
+    Tool,
+    ToolCall,
+    as_messages,
+    offered_tools,
+)
 
 _SURE = -1e-4
 """Log-probabilities above this may well be equal for two tokens in a row."""
 _STOPPED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence"}
+_CALLED = {"tool_calls", "function_call"}
 _FILTERED = {
     "content_filter": "the endpoint's content filter ended the response",
     "tool_calls": "the model called a tool, and none was offered",
@@ -29,7 +40,8 @@ def body(
     """The body of a call for `request.n` samples of at most `max_tokens` new tokens each."""
     p = request.params
     assert not isinstance(request.prefix, tuple)
-    messages = [{"role": m.role, "content": m.content} for m in as_messages(request.prompt)]  # type: ignore[arg-type]
+    prompt: Prompt = request.prompt  # type: ignore[assignment]
+    messages = [_message(m) for m in as_messages(prompt)]
     fields: dict[str, Any] = {
         "model": model,
         "messages": messages,
@@ -46,6 +58,8 @@ def body(
         messages.append({"role": "assistant", "content": request.prefix})
         if findings.prefix == "flags":
             fields |= {"continue_final_message": True, "add_generation_prompt": False}
+    if tools := offered_tools(prompt):
+        fields["tools"] = [_tool(t) for t in tools]
     if request.n > 1:
         fields["n"] = request.n
     if findings.seed:
@@ -64,6 +78,21 @@ def body(
     if p.thinking is not None and p.thinking.max_tokens is not None:
         _put(fields, findings.thinking, p.thinking.max_tokens)
     return {**fields, **more}
+
+
+def _message(message: Message) -> dict[str, Any]:
+    fields: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments}}
+            for c in message.tool_calls
+        ]
+    return fields | {k: v for k in ("tool_call_id", "name") if (v := getattr(message, k))}
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.schema()}
+    return {"type": "function", "function": function}
 
 
 def _put(fields: dict[str, Any], path: str, value: Any) -> None:
@@ -95,14 +124,30 @@ class Sample:
     apart: bool = False
     """The thought came in a field of its own."""
     last: Any = None
+    calls: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Tool calls by their index: `id`, `name`, `arguments`, as far as they have come."""
+    may_call: bool = False
+    """Tools were offered."""
 
     @property
     def finish_reason(self) -> FinishReason:
-        return FinishReason.STOP if self.finish in _STOPPED else FinishReason.LENGTH
+        return FinishReason.STOP if self.finish in _STOPPED or self._called else FinishReason.LENGTH
+
+    @property
+    def _called(self) -> bool:
+        return self.may_call and self.finish in _CALLED
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls, in the order of their indices; only of a response that came to its end."""
+        if not self.may_call or self.finish_reason is not FinishReason.STOP:
+            return ()
+        rows = [row for _, row in sorted(self.calls.items()) if row["name"]]
+        return tuple(ToolCall(r["id"] or f"call_{i}", r["name"], r["arguments"] or "{}") for i, r in enumerate(rows))
 
     @property
     def error(self) -> str | None:
-        if self.finish in _STOPPED or self.finish == "length":
+        if self.finish in _STOPPED or self.finish == "length" or self._called:
             return None
         return _FILTERED.get(self.finish, f"the endpoint ended the response with finish_reason {self.finish!r}")
 
@@ -110,8 +155,9 @@ class Sample:
 class Received:
     """Folds the chunks of one stream."""
 
-    def __init__(self, n: int, thought: ThoughtFormat | None, prefix: str = "") -> None:
-        self.samples = [Sample() for _ in range(n)]
+    def __init__(self, n: int, thought: ThoughtFormat | None, prefix: str = "", *, may_call: bool = False) -> None:
+        """`may_call`: tools were offered."""
+        self.samples = [Sample(may_call=may_call) for _ in range(n)]
         self.usage: Mapping[str, Any] | None = None
         """Of the whole call."""
         self.prompt_tokens: int | None = None
@@ -166,7 +212,10 @@ class Received:
             sample.logprobs += [float(v) for v in values if v is not None]
         if isinstance(running, int):
             sample.running = running
-        text = self._written(sample, thought, content)
+        called = bool(delta.get("tool_calls")) if isinstance(delta, Mapping) else False
+        if called:
+            _call(sample, delta["tool_calls"])
+        text = self._written(sample, thought, content, called=called)
         sample.text += text
         if choice.get("finish_reason"):
             sample.finish = str(choice["finish_reason"])
@@ -174,8 +223,8 @@ class Received:
                 raise Malformed(f"the endpoint gave up, with finish_reason {sample.finish!r}")
         return text
 
-    def _written(self, sample: Sample, thought: str, content: str) -> str:
-        """The text with markers around a thought that came apart."""
+    def _written(self, sample: Sample, thought: str, content: str, *, called: bool) -> str:
+        """The text with markers around a thought that came apart; a call ends it, too."""
         form = self._thought
         if form is None or sample.answering:
             return thought + content
@@ -183,7 +232,7 @@ class Received:
         if thought:
             text += thought if sample.in_thought else form.open + thought
             sample.in_thought = sample.apart = True
-        if content:
+        if content or called:
             if sample.in_thought and sample.apart:
                 text += form.close
                 sample.in_thought = False
@@ -227,6 +276,18 @@ class Received:
         details = (self.usage or {}).get("completion_tokens_details")
         tokens = details.get("reasoning_tokens") if isinstance(details, Mapping) else None
         return tokens if isinstance(tokens, int) else 0
+
+
+def _call(sample: Sample, pieces: Any) -> None:
+    """Take pieces of tool calls. Raises `Malformed`."""
+    for piece in pieces if isinstance(pieces, list) else [None]:
+        if not isinstance(piece, Mapping) or not isinstance(piece.get("index", 0), int):
+            raise Malformed("a chunk's tool_calls are not what they should be")
+        function = piece.get("function") or {}
+        row = sample.calls.setdefault(piece.get("index", 0), {"id": "", "name": "", "arguments": ""})
+        row["id"] = row["id"] or _text(piece, "id")
+        row["name"] += _text(function, "name")
+        row["arguments"] += _text(function, "arguments")
 
 
 def _text(delta: Any, name: str) -> str:
