@@ -12,7 +12,7 @@ import ponder
 
 SOURCE = Path(ponder.__file__).parent
 ROWS = [
-    {"types", "show", "errors", "protocols", "config", "registry", "sync"},
+    {"types", "show", "errors", "protocols", "config", "registry", "sync", "jsonl", "messages"},
     {"runs"},
     {"budget", "sandbox", "models"},
     {"verifiers", "engines"},

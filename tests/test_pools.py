@@ -57,7 +57,7 @@ def test_a_gzipped_pool_is_read(tmp_path):
         (row("b", [sample(1, score=float("nan"))]), "'score' must be a number, and is NaN"),
         (row("b", [sample(1, mean_logprob=0.5)]), "'mean_logprob' must be 0 or less"),
         (row("b", [sample(1, correct="yes")]), "'correct' must be true or false"),
-        (row("b", [1], prompt=[{"role": "me"}]), "'prompt' must be text, or a list"),
+        (row("b", [1], prompt=[{"role": "me"}]), "message 1 of the prompt: the role must be"),
         (row("b", [1], thought="<think>"), "'thought' must be an object"),
         (row("a", [1]), "problem 'a' is on line 1 already"),
     ],

@@ -183,7 +183,7 @@ def test_a_file_torn_anywhere_loses_its_last_line_at_most(
 def test_a_bad_line_in_the_middle_is_named_by_its_number(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not a JSON object"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is not valid JSON"):
         files.read_lines(path)
 
 

@@ -10,16 +10,17 @@ Checking is done here, so that whoever reads a pool (the replay engine, `ponder 
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ponder import jsonl
 from ponder.errors import EngineClosed, Unsupported, UserError
-from ponder.types import Completion, Delta, FinishReason, Message, Prompt, Request, ThoughtFormat
+from ponder.messages import read_prompt
+from ponder.types import Completion, Delta, FinishReason, Prompt, Request, ThoughtFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def read_pool(path: str | Path) -> RecordedPool:
     rows: list[RecordedRow] = []
     notes: list[str] = []
     seen: dict[str, int] = {}
-    for number, where, value in objects(path, notes):
+    for number, where, value in jsonl.objects(path, torn=notes):
         row = _row(value, number, where)
         if row.id in seen:
             raise UserError(
@@ -80,8 +81,6 @@ def read_pool(path: str | Path) -> RecordedPool:
             )
         seen[row.id] = number
         rows.append(row)
-    if not rows:
-        raise UserError(f"{path}: is empty; a pool holds one problem with its samples a line")
     return RecordedPool(path, tuple(rows), tuple(notes))
 
 
@@ -112,75 +111,6 @@ class RecordedEngine:
         self._closed = True
 
 
-def objects(path: Path, notes: list[str]) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Number, place (for messages) and object of each line.
-
-    A last line without its end that is not JSON (a recording that was killed) is passed over with a note, unless it is
-    the first. Raises `UserError` that names the line of whatever else is no object.
-    """
-    some = False
-    for number, line, last in lines(path):
-        where = f"{path}: line {number}"
-        try:
-            value = parse_object(line, where)
-        except UserError:
-            if not last or line.endswith(b"\n") or not some:
-                raise
-            notes.append(f"{where} is torn ({len(line)} bytes) and was passed over")
-            return
-        some = True
-        yield number, where, value
-
-
-def lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
-    """Number (from 1) and bytes of each line that is not blank, and whether it is the file's last.
-
-    Raises `UserError` for a file that is missing or cannot be read.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder, name a file in it' if path.is_dir() else 'no such file'}")
-    held: tuple[int, bytes] | None = None
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    if held is not None:
-                        yield *held, False
-                    held = number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if held is not None:
-        yield *held, True
-
-
-def parse_object(line: bytes, where: str) -> dict[str, Any]:
-    """A JSON object. Raises `UserError` that says where and what it is instead."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is not a JSON object but {type(value).__name__}")
-    return value
-
-
-def read_prompt(value: Any, where: str) -> Prompt | None:
-    """Text, or messages `{"role", "content"}`; None for None. Raises `UserError`."""
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, list) and value:
-        messages = [
-            Message(turn["role"], turn["content"])
-            for turn in value
-            if isinstance(turn, dict)
-            and turn.get("role") in ("system", "user", "assistant", "tool")
-            and isinstance(turn.get("content"), str)
-        ]
-        if len(messages) == len(value):
-            return tuple(messages)
-    raise UserError(f"{where}: 'prompt' must be text, or a list of objects with role and content")
-
-
 def _row(value: dict[str, Any], number: int, where: str) -> RecordedRow:
     name = value.get("problem_id")
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
@@ -192,7 +122,7 @@ def _row(value: dict[str, Any], number: int, where: str) -> RecordedRow:
         str(name),
         number,
         tuple(_sample(s, f"{where}, sample {i}") for i, s in enumerate(samples)),
-        read_prompt(value.get("prompt"), where),
+        None if value.get("prompt") is None else read_prompt(value["prompt"], where),
         value.get("gold"),
         value.get("difficulty"),
         _thought(value.get("thought"), where),

@@ -9,8 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from ponder import jsonl
 from ponder.environments._fewshot import Style, few_shot_prompt
-from ponder.environments._rows import Row, Rows, read_jsonl, split_by_hash, take
+from ponder.environments._rows import Row, Rows, split_by_hash, take
 from ponder.environments.base import stable_int
 from ponder.errors import MissingExtra, UserError
 from ponder.types import Gold, Problem, Split, Verdict
@@ -80,8 +81,7 @@ class Gsm8k(Rows):
 
 
 def _read(path: Path) -> Iterator[Row]:
-    for number, row in _parquet(path) if path.suffix == ".parquet" else read_jsonl(path):
-        where = f"{path}: line {number}"
+    for number, where, row in _parquet(path) if path.suffix == ".parquet" else jsonl.objects(path):
         question, answer = take(row, "question", where), take(row, "answer", where)
         if not isinstance(question, str) or not question.strip() or not isinstance(answer, str):
             raise UserError(f"{where}: question and answer must be text")
@@ -96,12 +96,13 @@ def _read(path: Path) -> Iterator[Row]:
         yield Row(f"{path.name}:{number}", question.strip(), Gold(final.strip(), {"worked": worked}))
 
 
-def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     try:
         import pyarrow.parquet  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
         raise MissingExtra("reading a .parquet file", "pyarrow", "pip install pyarrow") from None
-    yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+    for number, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1):
+        yield number, f"{path}: row {number}", row
 
 
 def _files(data: str) -> dict[str, Path]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ponder import registry
+from ponder import jsonl, registry
 from ponder.config import Options
-from ponder.environments._rows import Row, Rows, read_jsonl, read_prompt, split_by_hash, take
+from ponder.environments._rows import Row, Rows, key_of, split_by_hash, take
 from ponder.errors import UserError
+from ponder.messages import read_prompt
 from ponder.types import Gold, Message, Problem, Prompt, Split, Verdict
 from ponder.verifiers.answers import VerifierAnswers
 
@@ -60,9 +61,10 @@ class Jsonl(Rows):
         self._keep(train, test, self.seed)
 
     def _read(self, path: str, check: Callable[[Any], None]) -> Iterator[Row]:
-        for number, row in read_jsonl(path):
-            where = f"{path}: line {number}"
+        for number, where, row in jsonl.objects(path):
             prompt = read_prompt(take(row, self.prompt_field, where), where)
+            if not key_of(prompt):
+                raise UserError(f"{where}: the field {self.prompt_field!r} is empty")
             answer = take(row, self.answer_field, where)
             if answer is None or answer == "":
                 raise UserError(f"{where}: the field {self.answer_field!r} is empty")

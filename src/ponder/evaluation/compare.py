@@ -122,12 +122,12 @@ def _problems(run: Path) -> dict[str, _Problem]:
     if not (run / "evaluation.json").is_file() or not path.is_file():
         raise UserError(f"{run}: not an evaluation; give run directories that `ponder eval --out` wrote")
     found: dict[str, _Problem] = {}
-    for number, line in enumerate(lines(path), 1):
+    for _, where, line in lines(path):
         try:
             _take(found, line)
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"{path}: line {number} is no search that this version of ponder wrote ({error!r}); evaluate again"
+                f"{where} is no search that this version of ponder wrote ({error!r}); evaluate again"
             ) from None
     if not found:
         raise UserError(f"{run}: holds no judged response")

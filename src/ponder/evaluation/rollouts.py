@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
+from ponder import jsonl
 from ponder.budget.prices import Prices
 from ponder.errors import UserError
 from ponder.evaluation.results import Earlier, Judged, Searched
-from ponder.runs.files import Torn, each_line
 from ponder.search.trace import to_row
 from ponder.types import Node, Problem, Spend, StopReason, Trace, Verdict, to_json
 
@@ -59,15 +59,15 @@ def earlier(path: Path, problems: Sequence[Problem], samples: int) -> Earlier:
     """
     found: dict[tuple[int, int], Judged] = {}
     lost, seconds = Spend(), 0.0
-    for number, line in enumerate(lines(path), 1):
+    for _, where, line in lines(path):
         try:
             place, judged = (int(line["index"]), int(line["sample"])), from_line(line)
             same = line["problem"] == problems[place[0]].id and line["prompt"] == to_json(problems[place[0]].prompt)
             seconds = max(seconds, float(line["at"]))
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: line {number} is no search of an evaluation ({error!r})") from None
+            raise UserError(f"{where} is no search of an evaluation ({error!r})") from None
         if not same or not 0 <= place[1] < samples:
-            raise UserError(f"{path}: line {number} is of another problem than the environment has now there")
+            raise UserError(f"{where} is of another problem than the environment has now there")
         if place in found:
             lost += found.pop(place).spend
         if judged.again:
@@ -77,9 +77,9 @@ def earlier(path: Path, problems: Sequence[Problem], samples: int) -> Earlier:
     return Earlier(found, lost, seconds)
 
 
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file, one at a time."""
-    return (line for line in each_line(path) if not isinstance(line, Torn))
+def lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Number, place and object of each whole line, as `jsonl.objects` has them."""
+    return jsonl.objects(path, torn=[], some=False)
 
 
 def from_line(line: dict[str, Any]) -> Judged:

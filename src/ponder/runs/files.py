@@ -1,4 +1,4 @@
-"""Files that survive a crash: whole lines appended, JSON written beside and renamed, torn last lines skipped.
+"""Files that survive a crash: whole lines appended, JSON written beside and renamed, torn last lines passed over.
 
 Leaves out fsync at each line: a run survives a killed process, not a pulled plug in the last second.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ponder import jsonl
 from ponder.errors import PonderError, UserError
 from ponder.types import to_json
 
@@ -118,59 +119,19 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Torn:
-    """A last line that a killed process left half-written."""
-
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
 class Lines:
     """What a JSON-lines file holds."""
 
     rows: tuple[dict[str, Any], ...] = ()
     torn: str | None = None
-    """A sentence about a torn last line that was skipped; None if the file is whole."""
-
-
-def each_line(path: Path) -> Iterator[dict[str, Any] | Torn]:
-    """The objects of a JSON-lines file, one at a time; a missing file has none. A torn last line comes as `Torn`.
-
-    Raises `UserError` that names the line if one before the last is not a JSON object.
-    """
-    if not path.exists():
-        return
-    with disk_errors(path, "read"), open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            row = _parse(line)
-            if row is not None:
-                yield row
-            elif line.endswith(b"\n"):
-                raise UserError(f"{path}: line {number} is not a JSON object; mend or remove that line")
-            else:
-                yield Torn(f"{path}: line {number} is torn ({len(line)} bytes) and was skipped")
+    """A sentence about a torn last line that was passed over; None if the file is whole."""
 
 
 def read_lines(path: Path) -> Lines:
-    """All of a JSON-lines file; `each_line` says how it is read."""
-    rows: list[dict[str, Any]] = []
-    torn = None
-    for row in each_line(path):
-        if isinstance(row, Torn):
-            torn = row.sentence
-        else:
-            rows.append(row)
-    return Lines(tuple(rows), torn)
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
+    """All of a JSON-lines file; a missing file has none. Raises `UserError` that names a line that is no object."""
+    torn: list[str] = []
+    rows = tuple(row for _, _, row in jsonl.objects(path, torn=torn, some=False))
+    return Lines(rows, torn[0] if torn else None)
 
 
 _TAIL = 1 << 16
@@ -194,11 +155,14 @@ def mend_tail(path: Path) -> str | None:
         tail = tail.rpartition(b"\n")[2]
         if not tail:
             return None
-        if _parse(tail) is not None:
+        try:
+            jsonl.parse(tail, str(path))
+        except UserError:
+            file.truncate(size - len(tail))
+        else:
             file.seek(size)
             file.write(b"\n")
             return None
-        file.truncate(size - len(tail))
     return f"{path}: the torn last line ({len(tail)} bytes) was cut off"
 
 

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ponder import jsonl
 from ponder.errors import UserError
-from ponder.runs.files import Torn, each_line, read_json, read_lines
+from ponder.runs.files import read_json, read_lines
 from ponder.runs.run import read_manifest
 
 Row = Mapping[str, Any]
@@ -49,10 +50,10 @@ class Results:
     searched: int = 0
     """How many searches there are."""
     searches_torn: str = ""
-    """A sentence about a torn last line that was skipped."""
+    """A sentence about a torn last line that was passed over."""
     summary: Row = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """Sentences about torn lines that were skipped."""
+    """Sentences about torn lines that were passed over."""
 
 
 MOST_SEARCHES = 12
@@ -86,20 +87,18 @@ def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
         searches=searches,
         searched=searched,
         summary=_optional(path / "summary.json", dict),
-        searches_torn=torn or "",
+        searches_torn=torn,
         notes=(lines.torn,) if lines.torn else (),
     )
 
 
-def _searches(path: Path, problems: Sequence[str]) -> tuple[tuple[Row, ...], int, str | None]:
+def _searches(path: Path, problems: Sequence[str]) -> tuple[tuple[Row, ...], int, str]:
     """The lines to show, how many searches there are, and a word on a torn line; holds few lines at a time."""
     kept: dict[tuple[int, int], Row] = {}
     seen: set[tuple[int, int]] = set()
-    torn = None
-    for line in each_line(path):
-        if isinstance(line, Torn):
-            torn = line.sentence
-        elif isinstance(line.get("stop"), str) and isinstance(line.get("samples"), list):
+    torn: list[str] = []
+    for _, _, line in jsonl.objects(path, torn=torn, some=False):
+        if isinstance(line.get("stop"), str) and isinstance(line.get("samples"), list):
             place = (_whole(line.get("index"), len(seen)), _whole(line.get("sample"), 0))
             seen.add(place)
             if not problems or line.get("problem") in problems:
@@ -109,7 +108,7 @@ def _searches(path: Path, problems: Sequence[str]) -> tuple[tuple[Row, ...], int
     missing = set(problems) - {str(row["problem"]) for row in kept.values()}
     if missing:
         raise UserError(f"--problem {sorted(missing)[0]}: {path} has no search of it")
-    return tuple(kept[place] for place in sorted(kept)), len(seen), torn
+    return tuple(kept[place] for place in sorted(kept)), len(seen), "".join(torn)
 
 
 def _whole(value: Any, default: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ponder import jsonl
 from ponder.errors import UserError
+from ponder.messages import read_prompt
 from ponder.training.corpus.base import Mixture
-from ponder.types import Message, Prompt
+from ponder.types import Message
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,12 +139,7 @@ class Transcripts:
 
     @classmethod
     def read(cls, path: str | Path, model: LoadedModel, seed: int, longest: int) -> Transcripts:
-        path = Path(path)
-        try:
-            lines = path.read_bytes().splitlines()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-        rows = [_row(model, line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+        rows = [_row(model, value, where) for _, where, value in jsonl.objects(path)]
         kept = tuple(r for r in rows if len(r.ids) <= longest)
         if not kept:
             raise UserError(f"{path}: no row of at most {longest} tokens ({len(rows)} rows in all)")
@@ -159,13 +155,7 @@ class Transcripts:
             epoch, offset = epoch + 1, 0
 
 
-def _row(model: LoadedModel, line: bytes, where: str) -> Row:
-    try:
-        value: Any = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: not a JSON object")
+def _row(model: LoadedModel, value: dict[str, Any], where: str) -> Row:
     if "ids" in value:
         ids, mask = value["ids"], value.get("mask", ())
         fits = isinstance(ids, list) and isinstance(mask, list) and len(ids) == len(mask) > 0
@@ -176,21 +166,9 @@ def _row(model: LoadedModel, line: bytes, where: str) -> Row:
         return Row(tuple(ids), tuple(bool(m) for m in mask))
     if not isinstance(value.get("response"), str) or not value.get("prompt"):
         raise UserError(f"{where}: needs `prompt` and `response` (text), or `ids` and `mask`")
-    prompt = model.prompt_ids(_prompt(value["prompt"], where))
+    prompt = model.prompt_ids(read_prompt(value["prompt"], where))
     response = [*model.tokenizer.encode(value["response"], special=True), model.end_ids[0]]
     return Row((*prompt, *response), (False,) * len(prompt) + (True,) * len(response))
-
-
-def _prompt(value: Any, where: str) -> Prompt:
-    if isinstance(value, str):
-        return value
-    try:
-        messages = tuple(Message(m["role"], m["content"]) for m in value)
-        if not all(isinstance(m.role, str) and isinstance(m.content, str) for m in messages):
-            raise TypeError
-    except (TypeError, KeyError):
-        raise UserError(f"{where}: `prompt` must be text or a list of messages with `role` and `content`") from None
-    return messages
 
 
 @dataclass(frozen=True, slots=True)

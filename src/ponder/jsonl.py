@@ -1,0 +1,76 @@
+"""JSON Lines: one JSON object a line, in UTF-8, `.gz` too. The one reader of all such files.
+
+Blank lines and a byte order mark are passed over. A torn last line is what a writer leaves that was killed half-way:
+it lacks its end and is no JSON object.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ponder.errors import UserError
+
+
+def objects(
+    path: str | Path, *, torn: list[str] | None = None, some: bool = True
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """The number (from 1), the place (`FILE: line N`, for messages) and the object of each line, one at a time.
+
+    A torn last line is refused like any other bad one; with a list for `torn` it is passed over, and a sentence about
+    it is added there. With `some` a file must be there and hold an object (a torn line alone is a bad one); without it
+    a missing file has none.
+
+    Raises `UserError`, one sentence that names the file and, where it is one, the line (and the byte, if it is not
+    UTF-8): a missing or empty file, a folder, what cannot be read or unpacked, what is not a JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder, name a file in it")
+        if some:
+            raise UserError(f"{path}: no such file")
+        if not path.exists():
+            return
+    number, found = 0, False
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if not line.strip():
+                    continue
+                where = f"{path}: line {number}"
+                try:
+                    value = parse(line, where)
+                except UserError:
+                    # Only a last line can lack its end.
+                    if torn is None or line.endswith(b"\n") or (some and not found):
+                        raise
+                    torn.append(f"{where} is torn ({len(line)} bytes) and was passed over")
+                    return
+                found = True
+                yield number, where, value
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        after = f" after line {number}" if number else ""
+        raise UserError(f"{path}: cannot be read{after}: {reason}") from None
+    if some and not found:
+        raise UserError(f"{path}: is empty; it must hold one JSON object a line")
+
+
+def parse(line: bytes, where: str) -> dict[str, Any]:
+    """A line as a JSON object. Raises `UserError` that says where, and what it is instead."""
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8: {error.reason} at its byte {error.start + 1}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{where} is not a JSON object but {type(value).__name__}")
+    return value
