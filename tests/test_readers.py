@@ -100,7 +100,8 @@ def test_what_was_written_is_read(tmp_path_factory, rows):
 # Prompts --------------------------------------------------------------------------------------------------------------
 
 NAMES = st.text(min_size=1, max_size=5)
-TOOLS = st.builds(Tool, NAMES, st.text(max_size=5), st.text(max_size=5))
+SCHEMAS = st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2).map(json.dumps)
+TOOLS = st.builds(Tool, NAMES, st.text(max_size=5), SCHEMAS)
 CALLS = st.builds(ToolCall, st.text(max_size=5), NAMES, st.text(max_size=5))
 MESSAGES = st.builds(
     Message,
@@ -152,13 +153,17 @@ def test_tools_and_calls_are_read_as_openai_spells_them():
         (["x"], 'message 1 of the prompt must be an object with role and content, and is "x"'),
         (
             [{"role": "boss"}],
-            'message 1 of the prompt: the role must be system, user, assistant or tool, and',
+            "message 1 of the prompt: the role must be system, user, assistant or tool, and",
         ),
         ([{"role": ["user"]}], "message 1 of the prompt: the role must be"),
         ([{"role": "user"}], "message 1 of the prompt: the content must be text, and is missing"),
         ([{"role": "user", "content": "", "name": 3}], "message 1 of the prompt: name must be text, and is 3"),
         ([{"role": "user", "content": "", "tools": {}}], "message 1 of the prompt: tools must be a list, and is {}"),
         ([{"role": "user", "content": "", "tools": [{}]}], "tools: the name must be text, and is missing"),
+        (
+            [{"role": "user", "content": "", "tools": [{"name": "f", "parameters": "[]"}]}],
+            "tools: tool 'f': parameters are no JSON object: '[]'",
+        ),
         ([{"role": "assistant", "tool_calls": ["x"]}], 'tool_calls must be objects with a name, and hold "x"'),
         (
             [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": 3}]}],

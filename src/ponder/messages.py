@@ -53,9 +53,16 @@ def read_message(value: Any, where: str) -> Message:
 def read_tool(value: Any, where: str) -> Tool:
     """A tool: name, description, and the JSON schema of its arguments (an object, or as text). Raises `UserError`."""
     function = _function(value, where)
+    name, description = _name(function, where), _text(function, "description", where)
     parameters = function.get("parameters")
-    known = {} if parameters is None else {"parameters": _json_text(parameters, f"{where}: parameters")}
-    return Tool(_name(function, where), _text(function, "description", where), **known)
+    if parameters is None:
+        return Tool(name, description)
+    try:
+        return Tool(name, description, _json_text(parameters, f"{where}: parameters"))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _call(value: Any, where: str) -> ToolCall:
