@@ -29,7 +29,7 @@ from ponder.evaluation.evaluate import each, evaluate
 from ponder.evaluation.results import Searched
 from ponder.evaluation.rollouts import to_line
 from ponder.models.load import load
-from ponder.protocols import Environment, Strategy
+from ponder.protocols import Environment, Receipt, Strategy
 from ponder.runs.files import append_line
 from ponder.types import Budget, Completion, Estimate, Problem, Request
 
@@ -46,9 +46,9 @@ class Recorder:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
-    async def generate(self, request: Request) -> tuple[Completion, ...]:
+    async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
         self.requests.append(request)
-        return await self.engine.generate(request)
+        return await self.engine.generate(request, receipt)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 from _compare import Printer, Row, median_interval
@@ -26,12 +25,12 @@ from _limits import machine
 
 from ponder.engines.simulated import Simulated, SimulatedEngine
 from ponder.environments.simulated import Simulated as Problems
-from ponder.protocols import Strategy
+from ponder.protocols import Receipt, Strategy
 from ponder.search import Meter, solve
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct
-from ponder.types import Budget, Request
+from ponder.types import Budget, Completion, Request
 
 BAR = 1e-3
 """Seconds of processor time that a response may cost, in issue 4."""
@@ -45,9 +44,9 @@ class Replaying(SimulatedEngine):
         super().__init__(options)
         self.requests: list[Request] = []
 
-    async def generate(self, request: Request) -> Any:
+    async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
         self.requests.append(request)
-        return await super().generate(request)
+        return await super().generate(request, receipt)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import asyncio
 import dataclasses
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ponder.engines._deltas import collected, total
 from ponder.errors import EngineClosed, UserError
-from ponder.protocols import Turn
+from ponder.protocols import Receipt, Turn
 from ponder.types import (
     Capabilities,
     Completion,
@@ -68,7 +69,7 @@ class MockEngine:
     fail: Callable[[int, Request], BaseException | None] | None = None
     """Given the call's number (from 0): what to raise after the delay, or None."""
     tells_spend: bool = True
-    """Put what was used into the exception of a cancelled or failed call (`error.spend`)."""
+    """Settle the receipt of a cancelled or failed call."""
     info: ModelInfo = field(init=False)
     weights_version: str = "v0"
     calls: int = 0
@@ -77,6 +78,8 @@ class MockEngine:
     peak: int = 0
     """Most samples in flight at once."""
     cancelled: int = 0
+    sent: int = 0
+    """Pieces of streams that were asked for."""
     used: Spend = field(default_factory=Spend)
     """What was truly used, cancelled and failed calls included."""
     closed: bool = False
@@ -178,32 +181,15 @@ class MockEngine:
 
     # Calls --------------------------------------------------------------------------------------------------------
 
-    async def generate(self, request: Request) -> tuple[Completion, ...]:
-        return await self._run(request, None)
+    async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
+        return await collected(self._run(request, receipt or Receipt(), pieces=False), request.n)
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
-        task = asyncio.ensure_future(self._run(request, deltas))
-        task.add_done_callback(lambda _: deltas.put_nowait(None))
-        try:
-            while (delta := await deltas.get()) is not None:
-                yield delta
-            await task
-        except asyncio.CancelledError as error:
-            task.cancel()
-            await asyncio.wait([task])
-            try:
-                task.result()
-            except BaseException as ended:
-                if hasattr(ended, "spend"):
-                    error.spend = ended.spend  # type: ignore[attr-defined]
-            raise
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
+        return self._run(request, receipt or Receipt(), pieces=True)
 
-    async def _run(self, request: Request, deltas: asyncio.Queue[Delta | None] | None) -> tuple[Completion, ...]:
+    async def _run(self, request: Request, receipt: Receipt, *, pieces: bool) -> AsyncGenerator[Delta, None]:
         if self.closed:
+            receipt.settle(Spend())
             raise EngineClosed("the mock engine is closed")
         number, prompt = self.calls, self.count_tokens(request.prompt)
         if prompt + request.params.max_tokens > self.context:
@@ -216,53 +202,47 @@ class MockEngine:
         self.in_flight += request.n
         self.peak = max(self.peak, self.in_flight)
         completions = tuple(self.complete(request, i) for i in range(request.n))
-        sent: dict[int, int] = {}
         seconds = self.delay(request) if callable(self.delay) else self.delay
+        longest, sent = max(len(c.ids) for c in completions), 0
         try:
-            if deltas is None:
+            if not pieces:
                 await asyncio.sleep(seconds)
-            else:
-                await self._send(completions, deltas, seconds, sent)
+            for t in range(longest) if pieces else ():
+                await asyncio.sleep(seconds / longest)
+                for sample, completion in enumerate(completions):
+                    if t < len(completion.ids):
+                        sent, self.sent = sent + 1, self.sent + 1
+                        yield _piece(sample, completion, t)
             error = self.fail(number, request) if self.fail is not None else None
             if error is not None:
                 raise error
         except BaseException as error:
-            self.cancelled += isinstance(error, asyncio.CancelledError)
+            self.cancelled += isinstance(error, asyncio.CancelledError | GeneratorExit)
             # Half of what it would have sampled, or what was sent.
-            sampled = sum(sent.values()) if deltas is not None else sum(len(c.ids) // 2 for c in completions)
+            sampled = sent if pieces else sum(len(c.ids) // 2 for c in completions)
             used = Spend(prompt_tokens=prompt * request.n, sampled_tokens=sampled)
             self.used += used
             if self.tells_spend:
-                error.spend = used  # type: ignore[attr-defined]
+                receipt.settle(used)
             raise
         finally:
             self.in_flight -= request.n
-        self.used += sum((c.spend for c in completions), Spend())
-        return completions
-
-    async def _send(
-        self,
-        completions: Sequence[Completion],
-        deltas: asyncio.Queue[Delta | None],
-        seconds: float,
-        sent: dict[int, int],
-    ) -> None:
-        longest = max(len(c.ids) for c in completions)
-        for t in range(longest):
-            await asyncio.sleep(seconds / longest)
-            for sample, completion in enumerate(completions):
-                if t < len(completion.ids):
-                    last = t == len(completion.ids) - 1
-                    shown = len(decode(completion.ids[:t])), len(decode(completion.ids[: t + 1]))
-                    text = completion.text[shown[0] : shown[1]]
-                    deltas.put_nowait(Delta(sample, text, completion.ids[t : t + 1], completion if last else None))
-                    sent[sample] = t + 1
+        receipt.settle(total(completions), completions)
+        self.used += total(completions)
+        for sample, completion in enumerate(completions):
+            yield Delta(sample, "", (), completion)
 
     async def load_weights(self, source: Any, version: str) -> None:
         self.weights_version = version
 
     async def close(self) -> None:
         self.closed = True
+
+
+def _piece(sample: int, completion: Completion, at: int) -> Delta:
+    """What the id at a place adds."""
+    shown = len(decode(completion.ids[:at])), len(decode(completion.ids[: at + 1]))
+    return Delta(sample, completion.text[shown[0] : shown[1]], completion.ids[at : at + 1])
 
 
 @dataclass
@@ -317,6 +297,15 @@ class MockEnvironment:
         return Turn()
 
 
+def showing(take):
+    """A reader (`on_delta`) that gives each piece to a function."""
+
+    async def read(delta):
+        take(delta)
+
+    return read
+
+
 def doubler(share: float, thought: int = 20) -> Callable[[Request, random.Random], str]:
     """Texts of a model that doubles correctly with a probability, after about `thought` characters of thought."""
 
@@ -329,12 +318,12 @@ def doubler(share: float, thought: int = 20) -> Callable[[Request, random.Random
     return text
 
 
-def sample(engine, request):
+def sample(engine, request, receipt=None):
     """Completions of one call; the engine is closed afterwards."""
 
     async def go():
         try:
-            return await engine.generate(request)
+            return await engine.generate(request, receipt)
         finally:
             await engine.close()
 

@@ -244,7 +244,7 @@ def test_closing_a_stream_frees_its_rows() -> None:
             async for delta in stream:
                 assert delta.text
                 break
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
             await until(lambda: engine.running == 0)
             assert engine._batch._steps < LONG - 20
 

@@ -18,6 +18,7 @@ import pytest
 from ponder.cli import main as cli
 from ponder.engines.llamacpp import LlamaCpp
 from ponder.errors import UserError
+from ponder.protocols import Receipt
 from ponder.types import FinishReason, Message, Request, SamplingParams, Thinking
 
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -216,19 +217,19 @@ def test_a_stop_string_and_the_context_end_a_response(real):
 
 def test_a_cancelled_call_stops_and_says_what_it_used(real):
     async def go():
-        stream = real.stream(Request("Tell me a story.", SamplingParams(200, seed=1), 8))
+        receipt = Receipt()
+        stream = real.stream(Request("Tell me a story.", SamplingParams(200, seed=1), 8), receipt)
         seen = 0
         async for delta in stream:
             seen += len(delta.ids)
             if seen >= 3:
                 break
-        with pytest.raises(asyncio.CancelledError) as cancelled:
-            await stream.athrow(asyncio.CancelledError())
-        return cancelled.value, seen
+        await stream.aclose()
+        return receipt, seen
 
-    error, seen = asyncio.run(go())
-    assert seen <= error.spend.sampled_tokens <= seen + 2
-    assert [c.finish_reason for c in error.completions] == [FinishReason.CANCELLED]
+    used, seen = asyncio.run(go())
+    assert seen <= used.spend.sampled_tokens <= seen + 2
+    assert [c.finish_reason for c in used.completions] == [FinishReason.CANCELLED]
 
 
 def test_calls_leave_no_memory_behind(real):

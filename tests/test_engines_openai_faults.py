@@ -7,7 +7,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mocks import MockEnvironment, sample
+from mocks import MockEnvironment, sample, showing
 from openai_play import QUESTION, ask, faults, fresh, offline, spent
 from openai_server import Behaviour, Fault, Scripted, Server
 
@@ -18,6 +18,7 @@ from ponder.engines.openai.faults import EndpointFailed, retry_after
 from ponder.engines.openai.gate import Gate
 from ponder.engines.openai.tokens import bytes_bound
 from ponder.errors import EngineClosed, UserError
+from ponder.protocols import Receipt
 from ponder.search.runner import solve
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
@@ -76,21 +77,22 @@ def test_a_repeated_chunk_is_dropped_where_it_can_be_told():
 
 def test_a_fault_that_stays_is_a_clear_failure_with_what_was_spent_and_what_came():
     with Server(Behaviour(faults=lambda n, b: Fault("drop", 5))) as server:
-        engine = offline(server, "seed", retries=2)
-        with pytest.raises(EndpointFailed, match="3 times in a row") as failed:
-            sample(engine, ask(400))
+        engine, receipt = offline(server, "seed", retries=2), Receipt()
+        with pytest.raises(EndpointFailed, match="3 times in a row"):
+            sample(engine, ask(400), receipt)
         assert len(server.calls) == 3
-        assert server.tokens() <= failed.value.spend.tokens <= ROOM
-        assert failed.value.completions[0].text.startswith("<think>")
-        assert failed.value.completions[0].finish_reason is FinishReason.CANCELLED
+        assert server.tokens() <= receipt.spend.tokens <= ROOM
+        assert receipt.completions[0].text.startswith("<think>")
+        assert receipt.completions[0].finish_reason is FinishReason.CANCELLED
 
 
 def test_retries_end_where_the_reservation_does():
     with Server(Behaviour(faults=lambda n, b: Fault("drop", 5))) as server:
-        engine = offline(server, "seed", retries=50)
+        engine, receipt = offline(server, "seed", retries=50), Receipt()
         with pytest.raises(EndpointFailed, match="no room for a retry") as failed:
-            sample(engine, ask(150))
-        assert server.tokens() <= failed.value.spend.tokens <= ROOM - 250
+            sample(engine, ask(150), receipt)
+        assert failed.value.attempts_left > 0
+        assert server.tokens() <= receipt.spend.tokens <= ROOM - 250
         limits = [c.body["max_tokens"] for c in server.calls]
         assert limits == sorted(limits, reverse=True)
         assert 1 < len(limits) < 10
@@ -98,9 +100,10 @@ def test_retries_end_where_the_reservation_does():
 
 def test_a_wrong_request_is_the_users_to_mend_in_the_endpoints_words_and_costs_nothing():
     with Server(Behaviour(context=100)) as server:
-        with pytest.raises(UserError, match="maximum context length is 100") as refused:
-            sample(offline(server), ask(400))
-        assert refused.value.spend == Spend()
+        receipt = Receipt()
+        with pytest.raises(UserError, match="maximum context length is 100"):
+            sample(offline(server), ask(400), receipt)
+        assert receipt == Receipt(Spend())
         assert len(server.calls) == 1
 
 
@@ -187,23 +190,56 @@ def test_a_cancelled_call_closes_its_connection_and_is_booked():
         engine, meter = offline(server, in_flight_tokens=64), Meter(Budget(tokens=5000))
 
         async def go():
-            came = asyncio.Event()
-            request = ask(4000)
-            call = asyncio.create_task(meter.generate(engine, request, on_delta=lambda d: came.set()))
+            came, receipt = asyncio.Event(), Receipt()
+            on_delta = showing(lambda d: came.set())
+            call = asyncio.create_task(meter.generate(engine, ask(4000), on_delta=on_delta, receipt=receipt))
             await came.wait()
             await asyncio.sleep(0.02)
             call.cancel()
-            with pytest.raises(asyncio.CancelledError) as cancelled:
+            with pytest.raises(asyncio.CancelledError):
                 await call
-            return cancelled.value
+            return receipt
 
-        error = asyncio.run(go())
+        receipt = asyncio.run(go())
         server.wait_quiet()
         assert server.calls[0].hung_up
         assert server.calls[0].sampled_tokens < 1000
         assert server.tokens() <= meter.spend.tokens < 1500
-        assert error.completions[0].finish_reason is FinishReason.CANCELLED
-        assert error.completions[0].text.startswith("<think>so")
+        assert receipt.spend == meter.spend
+        assert receipt.completions[0].finish_reason is FinishReason.CANCELLED
+        assert receipt.completions[0].text.startswith("<think>so")
+
+
+def test_a_slow_reader_holds_the_endpoint_back_and_what_it_may_have_sampled_meanwhile_is_booked():
+    behaviour = Behaviour(context=1_000_000)
+    with Server(behaviour, Scripted(behaviour, lambda m, r: ("so " * 200_000, "42"))) as server:
+        engine, receipt = offline(server), Receipt()
+
+        async def go():
+            stream = engine.stream(ask(700_000), receipt)
+            await anext(stream)
+            sent = -1
+            while sent != server.calls[0].sampled_tokens:  # until nothing more fits between it and the reader
+                sent = server.calls[0].sampled_tokens
+                await asyncio.sleep(0.3)
+            await stream.aclose()
+            return sent
+
+        sent = asyncio.run(go())
+        server.wait_quiet()
+        assert sent < 300_000  # what the sockets hold
+        assert server.calls[0].hung_up
+        assert server.tokens() <= receipt.spend.tokens
+
+
+def test_a_call_that_ends_well_settles_its_receipt_and_one_after_the_end_used_nothing():
+    with Server() as server:
+        engine, receipt, late = offline(server, "seed"), Receipt(), Receipt()
+        completions = sample(engine, ask(400), receipt)
+        assert (receipt.spend, receipt.completions) == (spent(completions), completions)
+        with pytest.raises(EngineClosed):
+            sample(engine, ask(400), late)
+        assert late == Receipt(Spend())
 
 
 @pytest.mark.parametrize("hidden", [True, False])
@@ -303,7 +339,7 @@ def test_where_a_reservation_has_no_room_for_a_retry_the_rest_of_the_budget_has(
     with Server(Behaviour(faults=faults(fault))) as server:
         # So much may have been under way that nothing of the first reservation is left.
         engine, shown = offline(server, "seed", timeout=0.3, in_flight_tokens=90), []
-        options = {"budget": Budget(tokens=400), "on_delta": shown.append}
+        options = {"budget": Budget(tokens=400), "on_delta": showing(shown.append)}
         outcome = searched(Direct(max_tokens=90), problem, engine, **options)
         server.wait_quiet()
         assert (outcome.stop, len(server.calls)) == (StopReason.FINISHED, 2)

@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from virtual_time import run
 
 from ponder.budget.machine import MachineTime
+from ponder.engines._deltas import total
 from ponder.engines.reasoner import read_answer, right_answer, state, step_value
 from ponder.engines.simulated import Simulated
 from ponder.environments.selfcheck import self_check
 from ponder.environments.simulated import Simulated as Problems
 from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
-from ponder.protocols import Engine, Environment
+from ponder.protocols import Engine, Environment, Receipt
 from ponder.registry import build
 from ponder.search.strategies.best_of_n import mean_logprob
 from ponder.types import (
@@ -240,27 +241,50 @@ def test_a_cancelled_call_says_what_was_sampled_by_then(streamed, grace):
     whole = sample(options, ask(n=2))
 
     async def cut():
-        engine, loop = options.open(), asyncio.get_running_loop()
+        engine, loop, receipt = options.open(), asyncio.get_running_loop(), Receipt()
 
         async def read():
-            return [d async for d in engine.stream(ask(n=2))]
+            return [d async for d in engine.stream(ask(n=2), receipt)]
 
-        task = asyncio.create_task(read() if streamed else engine.generate(ask(n=2)))
+        task = asyncio.create_task(read() if streamed else engine.generate(ask(n=2), receipt))
         await asyncio.sleep(1.5)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError) as caught:
+        with pytest.raises(asyncio.CancelledError):
             await task
         assert loop.time() == 1.5 + grace
-        return engine, caught.value
+        return engine, receipt
 
-    engine, error = run(cut())
+    engine, receipt = run(cut())
     tokens = int(50 + 100 * grace)
-    assert [len(c.ids) for c in error.completions] == [tokens, tokens]
-    assert {c.finish_reason for c in error.completions} == {FinishReason.CANCELLED}
-    assert [c.ids for c in error.completions] == [c.ids[:tokens] for c in whole]
-    assert error.spend == engine.used
-    assert error.spend.device_seconds == pytest.approx(1.5 + grace)
+    assert [len(c.ids) for c in receipt.completions] == [tokens, tokens]
+    assert {c.finish_reason for c in receipt.completions} == {FinishReason.CANCELLED}
+    assert [c.ids for c in receipt.completions] == [c.ids[:tokens] for c in whole]
+    assert receipt.spend == engine.used
+    assert receipt.spend.device_seconds == pytest.approx(1.5 + grace)
     assert engine.in_flight == 0
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.5])
+def test_a_stream_that_is_closed_says_what_was_sampled_while_its_reader_was_slow(grace):
+    async def left():
+        engine, receipt = Simulated(tokens_per_second=100, grace=grace).open(), Receipt()
+        stream = engine.stream(ask(n=2), receipt)
+        await anext(stream)
+        await asyncio.sleep(0.5)
+        await stream.aclose()
+        return engine, receipt
+
+    engine, receipt = run(left())
+    tokens = int(32 + 50 + 100 * grace)
+    assert [len(c.ids) for c in receipt.completions] == [tokens, tokens]
+    assert receipt.spend == engine.used
+    assert engine.in_flight == 0
+
+
+def test_a_call_that_ends_well_settles_its_receipt():
+    receipt = Receipt()
+    completions = run(Simulated().open().generate(ask(n=2), receipt))
+    assert (receipt.spend, receipt.completions) == (total(completions), completions)
 
 
 def test_pieces_of_a_stream_make_up_its_completions():
@@ -282,11 +306,12 @@ def test_failures_come_as_often_as_is_said_carry_what_was_used_and_are_the_same_
         engine = Simulated(failure_rate=0.3, tokens_per_second=100).open()
         failed, spends = [], Spend()
         for seed in range(300):
+            receipt = Receipt()
             try:
-                spends += (await engine.generate(ask(seed=seed)))[0].spend
-            except PonderError as error:
+                await engine.generate(ask(seed=seed), receipt)
+            except PonderError:
                 failed.append(seed)
-                spends += error.spend
+            spends += receipt.spend
         assert spends == engine.used
         return failed
 

@@ -78,9 +78,9 @@ class Sending(MockEngine):
         super().__init__(doubler(0.5), **options)
         self.events = events
 
-    async def generate(self, request):
+    async def generate(self, request, receipt=None):
         self.events.append(("sent", request.metadata["problem"]))
-        return await super().generate(request)
+        return await super().generate(request, receipt)
 
 
 @pytest.mark.parametrize("strategy", [Direct(), Majority(n=3), Adaptive(n=4, wave=2)], ids=lambda s: type(s).__name__)

@@ -12,15 +12,28 @@ import pytest
 from virtual_time import run
 
 from ponder.budget.prices import PriceList, Prices
+from ponder.budget.streams import Reader
 from ponder.engines.simulated import Simulated, SimulatedEngine
 from ponder.environments.simulated import Simulated as Problems
+from ponder.errors import Unfinished
 from ponder.protocols import Ask, Check, Generate, Group, Hold, Release, Score, SearchContext
 from ponder.search import Meter, solve
 from ponder.search.asking import Asking
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct
-from ponder.types import Budget, Completion, Outcome, Problem, Request, Response, SamplingParams, Spend, StopReason
+from ponder.types import (
+    Budget,
+    Completion,
+    Delta,
+    Outcome,
+    Problem,
+    Request,
+    Response,
+    SamplingParams,
+    Spend,
+    StopReason,
+)
 
 SEARCHES = 1_000
 MANY = 10_000
@@ -96,7 +109,7 @@ class Wandering(Asking):
     def told(self, ask_id: int, answer: Any) -> None:
         if isinstance(answer, Exception):
             self._leases = [i for i in self._leases if i != ask_id]
-            self._seen += getattr(answer, "completions", ())
+            self._seen += answer.completions if isinstance(answer, Unfinished) else ()
         elif isinstance(answer, tuple) and answer and isinstance(answer[0], Completion):
             self._seen += answer
         running = [i for i in self.waiting if i not in self._leases]
@@ -148,6 +161,17 @@ def random_budget(rng: random.Random, scale: float) -> Budget:
         rng.choice([None, rng.random() * scale]),
         rng.choice([None, rng.random() * 4e-3 * scale]),
     )
+
+
+def reader(rng: random.Random) -> Reader:
+    """Takes what it is shown, at once or slowly."""
+    seconds = rng.choice([0.0, 0.0, 0.02])
+
+    async def read(delta: Delta) -> None:
+        if seconds:
+            await asyncio.sleep(seconds)
+
+    return read
 
 
 def random_strategy(rng: random.Random) -> Any:
@@ -209,7 +233,7 @@ class World:
                 scorer=ENV.partial if rng.random() < 0.5 else None,
                 answers=ENV.answers,
                 parent=own,
-                on_delta=(lambda delta: None) if rng.random() < 0.3 else None,
+                on_delta=reader(rng) if rng.random() < 0.3 else None,
             )
             self.stops.append(outcome.stop)
             assert outcome.spend == own.spend

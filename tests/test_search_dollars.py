@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mocks import MockEngine, MockEnvironment
+from mocks import MockEngine, MockEnvironment, showing
 from virtual_time import run as run_virtually
 
 from ponder.budget.meter import Meter, Prices
@@ -197,7 +197,7 @@ def test_what_was_sampled_of_a_call_that_ran_out_of_time_is_told_and_booked():
         assert meter.spend.tokens == engine.used.tokens == 2 * (5 + 30)
         assert loop.time() == 3
 
-    for on_delta in (None, lambda delta: None):
+    for on_delta in (None, showing(lambda delta: None)):
         run_virtually(run(on_delta))
 
 
@@ -228,7 +228,7 @@ def test_a_stream_whose_reader_fails_is_booked_at_what_was_sampled():
         engine = named("any", tokens_per_second=100)
         meter = Meter(Budget(tokens=5000))
 
-        def broken(delta):
+        async def broken(delta):
             raise RuntimeError("the reader broke")
 
         with pytest.raises(RuntimeError, match="reader"):

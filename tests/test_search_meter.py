@@ -6,12 +6,12 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mocks import MockEngine, MockEnvironment
+from mocks import MockEngine, MockEnvironment, showing
 
-from ponder.budget.calling import Pieces
 from ponder.budget.meter import Meter, Prices, clamp
-from ponder.errors import BudgetExceeded, UserError
-from ponder.protocols import Ask, Generate
+from ponder.budget.streams import Pieces
+from ponder.errors import BudgetExceeded, Retryable, UserError
+from ponder.protocols import Ask, Generate, Receipt
 from ponder.search import solve
 from ponder.search.asking import Asking
 from ponder.types import Budget, Delta, Outcome, Request, Response, SamplingParams, Spend, Thinking
@@ -67,7 +67,7 @@ def test_never_above_any_budget_whatever_lengths_failures_and_cancellations(call
 
         async def one(prompt, most, n, delay, fate, minimum, answer, first):
             sent = Request("p" * prompt, SamplingParams(most, seed=rng.random()), n, "", {"fate": fate, "delay": delay})
-            on_delta = (lambda d: None) if fate == "streamed" else None
+            on_delta = showing(lambda d: None) if fate == "streamed" else None
             with contextlib.suppress(BudgetExceeded, ConnectionError):
                 await children[first].generate(
                     engine, sent, minimum=min(minimum, most), answer=answer, on_delta=on_delta
@@ -207,19 +207,13 @@ def test_a_failed_call_that_says_nothing_of_its_cost_is_booked_at_its_worst(budg
     assert meter.spend.tokens == 2 * (5 + 10)
 
 
-class Flaky(Exception):
-    """What an engine raises that may be tried again with another reservation."""
-
-    attempts_left, wait = 3, 0.0
-
-
 @pytest.mark.parametrize(("tokens", "sent"), [(16, 1), (31, 2), (400, 3)])
 def test_a_call_that_used_up_its_reservation_is_reserved_anew_as_often_as_there_is_room(tokens, sent):
-    engine = MockEngine("x" * 40, fail=lambda call, request: Flaky("broke off") if call < 2 else None)
+    engine = MockEngine("x" * 40, fail=lambda call, request: Retryable("broke off", 3) if call < 2 else None)
     meter = Meter(Budget(tokens=tokens))
     call = meter.generate(engine, request(10, prompt="12345"))
     if sent < 3:
-        with pytest.raises(Flaky, match=r"^broke off, and \d+ of the budget's \d+ tokens are left"):
+        with pytest.raises(Retryable, match=r"^broke off, and \d+ of the budget's \d+ tokens are left"):
             asyncio.run(call)
     else:
         assert asyncio.run(call)[0].text == "x" * 10
@@ -229,8 +223,8 @@ def test_a_call_that_used_up_its_reservation_is_reserved_anew_as_often_as_there_
 
 
 def test_a_call_is_tried_no_more_often_than_its_engine_says():
-    engine = MockEngine(fail=lambda call, request: Flaky("broke off"))
-    with pytest.raises(Flaky, match="broke off, 4 reservations in a row"):
+    engine = MockEngine(fail=lambda call, request: Retryable("broke off", 3))
+    with pytest.raises(Retryable, match="broke off, 4 reservations in a row"):
         asyncio.run(Meter().generate(engine, request()))
     assert engine.calls == 4
 
@@ -243,19 +237,51 @@ def test_a_call_is_tried_no_more_often_than_its_engine_says():
 def test_a_stream_that_begins_again_is_passed_on_once(first, other, same):
     """Whatever the pieces: what is passed on never repeats, and is the whole text where both say the same."""
     passed = []
-    pieces = Pieces(lambda delta: passed.append(delta.text))
-    for text in first:
-        pieces(Delta(0, text))
-    pieces.again()
+    pieces = Pieces(showing(lambda delta: passed.append(delta.text)))
     second = ["".join(first), *other] if same else other
-    for text in second:
-        pieces(Delta(0, text))
+
+    async def go():
+        for text in first:
+            await pieces(Delta(0, text))
+        pieces.again()
+        for text in second:
+            await pieces(Delta(0, text))
+
+    asyncio.run(go())
     before, whole, after = "".join(first), "".join(passed), "".join(second)
     assert whole.startswith(before)
     if after.startswith(before):
         assert whole == after
     else:
         assert whole == before
+
+
+@pytest.mark.parametrize("tells", [False, True])
+def test_the_receipt_of_a_metered_call_has_what_was_booked_for_all_its_attempts(tells):
+    engine = MockEngine("x" * 40, fail=lambda n, r: Retryable("broke off", 3) if n < 2 else None, tells_spend=tells)
+    meter, receipt = Meter(prices=Prices(1.0, 2.0)), Receipt()
+    completions = asyncio.run(meter.generate(engine, request(10), receipt=receipt))
+    assert engine.calls == 3
+    assert (receipt.spend, receipt.completions) == (meter.spend, completions)
+    assert meter.spend.dollars > 0
+
+
+def test_the_next_piece_of_a_call_is_asked_for_when_its_reader_has_taken_the_last():
+    async def run():
+        engine, taken = MockEngine("x" * 40), []
+
+        async def read(delta):
+            sent = engine.sent
+            taken.append(delta)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert engine.sent == sent
+
+        await Meter().generate(engine, request(20), on_delta=read)
+        assert engine.sent == 20
+        assert "".join(d.text for d in taken) == "x" * 20
+
+    asyncio.run(run())
 
 
 def test_what_was_used_before_counts_against_the_seconds():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mocks import ALL, MockEngine, MockEnvironment, doubler
+from mocks import ALL, MockEngine, MockEnvironment, doubler, showing
 from search_play import answer_to, play, start
 
 from ponder.errors import CallCancelled, Unsupported, UserError
@@ -136,21 +136,21 @@ def test_a_broken_checker_does_not_stop_a_search():
 
 def test_pieces_of_the_leading_response_are_passed_on_as_they_come():
     pieces = []
-    outcome = run(Direct(n=3), MockEngine(doubler(1.0)), on_delta=pieces.append)
+    outcome = run(Direct(n=3), MockEngine(doubler(1.0)), on_delta=showing(pieces.append))
     assert {d.sample for d in pieces} == {0}
     assert "".join(d.text for d in pieces) == outcome.response.text
     assert len(outcome.trace.nodes) == 3
     # One call at a time leads; the others are not streamed.
     pieces.clear()
     engine = MockEngine(["..</think>7"], capabilities=ONE_BY_ONE, delay=0.001)
-    run(Direct(n=3), engine, on_delta=pieces.append)
+    run(Direct(n=3), engine, on_delta=showing(pieces.append))
     assert "".join(d.text for d in pieces) == "..</think>7"
 
 
 def test_a_thought_that_is_closed_by_a_second_call_is_streamed_once():
     pieces = []
     engine = MockEngine("." * 30 + "</think>7", capabilities=ONE_BY_ONE)
-    outcome = run(BudgetForcing(10), engine, on_delta=pieces.append)
+    outcome = run(BudgetForcing(10), engine, on_delta=showing(pieces.append))
     assert engine.calls == 2
     assert "".join(d.text for d in pieces) == outcome.response.text == "." * 10 + "</think>7"
 
@@ -325,7 +325,7 @@ def test_a_strategy_that_does_not_go_with_the_engine_says_so_at_the_start():
 
 def test_a_simple_search_costs_little():
     class Instant(MockEngine):
-        async def generate(self, request):
+        async def generate(self, request, receipt=None):
             return ready
 
     engine = Instant()

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from engine_fixture import make_model, only_letters
+from mocks import showing
 
 from ponder.engines.torch import TorchEngine
 from ponder.evaluation.testtime import ladder, parallel
@@ -64,7 +65,7 @@ def test_streaming_shows_the_response_that_is_returned(model, countdown):
 
     async def streamed(engine):
         pieces = []
-        outcome = await solve(BestOfN(n=3, thought_tokens=20), problem, engine, on_delta=pieces.append)
+        outcome = await solve(BestOfN(n=3, thought_tokens=20), problem, engine, on_delta=showing(pieces.append))
         plain = await solve(BestOfN(n=3, thought_tokens=20), problem, engine)
         return "".join(p.text for p in pieces), outcome, plain
 

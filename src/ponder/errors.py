@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ponder.types import Completion
 
 
 class PonderError(Exception):
@@ -35,23 +38,39 @@ class MissingExtra(UserError):
         super().__init__(f"{what} needs the optional part {extra!r}: install it with: {command}")
 
 
-class BudgetExceeded(PonderError):
-    """A reservation did not fit into what is left of a budget, or a call ran out of time.
+class Unfinished(PonderError):
+    """A call that did not come to its end; `completions` are what had been sampled of it, where that is known."""
 
-    `completions` are what had been sampled of such a call, where that is known.
-    """
-
-    def __init__(self, message: str, completions: tuple[Any, ...] = ()) -> None:
+    def __init__(self, message: str, completions: tuple[Completion, ...] = ()) -> None:
         super().__init__(message)
         self.completions = completions
 
 
-class CallCancelled(PonderError):
-    """A call that its search no longer wanted; `completions` are what had been sampled of it, where that is known."""
+class BudgetExceeded(Unfinished):
+    """A reservation did not fit into what is left of a budget, or a call ran out of time."""
 
-    def __init__(self, completions: tuple[Any, ...] = ()) -> None:
-        super().__init__("cancelled: the search no longer needed it")
-        self.completions = completions
+
+class CallCancelled(Unfinished):
+    """A call that its search no longer wanted."""
+
+    def __init__(self, completions: tuple[Completion, ...] = ()) -> None:
+        super().__init__("cancelled: the search no longer needed it", completions)
+
+
+class CallFailed(Unfinished):
+    """A call whose engine failed after it had sampled something; the message is the engine's."""
+
+
+class Retryable(PonderError):
+    """A call that used up its reservation and may be tried again with another one.
+
+    It may be tried `attempts_left` more times, after `wait` seconds.
+    """
+
+    def __init__(self, message: str, attempts_left: int = 0, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.attempts_left = attempts_left
+        self.wait = wait
 
 
 class EngineClosed(PonderError):

@@ -5,7 +5,7 @@ Engines are asynchronous: a search waits on many calls at once. `ponder.sync.run
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class Receipt:
     """What a call has used, however it ends: the caller gives one along, the engine settles it before the call is over.
 
-    So a call that was cancelled or failed says what it cost without a word in its exception.
+    So a call that was cancelled, failed or whose stream was closed says what it cost without a word in its exception.
     """
 
     spend: Spend | None = None
@@ -73,7 +73,11 @@ class Delivery:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Samples from a model. Cancelling the task that awaits a call ends its samples at once."""
+    """Samples from a model. Cancelling the task that awaits a call ends its samples at once.
+
+    A call that is given a receipt settles it before it is over, however it ends: done, failed, cancelled or closed. It
+    leaves it unsettled where it cannot know what was used, and with a `UserError`, which is raised before any work.
+    """
 
     info: ModelInfo
     capabilities: Capabilities
@@ -83,7 +87,7 @@ class Engine(Protocol):
         """Names the weights that the next token is sampled with."""
         ...
 
-    async def generate(self, request: Request) -> tuple[Completion, ...]:
+    async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
         """Sample `request.n` completions, in sample order.
 
         Raises `UserError` if the prompt and `max_tokens` do not fit the context (with the numbers),
@@ -91,8 +95,11 @@ class Engine(Protocol):
         """
         ...
 
-    def stream(self, request: Request) -> AsyncIterator[Delta]:
-        """Like `generate`, piece by piece; closing the iterator cancels what is still running."""
+    def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
+        """Like `generate`, piece by piece, as its reader asks for them; closing it cancels what is still running.
+
+        What waits for a slow reader is bounded: an endpoint is held back, in this process a sample's pieces are merged.
+        """
         ...
 
     def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:

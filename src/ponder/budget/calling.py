@@ -6,17 +6,42 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
-from ponder.budget.ledger import Reservation
+from ponder.budget.ledger import Ledger, Reservation
 from ponder.budget.machine import MachineTime
 from ponder.budget.prices import Prices
-from ponder.errors import BudgetExceeded, PonderError, UserError
-from ponder.protocols import Engine
-from ponder.types import Completion, Delta, FinishReason, Request, Spend
+from ponder.budget.streams import Pieces, Reader, streamed
+from ponder.errors import BudgetExceeded, Retryable, UserError
+from ponder.protocols import Engine, Receipt
+from ponder.types import Completion, FinishReason, Request, Spend
 
-if TYPE_CHECKING:
-    from ponder.budget.meter import Meter
+
+class Account(Protocol):
+    """What a call needs of the meter that it goes through."""
+
+    clock: Callable[[], float]
+    machines: dict[int, MachineTime]
+
+    @property
+    def limited(self) -> bool: ...
+
+    async def reserve(
+        self,
+        prompt_tokens: int,
+        max_tokens: int,
+        n: int = 1,
+        *,
+        minimum: int = 1,
+        answer: int = 0,
+        prefix: int | None = 0,
+        final: bool = False,
+        engine: Engine | None = None,
+    ) -> Reservation: ...
+
+    def add(self, spend: Spend) -> None: ...
+
+    def cut_short(self, given: int, asked: int, ledger: Ledger) -> None: ...
 
 
 def clamp(request: Request, max_tokens: int) -> Request:
@@ -53,32 +78,35 @@ class Deadline:
 class Metered:
     """A call from its reservation to its booking; `run` it once.
 
-    An engine that tries again by itself does so within what was reserved. Where that is used up, its exception says
-    how many `attempts_left` there are and how many seconds to `wait`: then it is reserved anew, as the budget allows
-    (fewer samples, but no shorter ones: what failed is not worth the end of a budget).
+    An engine that tries again by itself does so within what was reserved. Where that is used up, it raises `Retryable`:
+    then it is reserved anew, as the budget allows (fewer samples, but no shorter ones: what failed is not worth the end
+    of a budget). Each attempt has a receipt of its own and is booked at what that says; where it says nothing, at its
+    worst case.
     """
 
     def __init__(
         self,
-        meter: Meter,
+        meter: Account,
         engine: Engine,
         request: Request,
+        receipt: Receipt,
         prices: Prices | None,
         minimum: int,
         answer: int,
         final: bool,
     ) -> None:
-        """Options as in `Meter.reserve`."""
+        """`receipt` gets what was booked for all attempts, and what the last one brought; options as in `reserve`."""
+        self._receipt = receipt
         self._meter, self._engine, self._request, self._prices = meter, engine, request, prices
         self._minimum, self._answer, self._final = minimum, answer, final
         self._reservation: Reservation | None = None
         self._machine: MachineTime | None = None
         self._begun = 0.0
 
-    async def run(self, deadline: Deadline | None, on_delta: Callable[[Delta], None] | None) -> tuple[Completion, ...]:
+    async def run(self, deadline: Deadline | None, on_delta: Reader | None) -> tuple[Completion, ...]:
         """Reserve, call, settle; see `Meter.generate`."""
         request, pieces = self._request, None if on_delta is None else Pieces(on_delta)
-        failure: Exception | None = None
+        failure: Retryable | None = None
         tries = left = 0
         while True:
             tries += 1
@@ -89,16 +117,15 @@ class Metered:
                     raise
                 failure.args = (f"{failure}, and {error}",)
                 raise failure from None
-            except Exception as error:
-                offered = getattr(error, "attempts_left", 0)
-                left = offered if failure is None else min(left - 1, offered)
+            except Retryable as error:
+                left = error.attempts_left if failure is None else min(left - 1, error.attempts_left)
                 if left <= 0:
                     if tries > 1:
                         error.args = (f"{error}, {tries} reservations in a row",)
                     raise
                 failure = error
             self._request, self._minimum = request, request.params.max_tokens
-            await asyncio.sleep(getattr(failure, "wait", 0.0))
+            await asyncio.sleep(failure.wait)
             if pieces is not None:
                 pieces.again()
 
@@ -109,15 +136,17 @@ class Metered:
         if self._prices is not None and self._prices.per_hour:
             self._machine = meter.machines.setdefault(id(self._engine), MachineTime())
             self._begun = self._machine.begin(self._request.n, meter.clock())
+        used = Receipt()
         try:
             if on_delta is None:
-                completions = await self._engine.generate(self._request)
+                completions = await self._engine.generate(self._request, used)
             else:
-                completions = await streamed(self._engine, self._request, on_delta)
+                completions = await streamed(self._engine, self._request, on_delta, used)
         except BaseException as error:
-            self._book(spent(error))
+            refused = used.spend is None and isinstance(error, UserError)
+            self._book(Spend() if refused else used.spend, used.completions)
             raise
-        self._book(completions[0].spend if len(completions) == 1 else sum((c.spend for c in completions), Spend()))
+        self._book(sum((c.spend for c in completions), Spend()) if used.spend is None else used.spend, completions)
         given, reservation = self._request.params.max_tokens, self._reservation
         cut = given < asked and any(c.finish_reason is FinishReason.LENGTH for c in completions)
         if cut and reservation is not None:
@@ -149,7 +178,7 @@ class Metered:
                 f"the budget in dollars is used up by the time of {engine.info.name} at ${prices.per_hour:g} per hour",
             )
 
-    def _book(self, spend: Spend | None) -> None:
+    def _book(self, spend: Spend | None, completions: tuple[Completion, ...]) -> None:
         """Book what it cost; None is its worst case. Time of a machine that its engine does not tell is its share."""
         n, prices, reservation = self._request.n, self._prices, self._reservation
         seconds = 0.0
@@ -170,6 +199,7 @@ class Metered:
             self._meter.add(spend)
         else:
             reservation.settle(spend)
+        self._receipt.settle(spend if self._receipt.spend is None else self._receipt.spend + spend, completions)
 
     def _prompt_tokens(self) -> int:
         if self._reservation is not None:
@@ -178,92 +208,3 @@ class Metered:
         with contextlib.suppress(Exception):
             return self._engine.count_tokens(self._request.prompt)
         return 0
-
-
-class Pieces:
-    """Passes the pieces of a stream on; of one that begins again, only what was not passed on before.
-
-    Where it says something else than before, nothing more of that sample is passed on but its completion.
-    """
-
-    def __init__(self, on_delta: Callable[[Delta], None]) -> None:
-        self._on_delta = on_delta
-        self._passed: dict[int, list[str]] = {}
-        self._to_repeat: dict[int, str] = {}
-        """What was passed on and has not come again yet, by sample."""
-        self._parted: set[int] = set()
-
-    def again(self) -> None:
-        """The stream begins again."""
-        self._to_repeat = {sample: "".join(texts) for sample, texts in self._passed.items()}
-        self._parted.clear()
-
-    def __call__(self, delta: Delta) -> None:
-        text = self._new(delta) if self._to_repeat else delta.text
-        if text:
-            self._passed.setdefault(delta.sample, []).append(text)
-        if text != delta.text:
-            delta = dataclasses.replace(delta, text=text)
-        self._on_delta(delta)
-
-    def _new(self, delta: Delta) -> str:
-        text, before = delta.text, self._to_repeat.get(delta.sample, "")
-        if delta.sample in self._parted:
-            return ""
-        if before.startswith(text):
-            self._to_repeat[delta.sample] = before[len(text) :]
-            return ""
-        if text.startswith(before):
-            self._to_repeat[delta.sample] = ""
-            return text[len(before) :]
-        self._parted.add(delta.sample)
-        return ""
-
-
-async def streamed(engine: Engine, request: Request, on_delta: Callable[[Delta], None]) -> tuple[Completion, ...]:
-    """Stream a call and pass its pieces on.
-
-    Raises what the engine and `on_delta` raise; the exception carries what the engine says that it used.
-    """
-    completions: dict[int, Completion] = {}
-    stream: Any = engine.stream(request)
-    try:
-        async for delta in stream:
-            if delta.completion is not None:
-                completions[delta.sample] = delta.completion
-            on_delta(delta)
-    except BaseException as error:
-        if not hasattr(error, "spend"):
-            await _end(stream, error)
-        raise
-    finally:
-        close = getattr(stream, "aclose", None)
-        if close is not None:
-            await close()
-    missing = [i for i in range(request.n) if i not in completions]
-    if missing:
-        raise PonderError(f"the engine's stream ended without the completion of sample {missing[0]}")
-    return tuple(completions[i] for i in range(request.n))
-
-
-async def _end(stream: Any, error: BaseException) -> None:
-    """End a stream as a cancelled call ends (closing a generator could not say what it used)."""
-    throw = getattr(stream, "athrow", None)
-    if throw is None:
-        return
-    try:
-        await throw(asyncio.CancelledError())
-    except asyncio.CancelledError as ended:
-        for name in ("spend", "completions"):
-            if hasattr(ended, name):
-                setattr(error, name, getattr(ended, name))
-    except (Exception, StopAsyncIteration):
-        return
-
-
-def spent(error: BaseException) -> Spend | None:
-    """What a call that failed or was cancelled has used; None if nobody knows."""
-    spend = getattr(error, "spend", None)
-    if isinstance(spend, Spend):
-        return spend
-    return Spend() if isinstance(error, UserError) else None

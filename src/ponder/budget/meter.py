@@ -21,9 +21,10 @@ from ponder.budget.calling import Deadline, Metered, clamp, grace_of
 from ponder.budget.ledger import NOTHING, Call, Ledger, Reservation, check_budget
 from ponder.budget.machine import MachineTime
 from ponder.budget.prices import PriceList, Prices, dearest, load
+from ponder.budget.streams import Reader
 from ponder.errors import BudgetExceeded, PonderError
-from ponder.protocols import Checker, Engine, Scorer
-from ponder.types import Budget, Completion, Delta, Problem, Request, Response, Spend, Verdict
+from ponder.protocols import Checker, Engine, Receipt, Scorer
+from ponder.types import Budget, Completion, Problem, Request, Response, Spend, Verdict
 
 __all__ = ["Meter", "Prices", "Reservation", "clamp"]
 
@@ -274,20 +275,22 @@ class Meter:
         minimum: int = 1,
         answer: int = 0,
         final: bool = False,
-        on_delta: Callable[[Delta], None] | None = None,
+        on_delta: Reader | None = None,
+        receipt: Receipt | None = None,
     ) -> tuple[Completion, ...]:
         """Reserve, call the engine, settle; options as in `reserve`. May return fewer than `request.n`.
 
-        With `on_delta` the call is streamed. A call that failed or was cancelled is booked with what its exception
-        carries as `spend`; without that, at its worst case (but a `UserError` was refused before any work: nothing).
-        Raises `BudgetExceeded`, also when the time is up (with the completions as they were then, if the engine tells),
-        and what the engine raises.
+        With `on_delta` the call is streamed: it is awaited with each piece before the next one is asked for. A call
+        that failed or was cancelled is booked at what its engine says that it used; at its worst case where it does not
+        say (but a `UserError` was raised before any work: nothing). `receipt` gets what was booked, however it ends,
+        and what had been sampled. Raises `BudgetExceeded`, also when the time is up (with the completions as they were
+        then, if the engine tells), and what the engine and `on_delta` raise.
         """
-        prices = self._prices_of(engine)
-        call = Metered(self, engine, request, prices, minimum, answer, final)
+        prices, receipt = self._prices_of(engine), receipt or Receipt()
+        call = Metered(self, engine, request, receipt, prices, minimum, answer, final)
         if self.deadline is None and not (self._paid and prices is not None and prices.per_hour):
             return await call.run(None, on_delta)
-        async with self.clocked() as deadline:
+        async with self.clocked(receipt) as deadline:
             return await call.run(deadline, on_delta)
 
     async def check(self, checker: Checker, problem: Problem, response: Response) -> Verdict:
@@ -324,8 +327,11 @@ class Meter:
         return scores
 
     @contextlib.asynccontextmanager
-    async def clocked(self) -> AsyncIterator[Deadline]:
-        """Cancel what runs inside when the seconds are used up. Raises `BudgetExceeded`, also if they are already."""
+    async def clocked(self, receipt: Receipt | None = None) -> AsyncIterator[Deadline]:
+        """Cancel what runs inside when the seconds are used up. Raises `BudgetExceeded`, also if they are already.
+
+        What had been sampled by then is taken from the `receipt` of what runs inside.
+        """
         left = self.seconds_left
         mine = None if self.budget.seconds is None else self._started + self.budget.seconds
         outer = mine is None or (self.deadline is not None and self.deadline < mine)
@@ -336,10 +342,10 @@ class Meter:
         try:
             async with deadline.timeout:
                 yield deadline
-        except TimeoutError as error:
+        except TimeoutError:
             if deadline.timeout.expired():
                 self.outer = self.outer or outer
-                raise BudgetExceeded(deadline.refusal, getattr(error.__cause__, "completions", ())) from None
+                raise BudgetExceeded(deadline.refusal, () if receipt is None else receipt.completions) from None
             raise
 
     def _late(self) -> str:

@@ -66,7 +66,12 @@ class Screen:
         """What was written last is thought."""
         self._last = ""
 
+    async def follow(self, delta: Delta) -> None:
+        """`show`, for a search."""
+        self.show(delta)
+
     def show(self, delta: Delta) -> None:
+        """Show a piece; an empty one says that the response so far was cut off."""
         if delta.sample != 0:
             return
         for inside, text in self._splitter.feed(delta.text):
@@ -78,6 +83,10 @@ class Screen:
             if not self._single:
                 self._end_line()
             self._splitter = Splitter(self._format)
+
+    def cut(self) -> None:
+        """The response that streams was cut off."""
+        self.show(Delta(0, ""))
 
     def _write(self, inside: bool, text: str) -> None:
         text = visible(text, WHOLE)
@@ -110,6 +119,7 @@ class Screen:
 
     def finish(self, outcome: Outcome) -> None:
         """Print the answer if it did not stream, and end its line."""
+        self.cut()
         self._end_line()
         if not self._answered and outcome.response.answer is not None and outcome.response.answer.strip():
             self._answered = True

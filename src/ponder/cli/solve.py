@@ -233,11 +233,13 @@ def _solve(
         others=others,
         prices=prices_of(config),
         journal=journal,
-        on_delta=None if screen is None else screen.show,
+        on_delta=None if screen is None else screen.follow,
     )
     try:
         return sync.run(search), whole
     except KeyboardInterrupt:
+        if screen is not None:
+            screen.cut()
         if where is None:
             raise
         raise stopped(where) from None

@@ -1,11 +1,11 @@
-"""A streamed response, whole."""
+"""A streamed response, whole, and what completions cost."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 
-from ponder.types import Completion, Delta
+from ponder.types import Completion, Delta, Spend
 
 
 async def collected(deltas: AsyncGenerator[Delta, None], n: int) -> tuple[Completion, ...]:
@@ -16,3 +16,8 @@ async def collected(deltas: AsyncGenerator[Delta, None], n: int) -> tuple[Comple
             if delta.completion is not None:
                 completions[delta.sample] = delta.completion
     return tuple(completions[i] for i in range(n))
+
+
+def total(completions: Iterable[Completion]) -> Spend:
+    """What completions cost together."""
+    return sum((c.spend for c in completions), Spend())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from random import Random
 
 from ponder.engines.reasoner import END, Mind, key_of, logprob_of, raw, text_of, write
@@ -98,15 +97,14 @@ class Sample:
         )
         return Segment(kind, ids, (self._logprob,) * len(ids), version, self._params.logprobs_of, best)
 
-    def send(self, send: Callable[[Delta], None], first: int, last: int) -> None:
-        """Send what was sampled between two times; the prefix with the first piece."""
+    def piece(self, first: int, last: int) -> Delta | None:
+        """What was sampled between two times, if anything; the prefix with the first piece."""
         if first >= self.new:
-            return
+            return None
         begin, end = self._begun + first if first else 0, self._begun + min(last, self.new)
         text = text_of(self._tokens[begin : max(begin, min(end, self._text_end))])
         ids = tuple(map(ord, self._tokens[begin:end])) if self._with_ids else ()
-        if text or ids:
-            send(Delta(self._index, text, ids))
+        return Delta(self._index, text, ids) if text or ids else None
 
 
 def _best(token: int, logprob: float, count: int) -> tuple[tuple[int, float], ...]:

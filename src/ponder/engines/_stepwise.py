@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,19 +19,21 @@ import numpy as np
 
 from ponder.engines._deltas import collected
 from ponder.engines._growth import Growth
+from ponder.engines._handover import Handover, deltas
 from ponder.engines._thread import CLOSED, OneByOne
 from ponder.engines.requests import Markers, Ready, resolve
-from ponder.engines.text import TextStream, Vocabulary
+from ponder.engines.text import Vocabulary
 from ponder.errors import EngineClosed, PonderError, Unsupported
 from ponder.models.base import LoadedModel
+from ponder.protocols import Receipt
 from ponder.types import Capabilities, Completion, Delta, Prompt, Request, Spend
 
 _EXIT_SECONDS = 5.0
 GRACE = 1.0
 """Seconds that a cancelled call waits at most for the thread to end the part of the prompt or the token that it is in.
 
-Then it knows what was sampled and says so (`CancelledError.spend`, `.completions`). What takes longer is not waited
-for: the call ends without saying, and whoever counts books its worst case.
+Then it knows what was sampled and settles its receipt. What takes longer is not waited for: the receipt stays
+unsettled, and whoever counts books the worst case.
 """
 
 
@@ -59,21 +62,22 @@ class _Call:
     gone: threading.Event = field(default_factory=threading.Event)
     rows: list[Growth] = field(default_factory=list)
     """Samples that were begun."""
+    done: list[Completion] = field(default_factory=list)
+    """Of samples that are over."""
     first: tuple[list[int], np.ndarray] | None = None
     """Response ids and logits with which the first sample began: its siblings begin with the same."""
 
-    def tell(self, error: BaseException) -> None:
-        """Let an exception say what was sampled and used."""
-        rows = [row for row in self.rows if row.begun]
-        error.completions = tuple(row.completion(self.rate) for row in rows)  # type: ignore[attr-defined]
-        error.spend = sum((row.spend(self.rate) for row in self.rows), Spend())  # type: ignore[attr-defined]
+    def settle(self, receipt: Receipt) -> None:
+        """Say what was sampled and used; the thread works on it no more."""
+        cut = [row.completion(self.rate) for row in self.rows[len(self.done) :] if row.begun]
+        receipt.settle(sum((row.spend(self.rate) for row in self.rows), Spend()), (*self.done, *cut))
 
 
 class StepwiseEngine:
     """Samples from a model of which only tokenizer and next logits are known; see `protocols.Engine`.
 
-    A sample draws the same random numbers as in the torch engine. A call that is cancelled ends within `grace` seconds,
-    at once if it has not begun, and its `CancelledError` carries what was sampled (`completions`) and used (`spend`).
+    A sample draws the same random numbers as in the torch engine. A call that is cancelled, or whose stream is closed,
+    ends within `grace` seconds, at once if it has not begun, and then its receipt is settled.
 
     Log-probabilities are of the distribution that was sampled from, or the model's own with `logprobs_of="raw"`.
     """
@@ -98,80 +102,63 @@ class StepwiseEngine:
     def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
         return len(self.model.prompt_ids(prompt))
 
-    async def generate(self, request: Request) -> tuple[Completion, ...]:
-        return await collected(self._stream(request), request.n)
+    async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
+        return await collected(self.stream(request, receipt), request.n)
 
-    def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        return self._stream(request)
-
-    async def _stream(self, request: Request) -> AsyncGenerator[Delta, None]:
+    async def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
+        receipt = receipt or Receipt()
         if self._thread.closing.is_set():
+            receipt.settle(Spend())
             raise EngineClosed(CLOSED)
         ready = resolve(
             request, tuple(self.model.prompt_ids(request.prompt)), self.model, self._vocabulary, self._markers
         )
-        call = _Call(request, ready, self.info.flops_per_token)
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Delta | None]()
-
-        def tell(delta: Delta | None) -> None:
-            # Without a loop there is nobody left to tell.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(events.put_nowait, delta)
-
-        future = self._thread.submit(lambda: self._work(call, tell))
-        future.add_done_callback(lambda _: tell(None))
+        call, handover = _Call(request, ready, self.info.flops_per_token), Handover()
+        handover.open()
+        future = self._thread.submit(lambda: self._work(call, handover))
+        future.add_done_callback(lambda _: _failed(future, handover))
+        pieces = deltas(handover, request.n, self._vocabulary, request.params.stop, ready.prefix)
         try:
-            while (delta := await events.get()) is not None:
-                yield delta
-            future.result()
-        except asyncio.CancelledError as error:
+            async with contextlib.aclosing(pieces):
+                async for delta in pieces:
+                    yield delta
+        except (asyncio.CancelledError, GeneratorExit):
             call.gone.set()
             if not future.cancel():
                 # Cancelled once more, it does not wait.
-                with contextlib.suppress(asyncio.CancelledError, TimeoutError):
-                    async with asyncio.timeout(self.grace):
-                        while await events.get() is not None:
-                            pass
-            if future.done():
-                call.tell(error)
+                await _over(future, self.grace)
             raise
         finally:
             call.gone.set()
-            future.cancel()
+            if future.done() or len(call.done) == request.n:
+                call.settle(receipt)
 
     # On the thread ------------------------------------------------------------------------------------------------
 
-    def _work(self, call: _Call, tell: Callable[[Delta], None]) -> None:
+    def _work(self, call: _Call, handover: Handover) -> None:
         closing, p = self._thread.closing, call.request.params
         ends = frozenset((*self.model.end_ids, *p.stop_ids))
         try:
             for index in range(call.request.n):
                 row = Growth(p, call.ready, self._markers, self._vocabulary, ends, index)
                 call.rows.append(row)
-                begun, stream, shown = time.perf_counter(), TextStream(self._vocabulary, p.stop), 0
+                begun, told = time.perf_counter(), len(row.ids)
                 try:
                     while not row.over:
-                        piece = stream.push(row.ids[len(stream.ids) :])
-                        if piece:
-                            tell(Delta(index, piece, tuple(row.ids[shown:])))
-                            shown = len(row.ids)
                         self._step(call, row)
+                        handover.tokens(index, row.ids[told:])
+                        told = len(row.ids)
                 finally:
                     row.seconds = time.perf_counter() - begun
-                completion = row.completion(call.rate)
-                tell(Delta(index, stream.finish(completion.text), completion.ids[shown:], completion))
+                call.done.append(row.completion(call.rate))
+                handover.sample(index, call.done[-1])
         except _Gone:
             if closing.is_set():
-                closed = EngineClosed("the engine was closed while the request ran")
-                call.tell(closed)
-                raise closed from None
+                raise EngineClosed("the engine was closed while the request ran") from None
+        except PonderError:
+            raise
         except Exception as error:
-            failed = error if isinstance(error, PonderError) else self._failure(error)
-            call.tell(failed)
-            raise failed from error.__cause__ if failed is error else error
-
-    def _failure(self, error: Exception) -> PonderError:
-        return PonderError(f"the engine of {self.info.name} failed: {type(error).__name__}: {error}")
+            raise PonderError(f"the engine of {self.info.name} failed: {type(error).__name__}: {error}") from error
 
     def _step(self, call: _Call, row: Growth) -> None:
         """Give a sample its next id."""
@@ -206,3 +193,24 @@ class StepwiseEngine:
     async def close(self) -> None:
         self._thread.shutdown()
         await asyncio.shield(asyncio.wrap_future(self._thread.ended))
+
+
+def _failed(future: Future[None], handover: Handover) -> None:
+    """Tell a reader that a job failed; only now, when it is over, is it certain what was used."""
+    if not future.cancelled() and (error := future.exception()) is not None:
+        handover.failed(error)
+
+
+async def _over(future: Future[None], seconds: float) -> None:
+    """Wait for the end of a job, so long at most."""
+    over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def tell(_: Future[None]) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(over.set)
+
+    future.add_done_callback(tell)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await over.wait()

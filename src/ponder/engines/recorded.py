@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ponder import jsonl
+from ponder.engines._deltas import total
 from ponder.errors import EngineClosed, Unsupported, UserError
 from ponder.messages import read_prompt
-from ponder.types import Completion, Delta, FinishReason, Prompt, Request, ThoughtFormat
+from ponder.protocols import Receipt
+from ponder.types import Completion, Delta, FinishReason, Prompt, Request, Spend, ThoughtFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,18 +92,22 @@ class RecordedEngine:
     def __init__(self, path: Path) -> None:
         self._path, self._closed = path, False
 
-    async def generate(self, request: Request) -> tuple[Completion, ...]:
+    async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
         """Raises `EngineClosed`, and `UserError` for what is not recorded."""
+        receipt = receipt or Receipt()
         if self._closed:
+            receipt.settle(Spend())
             raise EngineClosed(f"{self._path}: its engine is closed; open it again")
-        return self.find(request)
+        completions = self.find(request)
+        receipt.settle(total(completions), completions)
+        return completions
 
     def find(self, request: Request) -> tuple[Completion, ...]:
         """The recorded answer."""
         raise NotImplementedError
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        for i, completion in enumerate(await self.generate(request)):
+    async def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
+        for i, completion in enumerate(await self.generate(request, receipt)):
             yield Delta(i, completion.text, completion.ids, completion)
 
     async def load_weights(self, source: Any, version: str) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from ponder.budget.machine import MachineTime
+from ponder.engines._deltas import collected, total
 from ponder.engines._simulated_sample import VERSION, Sample
 from ponder.engines.reasoner import CLOSE_TEXT, OPEN_TEXT, Mind, prompt_text
 from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
+from ponder.protocols import Receipt
 from ponder.types import (
     Capabilities,
     Completion,
@@ -159,23 +161,12 @@ class SimulatedEngine:
     def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
         return len(prompt_text(prompt))
 
-    async def generate(self, request: Request) -> tuple[Completion, ...]:
-        return await self._run(request, None)
+    async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
+        return await collected(self._run(request, receipt or Receipt(), pieces=False), request.n)
 
-    async def stream(self, request: Request) -> AsyncIterator[Delta]:
-        deltas: asyncio.Queue[Delta | None] = asyncio.Queue()
-        task = asyncio.ensure_future(self._run(request, deltas.put_nowait))
-        task.add_done_callback(lambda _: deltas.put_nowait(None))
-        try:
-            while (delta := await deltas.get()) is not None:
-                yield delta
-            await task
-        except asyncio.CancelledError as error:
-            await _stop(task)
-            _tell_spend(error, task)
-            raise
-        finally:
-            await _stop(task)
+    def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
+        """Its samples grow as time passes, whether their pieces are read or not."""
+        return self._run(request, receipt or Receipt(), pieces=True)
 
     async def load_weights(self, source: Any, version: str) -> None:
         raise Unsupported("the simulated engine has no weights: open another one with other options")
@@ -203,8 +194,8 @@ class SimulatedEngine:
 
     # A call -------------------------------------------------------------------------------------------------------
 
-    async def _run(self, request: Request, send: Callable[[Delta], None] | None) -> tuple[Completion, ...]:
-        self._refuse_closed()
+    async def _run(self, request: Request, receipt: Receipt, *, pieces: bool) -> AsyncGenerator[Delta, None]:
+        self._refuse_closed(receipt)
         prompt, prefix = prompt_text(request.prompt), prompt_text(request.prefix)
         self._check(request, len(prompt), len(prefix))
         samples = [Sample(self._mind, request, prompt, prefix, i, self.options.ids) for i in range(request.n)]
@@ -216,40 +207,37 @@ class SimulatedEngine:
         begun, sampled = loop.time(), 0
         share = self._machine.begin(request.n, begun)
         try:
-            for upto in _stops(samples, fails, send is not None):
+            for upto in _stops(samples, fails, pieces):
                 await self._until(begun + self.options.latency + self._seconds(upto))
-                if send is not None:
-                    for sample in samples:
-                        sample.send(send, sampled, upto)
-                sampled = upto
+                before, sampled = sampled, upto
+                for sample in samples if pieces else ():
+                    if (piece := sample.piece(before, upto)) is not None:
+                        yield piece
             if fails is not None:
                 raise PonderError(f"the simulated engine failed after {sampled} tokens (failure_rate)")
         except BaseException as error:
-            if self.grace and isinstance(error, asyncio.CancelledError):
-                # Cancelled once more, it stops at once.
-                with contextlib.suppress(asyncio.CancelledError):
+            try:
+                if self.grace and isinstance(error, asyncio.CancelledError | GeneratorExit):
+                    # Cancelled once more, it stops at once.
                     await asyncio.sleep(self.grace)
-            sampled = max(sampled, self._tokens_in(loop.time() - begun))
-            sampled = sampled if fails is None else min(sampled, fails)
-            seconds = loop.time() - begun, self._machine.end(request.n, share, loop.time())
-            completions = tuple(s.completion(*seconds, sampled) for s in samples)
-            error.spend = self._book(completions)  # type: ignore[attr-defined]
-            error.completions = completions  # type: ignore[attr-defined]
+            finally:
+                sampled = max(sampled, self._tokens_in(loop.time() - begun))
+                sampled = sampled if fails is None else min(sampled, fails)
+                seconds = loop.time() - begun, self._machine.end(request.n, share, loop.time())
+                self._book(receipt, tuple(s.completion(*seconds, sampled) for s in samples))
             raise
         finally:
             self.in_flight -= request.n
         seconds = loop.time() - begun, self._machine.end(request.n, share, loop.time())
         completions = tuple(s.completion(*seconds) for s in samples)
-        self._book(completions)
-        if send is not None:
-            for i, completion in enumerate(completions):
-                send(Delta(i, "", (), completion))
-        return completions
+        self._book(receipt, completions)
+        for i, completion in enumerate(completions):
+            yield Delta(i, "", (), completion)
 
-    def _book(self, completions: Sequence[Completion]) -> Spend:
-        spend = sum((c.spend for c in completions), Spend())
+    def _book(self, receipt: Receipt, completions: tuple[Completion, ...]) -> None:
+        spend = total(completions)
         self.used = self.used + spend
-        return spend
+        receipt.settle(spend, completions)
 
     def _seconds(self, tokens: int) -> float:
         return tokens / self.options.tokens_per_second if self.options.tokens_per_second else 0.0
@@ -279,8 +267,10 @@ class SimulatedEngine:
         rng = Random(f"failure {request.params.seed} {request.prefix!r} {prompt}")
         return rng.randint(0, longest) if rng.random() < self.options.failure_rate else None
 
-    def _refuse_closed(self) -> None:
+    def _refuse_closed(self, receipt: Receipt | None = None) -> None:
         if self._closed:
+            if receipt is not None:
+                receipt.settle(Spend())
             raise EngineClosed("the simulated engine is closed: open a new one")
 
     def _check(self, request: Request, prompt: int, prefix: int) -> None:
@@ -313,23 +303,6 @@ def _stops(samples: Sequence[Sample], fails: int | None, stream: bool) -> list[i
     if not stream:
         return [end]
     return sorted({*range(_STREAM_PIECE, end, _STREAM_PIECE), end})
-
-
-async def _stop(task: asyncio.Future[Any]) -> None:
-    """Cancel a task and wait for its end; cancelled while it waits, cancel it once more."""
-    while task.cancel():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
-
-
-def _tell_spend(error: BaseException, ended: asyncio.Future[Any]) -> None:
-    """Let an exception say what a call that has ended used."""
-    try:
-        completions = ended.result()
-        spend = sum((c.spend for c in completions), Spend())
-    except BaseException as inner:
-        completions, spend = getattr(inner, "completions", ()), getattr(inner, "spend", Spend())
-    error.completions, error.spend = completions, spend  # type: ignore[attr-defined]
 
 
 def _is_ids(value: Any) -> bool:

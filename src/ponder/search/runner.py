@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from ponder.budget.meter import Meter, Prices
 from ponder.budget.prices import PriceList
-from ponder.errors import BudgetExceeded, CallCancelled, PonderError, Unsupported, UserError
+from ponder.budget.streams import Reader
+from ponder.errors import BudgetExceeded, CallCancelled, CallFailed, PonderError, Unsupported, UserError
 from ponder.protocols import (
     Answers,
     Ask,
@@ -20,6 +21,7 @@ from ponder.protocols import (
     Generate,
     Group,
     Hold,
+    Receipt,
     Release,
     Score,
     Scorer,
@@ -28,7 +30,9 @@ from ponder.protocols import (
 )
 from ponder.search.clusters import TextAnswers, group
 from ponder.search.journal import Journal
-from ponder.types import Budget, Completion, Delta, Outcome, Problem, Request, StopReason
+from ponder.search.leading import Leader
+from ponder.search.solving import Solving
+from ponder.types import Budget, Completion, Outcome, Problem, StopReason
 
 if TYPE_CHECKING:
     from ponder.protocols import PrefixHolder
@@ -48,15 +52,17 @@ async def solve(
     parent: Meter | None = None,
     prices: Prices | PriceList | None = None,
     journal: Journal | None = None,
-    on_delta: Callable[[Delta], None] | None = None,
+    on_delta: Reader | None = None,
 ) -> Outcome:
     """Solve one problem with a strategy under a budget (and under the budget of `parent`, if there is one).
 
     `seed` is the run's; the strategy derives each sample's from it. `answers` reads and compares answers for votes
-    (default: as they are written). `others` are further engines that the strategy may ask for by name. `on_delta` gets
-    the pieces of the leading response as they are sampled: the first sample of the first call, then of the next one to
-    start, one at a time; an empty piece ends a response that was cut off. `journal` is written as answers come and, if
-    it holds some already, continued from there; what it spent, and the seconds that it ran, count against `budget`.
+    (default: as they are written). `others` are further engines that the strategy may ask for by name. `on_delta` is
+    awaited with the pieces of the leading response as they are sampled (the first sample of the first call, then of the
+    next one to start, one at a time; an empty piece says that the one so far was cut off and another begins), and its
+    call goes on when it has taken one; `stream` is for readers that ask for the next piece themselves. `journal` is
+    written as answers come and, if it holds some already, continued from there; what it spent, and the seconds that it
+    ran, count against `budget`.
 
     What fails is told to the search, which goes on with what it has: the outcome then stops with `BUDGET` or
     `FAILED`, with the best so far and the reason. `prices` are those of all engines, or a list by the models' names
@@ -127,7 +133,7 @@ async def solve(
                 if ask_id in tasks:
                     tasks[ask_id].cancel()
     finally:
-        cut = await _cancel(tasks)
+        await _cancel(tasks)
         await calls.release()
         meter.keep(0, 0)
         late = [told.get_nowait() for _ in range(told.qsize())]
@@ -138,8 +144,9 @@ async def solve(
                     journal.note(asked[ask_id], answer)
     for ask_id, answer in late:
         search.tell(ask_id, answer)
-    for ask_id, error in cut:
-        search.tell(ask_id, error)
+    for ask_id, task in tasks.items():
+        if task.cancelled():
+            search.tell(ask_id, CallCancelled(calls.sampled(ask_id)))
     return _explained(search.outcome(meter.spend, calls.stop), calls.reason, meter)
 
 
@@ -156,19 +163,20 @@ def _explained(outcome: Outcome, failure: str, meter: Meter) -> Outcome:
     return dataclasses.replace(outcome, stop=stop, reason="; ".join(filter(None, reasons)), outer=meter.outer)
 
 
-async def _cancel(tasks: Mapping[int, asyncio.Task[None]]) -> list[tuple[int, CallCancelled]]:
-    """Cancel what runs and wait for it; what had been sampled by then, by ask."""
+def stream(strategy: Strategy, problem: Problem, engine: Engine, **options: Any) -> Solving:
+    """Solve, for a reader that asks for the pieces of the leading response itself; options as in `solve`.
+
+    The search begins with the first piece that is asked for. See `Solving`.
+    """
+    return Solving(lambda reader: solve(strategy, problem, engine, on_delta=reader, **options))
+
+
+async def _cancel(tasks: Mapping[int, asyncio.Task[None]]) -> None:
+    """Cancel what runs and wait for it."""
     for task in tasks.values():
         task.cancel()
-    cut = []
     if tasks:
         await asyncio.wait(tasks.values())
-    for ask_id, task in tasks.items():
-        try:
-            task.result()
-        except BaseException as error:
-            cut.append((ask_id, CallCancelled(getattr(error, "completions", ()))))
-    return cut
 
 
 class _Calls:
@@ -182,7 +190,7 @@ class _Calls:
         checker: Checker | None,
         scorer: Scorer | None,
         answers: Answers,
-        on_delta: Callable[[Delta], None] | None,
+        on_delta: Reader | None,
     ) -> None:
         self._problem = problem
         self._engines = engines
@@ -190,7 +198,9 @@ class _Calls:
         self._checker = checker
         self._scorer = scorer
         self._answers = answers
-        self._leader = None if on_delta is None else _Leader(on_delta)
+        self._leader = None if on_delta is None else Leader(on_delta)
+        self._receipts: dict[int, Receipt] = {}
+        """Of calls that have not ended well."""
         self._leases: dict[int, contextlib.AsyncExitStack] = {}
         self.stop = StopReason.FINISHED
         self.reason = ""
@@ -201,7 +211,7 @@ class _Calls:
         try:
             match work:
                 case Generate():
-                    return await self._generate(work)
+                    return await self._generate(ask.id, work)
                 case Check(response):
                     if self._checker is None:
                         raise Unsupported("the search asks for a checker and there is none")
@@ -228,28 +238,42 @@ class _Calls:
             if isinstance(work, Generate):
                 self.stop = StopReason.FAILED
                 self.reason = _sentence(error)
+                if (sampled := self.sampled(ask.id)) and not isinstance(error, UserError):
+                    failed = CallFailed(self.reason, sampled)
+                    failed.__cause__ = error
+                    return failed
             else:
                 part = _PARTS[type(work)]
                 self.reason = self.reason or f"the {part} failed: {_sentence(error)}"
             return error
 
-    async def _generate(self, work: Generate) -> tuple[Completion, ...]:
+    def sampled(self, ask_id: int) -> tuple[Completion, ...]:
+        """What a call that did not end well had sampled, as far as its engine tells."""
+        receipt = self._receipts.get(ask_id)
+        return () if receipt is None else receipt.completions
+
+    async def _generate(self, ask_id: int, work: Generate) -> tuple[Completion, ...]:
         engine = self._engines.get(work.engine)
         if engine is None:
             raise Unsupported(f"the search asks for an engine {work.engine!r} and there is none of this name")
-        on_delta = self._leader.follow(work.request) if self._leader is not None else None
+        leader = self._leader
+        on_delta = leader.follow(work.request) if leader is not None else None
+        receipt = self._receipts[ask_id] = Receipt()
         try:
-            return await self._meter.generate(
+            completions = await self._meter.generate(
                 engine,
                 work.request,
                 minimum=work.minimum,
                 answer=work.answer_reserve,
                 final=work.final,
                 on_delta=on_delta,
+                receipt=receipt,
             )
         finally:
-            if on_delta is not None and self._leader is not None:
-                self._leader.leave()
+            if on_delta is not None and leader is not None:
+                leader.leave()
+        del self._receipts[ask_id]
+        return completions
 
     async def _hold(self, ask_id: int, ids: tuple[int, ...]) -> None:
         engine = self._engines[""]
@@ -267,51 +291,6 @@ class _Calls:
 
 
 _PARTS = {Check: "checker", Score: "scorer", Group: "comparison of answers", Hold: "lease", Release: "lease"}
-
-
-class _Leader:
-    """Passes on the first sample of one call at a time. A call that continues a response shows only what is new."""
-
-    def __init__(self, on_delta: Callable[[Delta], None]) -> None:
-        self._on_delta = on_delta
-        self._shown = ""
-        self._text = ""
-        self._prefix = ""
-        self._whole = True
-        self.busy = False
-
-    def follow(self, request: Request) -> Callable[[Delta], None] | None:
-        """Where the pieces of this call go; None if another call leads, or it continues a response not shown."""
-        prefix = request.prefix
-        if self.busy or not isinstance(prefix, str) or (prefix and not prefix.startswith(self._shown)):
-            return None
-        self.busy, self._whole = True, False
-        self._text, self._prefix = "", prefix
-        if not prefix:
-            self._shown = ""
-        return self._pass_on
-
-    def leave(self) -> None:
-        """The call has ended. Of one that failed or was cancelled an empty piece tells that nothing follows."""
-        self.busy = False
-        if not self._whole:
-            self._on_delta(Delta(0, ""))
-
-    def _pass_on(self, delta: Delta) -> None:
-        if delta.sample != 0 or not (delta.text or delta.ids or delta.completion):
-            return
-        self._whole = delta.completion is not None
-        self._text += delta.text
-        if not self._prefix:
-            self._shown += delta.text
-            self._on_delta(delta)
-            return
-        # Engines differ in whether the prefix is part of what they stream.
-        if self._prefix.startswith(self._text) and delta.completion is None:
-            return
-        whole = self._text if self._text.startswith(self._prefix) else self._prefix + self._text
-        new, self._shown = whole[len(self._shown) :], whole
-        self._on_delta(dataclasses.replace(delta, text=new))
 
 
 def _sentence(error: Exception) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from ponder.errors import Unsupported, UserError
+from ponder.errors import Unfinished, Unsupported, UserError
 from ponder.protocols import Ask, Generate, SearchContext
 from ponder.search.asking import Asking
 from ponder.search.seeds import derive
@@ -149,8 +149,9 @@ class Sampling(Asking):
     def _cut(self, ask_id: int, answer: Any, note: str) -> None:
         """Show what there is of a call that did not end."""
         stage, first = divmod(ask_id, self.n)
-        completions = answer if isinstance(answer, tuple) else getattr(answer, "completions", ())
-        for i, completion in enumerate(completions, first):
+        if isinstance(answer, Unfinished):
+            answer = answer.completions
+        for i, completion in enumerate(answer if isinstance(answer, tuple) else (), first):
             parent = self._last.get(i)
             self.tree.add(stage * self.n + i, completion, None if parent is None else parent.id)
             self.tree.note(stage * self.n + i, note)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ponder.errors import BudgetExceeded, Unsupported
+from ponder.errors import BudgetExceeded, Unfinished, Unsupported
 from ponder.protocols import Ask, Check, Generate, Score, SearchContext
 from ponder.search.asking import Asking
 from ponder.search.step import (
@@ -180,7 +180,7 @@ class Stepping(Asking):
             call = self._calls[ask_id]
             call.completions = () if failed else tuple(answer)
             self.spent = self.spent or isinstance(answer, BudgetExceeded)
-            for i, completion in enumerate(getattr(answer, "completions", ())):
+            for i, completion in enumerate(answer.completions if isinstance(answer, Unfinished) else ()):
                 self.tree.add(ask_id + i, completion, None if call.parent is None else call.parent.id)
                 self.tree.note(ask_id + i, f"cut short: {answer}")
             self._final = self._final and not call.final

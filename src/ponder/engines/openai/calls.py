@@ -10,11 +10,14 @@ import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
+from ponder.engines._deltas import total
 from ponder.engines.openai import faults
 from ponder.engines.openai.faults import EndpointFailed, Fault
+from ponder.engines.openai.lag import Lag
 from ponder.engines.openai.tokens import apportion
 from ponder.engines.openai.wire import Received, Sample, body
 from ponder.errors import EngineClosed, UserError
+from ponder.protocols import Receipt
 from ponder.types import Completion, Delta, FinishReason, Request, Spend, offered_tools
 
 if TYPE_CHECKING:
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 LEAST = 0.5
 """Of the length that was asked for: a retry that could be shorter than that would often be cut off."""
+MOMENT = 0.05
+"""Seconds that a reader may be behind the endpoint and still count as prompt."""
 
 
 class Call:
@@ -32,9 +37,10 @@ class Call:
     still be, and the meter reserves anew.
     """
 
-    def __init__(self, engine: OpenAIEngine, request: Request) -> None:
+    def __init__(self, engine: OpenAIEngine, request: Request, receipt: Receipt) -> None:
         self.engine = engine
         self.request = request
+        self.receipt = receipt
         self.counter = engine.counter
         prompt = engine.count_tokens(request.prompt)
         assert not isinstance(request.prefix, tuple)
@@ -52,6 +58,7 @@ class Call:
         self.shown = [""] * request.n
         self.entered: float | None = None
         self.began = self.sent = time.perf_counter()
+        self.lag = Lag()
 
     async def run(self) -> AsyncGenerator[Delta, None]:
         """Deltas of the samples. Raises `UserError` if the endpoint refuses, `EndpointFailed` if retries end."""
@@ -69,24 +76,20 @@ class Call:
                 async with contextlib.aclosing(self._attempt(received, limit)) as deltas:
                     async for delta in deltas:
                         yield delta
-                for i, completion in enumerate(self._completions(received, limit)):
-                    yield Delta(i, self._unshown(i, completion.text), (), completion)
-                return
-            except asyncio.CancelledError as error:
-                self._mark(error, received, limit)
-                raise
-            except EngineClosed as error:
-                self._mark(error, received, limit)
+                completions = self._completions(received, limit)
+                break
+            except (asyncio.CancelledError, GeneratorExit, EngineClosed):
+                self._settle_cut(received, limit)
                 raise
             except Exception as error:
                 if self.engine.closed:
-                    closed = EngineClosed(*self.engine.failing(error).args)
-                    self._mark(closed, received, limit)
-                    raise closed from None
+                    self._settle_cut(received, limit)
+                    raise EngineClosed(*self.engine.failing(error).args) from None
                 fault = faults.read(error, options.api_key_env, self.engine.key)
-                # A fault of ours, such as a wrong type in a chunk that nobody thought of, comes through as it is.
+                # An error in this program, such as a wrong type in a chunk that nobody thought of, comes through as it
+                # is.
                 if not fault.retry and not fault.refusal and not fault.sentence.startswith("status"):
-                    self._mark(error, received, limit)
+                    self._settle_cut(received, limit)
                     raise
                 entered, self.entered = self.entered, self.entered if fault.worked else None
                 failed = self._failure(fault, attempt, received, limit, entered)
@@ -95,11 +98,14 @@ class Call:
             wait = fault.wait if fault.wait is not None else options.backoff * 2**attempt * (0.5 + noise.random() / 2)
             attempt += 1
             await self._pause(wait)
+        self.receipt.settle(total(completions), tuple(completions))
+        for i, completion in enumerate(completions):
+            yield Delta(i, self._unshown(i, completion.text), (), completion)
 
     def _failure(
         self, fault: Fault, attempt: int, received: Received, limit: int, entered: float | None
     ) -> Exception | None:
-        """Book a failed attempt; what to raise, or None if there is to be another."""
+        """Book a failed attempt, and settle the call if it was the last; what to raise, None if there is another."""
         options = self.engine.options
         completions = self._cut(received, limit, fault.sentence)
         self.wasted = sum((c.spend for c in completions), self.wasted if not completions else Spend())
@@ -108,9 +114,8 @@ class Call:
             wait = fault.wait if fault.wait is not None else options.backoff
             self.engine.lane().gate.slow_down(entered, min(wait, options.max_wait))
         if fault.refusal:
-            error: Exception = faults.refuse(options.url, fault)
-            error.spend, error.completions = self.wasted, ()  # type: ignore[attr-defined]
-            return error
+            self.receipt.settle(self.wasted)
+            return faults.refuse(options.url, fault)
         more, wait = 0, fault.wait if fault.wait is not None else options.backoff
         if fault.retry and attempt < options.retries and (fault.wait or 0.0) <= options.max_wait:
             if self._still() >= LEAST * self.longest:
@@ -121,7 +126,8 @@ class Call:
             why = f"; it asks to wait {fault.wait:g} s, and max_wait is {options.max_wait:g} s"
         else:
             why = f", {attempt + 1} times in a row" if attempt else ""
-        return EndpointFailed(f"{options.url} failed: {fault.sentence}{why}", self.wasted, completions, more, wait)
+        self.receipt.settle(self.wasted, completions)
+        return EndpointFailed(f"{options.url} failed: {fault.sentence}{why}", more, wait)
 
     def _still(self) -> int:
         """Tokens of each response that the next attempt may ask for."""
@@ -131,8 +137,8 @@ class Call:
     async def _pause(self, seconds: float) -> None:
         try:
             await asyncio.sleep(seconds)
-        except asyncio.CancelledError as error:
-            error.spend, error.completions = self.wasted, ()  # type: ignore[attr-defined]
+        except asyncio.CancelledError:
+            self.receipt.settle(self.wasted)
             raise
 
     async def _attempt(self, received: Received, limit: int) -> AsyncGenerator[Delta, None]:
@@ -146,7 +152,7 @@ class Call:
         try:
             if engine.closed:
                 raise EngineClosed(*engine.failing(RuntimeError()).args)
-            self.entered, self.sent = entered, time.perf_counter()
+            self.entered, self.sent, self.lag = entered, time.perf_counter(), Lag()
             # Chunks as they are: the client's typed ones leave out what is not OpenAI's.
             stream: Any = await lane.client.post(
                 "/chat/completions", cast_to=object, body=fields, stream=True, stream_cls=AsyncStream[object]
@@ -156,7 +162,9 @@ class Call:
                     for i in received.feed(chunk):
                         new = self._show(i, received.samples[i].text)
                         if new:
+                            self.lag.turn(held=True)
                             yield Delta(i, new)
+                            self.lag.turn(held=False)
             finally:
                 await stream.close()
             received.check()
@@ -234,7 +242,7 @@ class Call:
                 count = sample.running
             else:
                 seen = sample.running if sample.running is not None else self._seen(sample)
-                count = min(limit, seen + (0 if sample.finish else self._under_way(received)))
+                count = min(limit, seen + (0 if sample.finish else self._under_way(received, limit)))
             if total is not None and self.request.n == 1 and sample.finish:
                 count = total
             spend = Spend(sampled_tokens=count, seconds=time.perf_counter() - self.began if i == 0 else 0.0)
@@ -248,16 +256,20 @@ class Call:
         """Chunks of the quickest sample per second since the call was sent."""
         return max(s.pieces for s in received.samples) / max(1e-6, time.perf_counter() - self.sent)
 
-    def _under_way(self, received: Received) -> int:
-        """Tokens of one sample that may have been sampled and not arrived when a stream is cut."""
-        options, pace = self.engine.options, max(self.engine.fastest, self._pace(received))
-        return options.in_flight_tokens + math.ceil(pace * options.in_flight_seconds)
+    def _under_way(self, received: Received, limit: int) -> int:
+        """Tokens of one sample that may have been sampled and not read when a stream is cut.
 
-    def _mark(self, error: BaseException, received: Received, limit: int) -> None:
-        """Tell with an exception what the call has cost and brought."""
+        Behind a reader who held the stream up there may be all of it.
+        """
+        options, pace, behind = self.engine.options, max(self.engine.fastest, self._pace(received)), self.lag.seconds
+        if behind > max(MOMENT, options.in_flight_seconds):
+            return limit
+        return options.in_flight_tokens + math.ceil(pace * (options.in_flight_seconds + behind))
+
+    def _settle_cut(self, received: Received, limit: int) -> None:
+        """Say what the call has cost and brought by the time that it is cut."""
         completions = self._cut(received, limit, None)
-        spend = sum((c.spend for c in completions), Spend()) if completions else self.wasted
-        error.spend, error.completions = spend, completions  # type: ignore[attr-defined]
+        self.receipt.settle(total(completions) if completions else self.wasted, completions)
 
     def _seen(self, sample: Sample) -> int:
         """Bound for the tokens of what came: those with a log-probability, else of its text; and the end token."""

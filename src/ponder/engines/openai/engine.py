@@ -17,6 +17,7 @@ from ponder.engines.openai.findings import Findings, written
 from ponder.engines.openai.gate import CLOSED, Gate
 from ponder.engines.openai.tokens import Counter
 from ponder.errors import EngineClosed, MissingExtra, Unsupported, UserError
+from ponder.protocols import Receipt
 from ponder.types import Completion, Delta, ModelInfo, Prompt, Request, Spend, ThoughtFormat
 
 if TYPE_CHECKING:
@@ -120,21 +121,21 @@ class OpenAIEngine:
             raise Unsupported(f"{self.model} is behind an endpoint and takes no token ids: give text or messages")
         return prompt  # type: ignore[return-value]
 
-    async def generate(self, request: Request) -> tuple[Completion, ...]:
-        return await collected(self._run(request), request.n)
+    async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
+        return await collected(self.stream(request, receipt), request.n)
 
-    def stream(self, request: Request) -> AsyncGenerator[Delta, None]:
-        """Like `generate`, piece by piece. Where an attempt broke off and the next one says something else, the pieces
+    async def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
+        """Like `generate`, piece by piece: a chunk is read when the piece before it was taken.
 
-        end there; the completion has the whole text.
+        Where an attempt broke off and the next one says something else, the pieces end there; the completion has the
+        whole text.
         """
-        return self._run(request)
-
-    async def _run(self, request: Request) -> AsyncGenerator[Delta, None]:
+        receipt = receipt or Receipt()
         if self.closed:
+            receipt.settle(Spend())
             raise EngineClosed(CLOSED)
         self._check(request)
-        async with contextlib.aclosing(Call(self, request).run()) as deltas:
+        async with contextlib.aclosing(Call(self, request, receipt).run()) as deltas:
             async for delta in deltas:
                 yield delta
 

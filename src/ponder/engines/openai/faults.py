@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ponder.engines.openai.wire import Malformed
-from ponder.errors import PonderError, UserError
-from ponder.types import Completion, Spend
+from ponder.errors import Retryable, UserError
 
 _TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _BEFORE_ANY_WORK = {409, 425, 429, 500, 503, 529}
@@ -20,26 +19,11 @@ _BEFORE_ANY_WORK = {409, 425, 429, 500, 503, 529}
 _REFUSALS = ("invalid_request_error", "BadRequestError")
 
 
-class EndpointFailed(PonderError):
+class EndpointFailed(Retryable):
     """An endpoint did not do what it was asked, as often as it was tried.
 
-    `spend` is what all attempts cost, `completions` what the last one brought before it broke off. Where only the room
-    of its reservation was used up, `attempts_left` is how often it may be tried with another one, after `wait` seconds.
+    Where only the room of its reservation was used up, it may be tried with another one (`attempts_left`).
     """
-
-    def __init__(
-        self,
-        message: str,
-        spend: Spend = Spend(),  # noqa: B008  (frozen)
-        completions: tuple[Completion, ...] = (),
-        attempts_left: int = 0,
-        wait: float = 0.0,
-    ) -> None:
-        super().__init__(message)
-        self.spend = spend
-        self.completions = completions
-        self.attempts_left = attempts_left
-        self.wait = wait
 
 
 @dataclass(frozen=True, slots=True)

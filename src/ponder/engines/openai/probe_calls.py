@@ -86,7 +86,7 @@ class ProbeCalls:
                     return fault.sentence
                 wait = fault.wait if fault.wait is not None else options.backoff * 2**attempt
                 if not fault.retry or attempt == options.retries or wait > options.max_wait:
-                    raise EndpointFailed(f"{options.url} failed: {fault.sentence}", self.spend) from None
+                    raise EndpointFailed(f"{options.url} failed: {fault.sentence}") from None
                 if fault.busy:
                     lane.gate.slow_down(entered, wait)
             finally:

@@ -7,33 +7,36 @@ import concurrent.futures
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 
+from ponder.engines._handover import Handover, deltas
 from ponder.engines.requests import Markers
-from ponder.engines.text import TextStream, Vocabulary
+from ponder.engines.text import Vocabulary
 from ponder.engines.torch.batch import Batch
 from ponder.engines.torch.compiled import why_not
 from ponder.engines.torch.forward import Native
 from ponder.engines.torch.jobs import Job, Sink, prepare, prepare_lease
 from ponder.engines.torch.packed import can_pack
+from ponder.engines.torch.sinks import FutureSink, SyncSink
 from ponder.engines.torch.weights import copy_weights, state_of
 from ponder.engines.torch.worker import CLOSED, Worker
 from ponder.errors import EngineClosed, Unsupported, UserError
 from ponder.models.base import LoadedModel
 from ponder.models.host import release_threads, reuse_freed_memory
-from ponder.types import Capabilities, Completion, Delta, Prompt, Request
+from ponder.protocols import Receipt
+from ponder.types import Capabilities, Completion, Delta, Prompt, Request, Spend
 
 _EXIT_SECONDS = 5.0
 GRACE = 1.0
 """Seconds that a cancelled call waits at most for the thread to end the step or the chunk of prompts that it is in.
 
-Then it knows what was sampled and says so (`CancelledError.spend`, `.completions`). A step that takes longer is not
-waited for: the call ends without saying, and whoever counts books its worst case.
+Then it knows what was sampled and settles its receipt. A step that takes longer is not waited for: the receipt stays
+unsettled, and whoever counts books the worst case.
 """
 
 
@@ -63,8 +66,8 @@ class TorchEngine:
     Requests that begin alike share the keys and values of what they have in common, without being asked; what nobody
     needs any more stays until the memory is needed or the weights change. `hold` keeps a prefix.
 
-    A call that is cancelled, streamed or not, ends within `grace` seconds, and its `CancelledError` carries what was
-    sampled (`completions`) and used (`spend`).
+    A call that is cancelled, or whose stream is closed, ends within `grace` seconds, and then its receipt is settled. A
+    slow reader of a stream holds back neither its own call nor others; its pieces are merged.
 
     Log-probabilities are of the distribution that was sampled from (after temperature, top-k, top-p and min-p; 0 for
     greedy samples), or of the model's own with `SamplingParams.logprobs_of="raw"`.
@@ -186,64 +189,41 @@ class TorchEngine:
             self._last_prompt = info, prompt, ids
         return ids
 
-    async def generate(self, request: Request) -> tuple[Completion, ...]:
+    async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[tuple[Completion, ...]] = loop.create_future()
-        job = self._prepare(request, _FutureSink(loop, future))
+        receipt = receipt or Receipt()
+        job = self._prepare(request, FutureSink(loop, future), receipt)
         self._submit_soon(loop, job)
         try:
             return await future
-        except asyncio.CancelledError as error:
-            await self._cut_short(job, error)
-            raise
-
-    async def _cut_short(self, job: Job, error: BaseException) -> None:
-        dropped = asyncio.wrap_future(self._worker.cancel([job]))
-        # Cancelled once more, it does not wait.
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([dropped], timeout=GRACE)
-        if dropped.done():
-            job.tell(error)
-
-    def stream(self, request: Request) -> AsyncIterator[Delta]:
-        sink = _StreamSink()
-        return self._stream(self._prepare(request, sink, streams=True), sink)
-
-    async def _stream(self, job: Job, sink: _StreamSink) -> AsyncIterator[Delta]:
-        loop = asyncio.get_running_loop()
-        sink.open(loop)
-        self._submit_soon(loop, job)
-        texts = [TextStream(self._vocabulary, job.params.stop) for _ in range(job.request.n)]
-        shown = [0] * job.request.n
-        left = job.request.n
-        try:
-            for sample, text in enumerate(texts):
-                piece = text.push(job.prefix)
-                if piece:
-                    shown[sample] = len(text.ids)
-                    yield Delta(sample, piece, job.prefix)
-            while left:
-                event = await sink.events.get()
-                if isinstance(event, BaseException):
-                    raise event
-                sample, ids, completion = event
-                text = texts[sample]
-                if completion is not None:
-                    left -= 1
-                    yield Delta(sample, text.finish(completion.text), completion.ids[shown[sample] :], completion)
-                    continue
-                piece = text.push(ids)
-                if piece:
-                    new = tuple(text.ids[shown[sample] :])
-                    shown[sample] = len(text.ids)
-                    yield Delta(sample, piece, new)
-        except asyncio.CancelledError as error:
-            left = 0
-            await self._cut_short(job, error)
+        except asyncio.CancelledError:
+            await self._cut_short(job)
             raise
         finally:
-            if left:
-                self._worker.cancel([job])
+            job.settle(receipt)
+
+    async def _cut_short(self, job: Job) -> None:
+        """Drop a job and wait until it is known what it used. Cancelled once more, it does not wait."""
+        await asyncio.wait([asyncio.wrap_future(self._worker.cancel([job]))], timeout=GRACE)
+
+    def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
+        handover, receipt = Handover(), receipt or Receipt()
+        return self._stream(self._prepare(request, handover, receipt, streams=True), handover, receipt)
+
+    async def _stream(self, job: Job, handover: Handover, receipt: Receipt) -> AsyncGenerator[Delta, None]:
+        handover.open()
+        self._submit_soon(asyncio.get_running_loop(), job)
+        pieces = deltas(handover, job.request.n, self._vocabulary, job.params.stop, job.prefix)
+        try:
+            async with contextlib.aclosing(pieces):
+                async for delta in pieces:
+                    yield delta
+        except (asyncio.CancelledError, GeneratorExit):
+            await self._cut_short(job)
+            raise
+        finally:
+            job.settle(receipt)
 
     @contextlib.asynccontextmanager
     async def hold(self, ids: Sequence[int]) -> AsyncIterator[None]:
@@ -263,7 +243,7 @@ class TorchEngine:
             ids,
             self.model,
             self._vocabulary,
-            _FutureSink(loop, future),
+            FutureSink(loop, future),
             bytes_per_token=self._bytes_per_token,
             memory=memory,
         )
@@ -296,7 +276,7 @@ class TorchEngine:
         jobs = []
         for request in requests:
             futures.append(concurrent.futures.Future())
-            jobs.append(self._prepare(request, _SyncSink(futures[-1])))
+            jobs.append(self._prepare(request, SyncSink(futures[-1]), Receipt()))
         release_threads()
         self._worker.submit(jobs)
         try:
@@ -344,12 +324,14 @@ class TorchEngine:
         self._flush_all()
         self._worker.shutdown(timeout=None)
 
-    def _refuse_closed(self) -> None:
+    def _refuse_closed(self, receipt: Receipt | None = None) -> None:
         if not self._finalizer.alive or self._worker.closing:
+            if receipt is not None:
+                receipt.settle(Spend())
             raise EngineClosed(CLOSED)
 
-    def _prepare(self, request: Request, sink: Sink, streams: bool = False) -> Job:
-        self._refuse_closed()
+    def _prepare(self, request: Request, sink: Sink, receipt: Receipt, streams: bool = False) -> Job:
+        self._refuse_closed(receipt)
         return prepare(
             request,
             self._prompt_ids(request.prompt),
@@ -380,6 +362,7 @@ class TorchEngine:
             self._worker.submit(jobs)
         except EngineClosed as error:
             for job in jobs:
+                job.spend = Spend()
                 job.sink.failed(EngineClosed(*error.args))
 
     def _flush_all(self) -> None:
@@ -399,74 +382,3 @@ def vocabulary_size(model: LoadedModel) -> int:
     module: Any = model.module
     known = model.config.get("vocab_size") or getattr(getattr(module, "config", None), "vocab_size", None)
     return int(known or model.tokenizer.vocab_size)
-
-
-def _tell(loop: asyncio.AbstractEventLoop, action: Callable[..., None], *args: Any) -> None:
-    try:
-        loop.call_soon_threadsafe(action, *args)
-    except RuntimeError:
-        # The loop is gone, and whoever waited on it too.
-        return
-
-
-class _FutureSink:
-    """Settles one asyncio future."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, future: asyncio.Future[tuple[Completion, ...]]) -> None:
-        self.loop, self.future = loop, future
-
-    def tokens(self, sample: int, ids: list[int]) -> None: ...
-
-    def sample(self, sample: int, completion: Completion) -> None: ...
-
-    def done(self, completions: tuple[Completion, ...]) -> None:
-        _tell(self.loop, lambda: None if self.future.done() else self.future.set_result(completions))
-
-    def failed(self, error: BaseException) -> None:
-        _tell(self.loop, lambda: None if self.future.done() else self.future.set_exception(error))
-
-
-class _SyncSink:
-    """Settles one thread-safe future."""
-
-    def __init__(self, future: concurrent.futures.Future[tuple[Completion, ...]]) -> None:
-        self.future = future
-
-    def tokens(self, sample: int, ids: list[int]) -> None: ...
-
-    def sample(self, sample: int, completion: Completion) -> None: ...
-
-    def done(self, completions: tuple[Completion, ...]) -> None:
-        self.future.set_result(completions)
-
-    def failed(self, error: BaseException) -> None:
-        self.future.set_exception(error)
-
-
-_Event = tuple[int, list[int], Completion | None] | BaseException
-
-
-class _StreamSink:
-    """Queues what happens for one iterator."""
-
-    def __init__(self) -> None:
-        self.events: asyncio.Queue[_Event] = asyncio.Queue()
-        self.loop: asyncio.AbstractEventLoop | None = None
-
-    def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-
-    def _put(self, event: _Event) -> None:
-        assert self.loop is not None
-        _tell(self.loop, self.events.put_nowait, event)
-
-    def tokens(self, sample: int, ids: list[int]) -> None:
-        self._put((sample, ids, None))
-
-    def sample(self, sample: int, completion: Completion) -> None:
-        self._put((sample, [], completion))
-
-    def done(self, completions: tuple[Completion, ...]) -> None: ...
-
-    def failed(self, error: BaseException) -> None:
-        self._put(error)

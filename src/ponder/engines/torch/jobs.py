@@ -21,6 +21,7 @@ from ponder.types import Completion, Request, SamplingParams, Spend
 if TYPE_CHECKING:
     from ponder.engines.torch.pool import Load
     from ponder.models.base import LoadedModel
+    from ponder.protocols import Receipt
 
 NO_LIMIT = np.iinfo(np.int64).max // 2
 
@@ -71,13 +72,18 @@ class Job:
     """It was admitted on the promise that its rows share the storage of the prompt."""
     cancelled: bool = False
     results: dict[int, Completion] = field(default_factory=dict)
-    spend: Spend = field(default_factory=Spend)
-    """What was used by the time that it was cut short."""
+    spend: Spend | None = None
+    """What was used by the time that it was done or cut short; None before, and where that is not known."""
 
-    def tell(self, error: BaseException) -> None:
-        """Let an exception say what was sampled and used by the time that the job was cut short."""
-        error.spend = self.spend  # type: ignore[attr-defined]
-        error.completions = tuple(self.results[i] for i in sorted(self.results))  # type: ignore[attr-defined]
+    def settle(self, receipt: Receipt) -> None:
+        """Say what was sampled and used, where that is known."""
+        if self.spend is not None:
+            receipt.settle(self.spend, self.completions)
+
+    @property
+    def completions(self) -> tuple[Completion, ...]:
+        """What is done or was cut short, in sample order."""
+        return tuple(self.results[i] for i in sorted(self.results))
 
     @property
     def samples(self) -> int:

@@ -9,7 +9,6 @@ engine, so that an engine that is forgotten can be collected and its thread ende
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ponder.engines._deltas import total
 from ponder.engines.torch.batch import Batch
 from ponder.engines.torch.cache import rounded
 from ponder.engines.torch.jobs import Job
@@ -167,6 +167,8 @@ class Worker:
         for row, completion in self.batch.step():
             job = row.job
             job.results[row.index] = completion
+            if len(job.results) == job.request.n:
+                job.spend = total(job.completions)
             if job.cancelled:
                 continue
             job.sink.sample(row.index, completion)
@@ -279,10 +281,10 @@ class Worker:
             if row.job in jobs:
                 row.job.results[row.index] = self.batch.cut_short(slot)
         for job in jobs:
-            job.spend = sum((c.spend for c in job.results.values()), Spend())
-            load = job.load
+            spend, load = total(job.completions), job.load
             if load is not None and not load.paid:
-                job.spend += Spend(prompt_tokens=load.done - load.matched, device_seconds=load.seconds)
+                spend += Spend(prompt_tokens=load.done - load.matched, device_seconds=load.seconds)
+            job.spend = spend
 
     def _drop_cancelled(self) -> None:
         dropped = dict.fromkeys([*self.leases, *(job for job, _ in self.joining), *self.queue])
@@ -301,11 +303,12 @@ class Worker:
         running = [*(row.job for row in self.batch.rows), *(job for job, _ in self.joining)]
         jobs = dict.fromkeys([*running, *self.queue, *self.leases])
         granted = [job for job in self.leases if job.granted and not job.cancelled]
-        told = False
-        # What failed may have left the batch in any state; then what was used is not known.
-        with contextlib.suppress(Exception):
+        try:
             self._cut(list(jobs))
-            told = True
+        except Exception:
+            # What failed may have left the batch in any state; then what was used is not known.
+            for job in jobs:
+                job.spend = None
         self.queue.clear()
         self.joining.clear()
         self.leases.clear()
@@ -315,8 +318,6 @@ class Worker:
             if not (job.cancelled or job.granted):
                 own = type(error)(*error.args)
                 own.__cause__ = error.__cause__
-                if told:
-                    job.tell(own)
                 job.sink.failed(own)
         if not self.closing:
             self.queue.extend(granted)
