@@ -225,7 +225,7 @@ class Benchmark:
                 sides = {"other": lambda r: other.run(task, f"{r}"), "plain": lambda r: plain.run(task, f"{r}")}
                 found = alternate(sides, self.rounds)
                 publish = {
-                    name: [side.worker.call("publish", version=f"{i}")["seconds"] for i in range(3)]
+                    name: [side.worker.call("publish", version=i + 1)["seconds"] for i in range(3)]
                     for name, side in (("other", other), ("plain", plain))
                 }
                 self.printer.show(

@@ -135,6 +135,8 @@ def evaluated(words: list[str]) -> Callable[[Path], Found]:
         ponder("eval", *words, "--out", str(out))
         values, texts = searches(out / "rollouts.jsonl")
         result = json.loads((out / "evaluation.json").read_text())
+        if "simulated" in words and isinstance(result["weights_version"], int):
+            result["weights_version"] = "simulated"  # as it was called when it was a text
         return [values, timeless(result)], [texts, report(out)]
 
     return case
@@ -219,8 +221,16 @@ def fresh(folder: Path) -> Path:
 def timeless(value: Any) -> Any:
     """Without what differs from run to run, and without fields that are empty."""
     if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if not CLOCK.search(k) and v not in (None, 0, 0.0, "", {}, [])}
+        kept = {k: old_version(v) if k == "weights_version" else v for k, v in value.items()}
+        return {k: timeless(v) for k, v in kept.items() if not CLOCK.search(k) and v not in (None, 0, 0.0, "", {}, [])}
     return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def old_version(version: Any) -> Any:
+    """A version of weights as it was written when it was a text: numbers since then, 0 before any training."""
+    if not isinstance(version, int):
+        return version
+    return f"step-{version:06d}" if version else "0"
 
 
 def searches(path: Path) -> Found:

@@ -13,11 +13,11 @@ import random
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ponder.engines._deltas import collected, total
+from ponder.engines.base import BaseEngine
 from ponder.errors import EngineClosed, UserError
-from ponder.protocols import Receipt, Turn
+from ponder.protocols import Delivery, Receipt, Turn, WeightsUpdate
 from ponder.types import (
     Capabilities,
     Completion,
@@ -56,7 +56,7 @@ def decode(ids: Sequence[int]) -> str:
 
 
 @dataclass
-class MockEngine:
+class MockEngine(BaseEngine):
     """An engine that says what it is told to, and counts."""
 
     texts: Texts = "</think>42"
@@ -71,7 +71,7 @@ class MockEngine:
     tells_spend: bool = True
     """Settle the receipt of a cancelled or failed call."""
     info: ModelInfo = field(init=False)
-    weights_version: str = "v0"
+    weights_version: int = 0
     calls: int = 0
     requests: list[Request] = field(default_factory=list)
     in_flight: int = 0
@@ -232,8 +232,9 @@ class MockEngine:
         for sample, completion in enumerate(completions):
             yield Delta(sample, "", (), completion)
 
-    async def load_weights(self, source: Any, version: str) -> None:
-        self.weights_version = version
+    async def load_weights(self, update: WeightsUpdate) -> Delivery:
+        self.weights_version = update.version
+        return Delivery(update.version, "")
 
     async def close(self) -> None:
         self.closed = True

@@ -27,6 +27,7 @@ from ponder.engines.torch.compiled import CompiledDecoder, Pieces, padded
 from ponder.errors import EngineClosed, Unsupported
 from ponder.models.base import LoadedModel
 from ponder.models.lora import new_adapter
+from ponder.protocols import WeightsUpdate
 from ponder.types import Completion
 
 LENGTHS = (3, 9, 14, 14, 4, 20, 11, 2, 17)
@@ -126,11 +127,11 @@ def test_new_weights_are_seen_without_a_new_graph() -> None:
     try:
         traced(engine, graphs)
         seen = [greedy(engine)]
-        engine.load_weights_now(make_model(7).module, "1")
+        engine.load_weights_now(WeightsUpdate(make_model(7).module, 1))
         seen.append(greedy(engine))
         for parameter in model.module.parameters():
             parameter.mul_(1.5)
-        engine.load_weights_now(model.module, "2")
+        engine.load_weights_now(WeightsUpdate(model.module, 2))
         seen.append(greedy(engine))
         assert mismatch(model, seen[-1]) < 1e-4
         for parameter in model.module.parameters():
@@ -316,7 +317,7 @@ def test_compiled_by_inductor_it_samples_the_same(kind: str, adapter: bool) -> N
     engine = TorchEngine(model, compile=True, max_rows=5)
     try:
         found = sampled(engine)
-        engine.load_weights_now(make(kind, adapter=adapter).module, "1")
+        engine.load_weights_now(WeightsUpdate(make(kind, adapter=adapter).module, 1))
         with torch.no_grad():
             for parameter in model.module.parameters():
                 parameter.mul_(1.1)
@@ -349,7 +350,7 @@ def test_graphs_sample_what_the_module_samples_on_a_gpu(kind: str) -> None:
         with torch.no_grad():
             for parameter in model.module.parameters():
                 parameter.mul_(1.1)
-        engine.load_weights_now(model.module, "1")
+        engine.load_weights_now(WeightsUpdate(model.module, 1))
         assert_alike(sampled(engine), eager(model), within=1e-4)
     finally:
         engine.close_now()

@@ -20,6 +20,7 @@ from ponder.engines.torch.exact import Exact
 from ponder.errors import EngineClosed, UserError
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
+from ponder.protocols import WeightsUpdate
 from ponder.types import Completion, Request, SamplingParams, Thinking
 
 SMALLEST = dataclasses.replace(
@@ -209,7 +210,7 @@ async def under_stress(count: int) -> None:
             if rng.random() < 0.3:
                 weights = rng.randrange(3)
                 for e in (engine, alone):
-                    await e.load_weights(smallest_model(weights).module, str(weights))
+                    await e.load_weights(WeightsUpdate(smallest_model(weights).module, e.weights_version + 1))
             elif rng.random() < 0.2:
                 await engine.drop_caches()
         assert 0.7 * count < ended < count

@@ -19,7 +19,7 @@ from ponder.errors import EngineClosed, PonderError, UserError
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
 from ponder.models.save import save
-from ponder.protocols import Engine
+from ponder.protocols import Engine, WeightsUpdate
 from ponder.types import Delta, FinishReason, Message, Request, SamplingParams, Thinking
 
 LONG = 200
@@ -121,7 +121,7 @@ def test_closing_in_mid_work_ends_every_request() -> None:
         with pytest.raises(EngineClosed):
             engine.generate_many([request(1)])
         with pytest.raises(EngineClosed):
-            await engine.load_weights(engine.model, "x")
+            await engine.load_weights(WeightsUpdate(engine.model.module, 1))
 
     asyncio.run(main())
 
@@ -260,16 +260,18 @@ def test_new_weights_change_the_version_and_what_is_sampled(tmp_path: Path) -> N
             async with opened(make_model(seed)) as other:
                 expected[seed] = [c.ids for c in await other.generate(request(5, n=3))]
         assert expected[0] != expected[1]
-        async with opened(first, version="v0") as engine:
+        async with opened(first, version=3) as engine:
             [*before] = await engine.generate(request(5, n=3))
-            assert {s.weights_version for c in before for s in c.segments} == {engine.weights_version} == {"v0"}
+            assert {s.weights_version for c in before for s in c.segments} == {engine.weights_version} == {3}
             for version, source, want in [
-                ("v1", second.module, 1),
-                ("v2", make_model(0).module.state_dict(), 0),
-                ("v3", tmp_path / "second", 1),
-                ("v4", engine.model.module, 1),
+                (4, second.module, 1),
+                (5, make_model(0).module.state_dict(), 0),
+                (7, tmp_path / "second", 1),
+                (8, engine.model.module, 1),
             ]:
-                await engine.load_weights(source, version)
+                delivery = await engine.load_weights(WeightsUpdate(source, version))
+                assert delivery.version == version
+                assert bool(delivery.digest) == (source is not engine.model.module)
                 after = await engine.generate(request(5, n=3))
                 assert [c.ids for c in after] == expected[want], version
                 assert {c.weights_version for c in after} == {engine.weights_version} == {version}
@@ -288,12 +290,13 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:
                 ({**state, "extra": state[name]}, "extra"),
                 ({k: v for k, v in state.items() if k != name}, "up_proj"),
                 ({**state, name: state[name][:3]}, "shape"),
-                ("no/such/folder/anywhere", "no/such/folder"),
-                (3, "int"),
+                (Path("no/such/folder/anywhere"), "no/such/folder"),
+                ("a/folder", "str"),
+                (make_model(1), "LoadedModel"),
             ]:
                 with pytest.raises(UserError, match=words):
-                    await engine.load_weights(source, "bad")
-            assert engine.weights_version == "0"
+                    await engine.load_weights(WeightsUpdate(source, 1))  # type: ignore[arg-type]
+            assert engine.weights_version == 0
             assert [c.ids for c in await engine.generate(request(5))] == before
 
     asyncio.run(main())
@@ -304,10 +307,10 @@ def test_weights_that_arrive_in_mid_work_are_recorded_in_the_segments() -> None:
         async with opened(slow(make_model(end=False))) as engine:
             task = asyncio.create_task(engine.generate(request(1, LONG, n=2)))
             await until(lambda: engine._batch._steps > 5)
-            await engine.load_weights(make_model(3, end=False).module, "new")
+            await engine.load_weights(WeightsUpdate(make_model(3, end=False).module, 2))
             for c in await task:
-                assert [s.weights_version for s in c.segments] == ["0", "new"]
-                assert c.weights_version == "new"
+                assert [s.weights_version for s in c.segments] == [0, 2]
+                assert c.weights_version == 2
                 assert sum(len(s.ids) for s in c.segments) == LONG
 
     asyncio.run(main())
@@ -319,9 +322,9 @@ def test_prompts_kept_for_waiting_samples_are_dropped_with_their_weights() -> No
         async with opened(slow(model), max_rows=2) as engine:
             task = asyncio.create_task(engine.generate(request(4, 30, n=6)))
             await until(lambda: engine.running == 2)
-            await engine.load_weights(make_model(3, end=False), "new")
+            await engine.load_weights(WeightsUpdate(make_model(3, end=False).module, 1))
             late = (await task)[-1]
-            assert [s.weights_version for s in late.segments] == ["new"]
+            assert [s.weights_version for s in late.segments] == [1]
             chosen = log_softmax_of(model, late)[torch.arange(30), torch.tensor(late.ids)]
             assert torch.allclose(chosen, torch.tensor(late.segments[0].logprobs), atol=1e-4)
 
@@ -417,7 +420,7 @@ def test_an_open_engine_changes_no_weight_and_no_file(tmp_path: Path) -> None:
         model.module.logits(model.module(ids)).sum().backward()
         optimiser.step()
         assert not torch.equal(names["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
-        engine.load_weights_now({n: p.clone() for n, p in before.items()}, "back")
+        engine.load_weights_now(WeightsUpdate({n: p.clone() for n, p in before.items()}, 1))
         assert all(torch.equal(p, before[n]) for n, p in names.items())
     finally:
         engine.close_now()

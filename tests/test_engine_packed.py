@@ -10,6 +10,7 @@ from ponder.engines.torch import TorchEngine
 from ponder.engines.torch.packed import PackedDecoder, Product, can_pack
 from ponder.errors import Unsupported
 from ponder.models.base import LoadedModel
+from ponder.protocols import WeightsUpdate
 from ponder.types import Completion
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
@@ -63,7 +64,7 @@ def test_it_is_packed_by_default_and_never_from_old_weights(announced: bool) -> 
         for mine, theirs in zip(model.module.parameters(), other.module.parameters(), strict=True):
             (mine.data if announced else mine.detach()).copy_(theirs.data)
         if announced:
-            engine.load_weights_now(model.module, "1")
+            engine.load_weights_now(WeightsUpdate(model.module, 1))
         else:
             engine.drop_caches_now()  # keys and values of the old weights
         after = greedy(engine)

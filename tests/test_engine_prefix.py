@@ -17,6 +17,7 @@ from ponder.engines.torch import prefix
 from ponder.engines.torch.prefix import PAGE, Node, PrefixTree, aligned, common_length, spans
 from ponder.errors import Unsupported, UserError
 from ponder.models.base import LoadedModel
+from ponder.protocols import WeightsUpdate
 from ponder.types import Completion, Request, SamplingParams
 
 PER_TOKEN = 2 * CONFIG.num_hidden_layers * CONFIG.num_key_value_heads * CONFIG.head_dim * 4
@@ -172,7 +173,7 @@ def test_new_weights_and_drop_caches_leave_nothing_behind() -> None:
     async def main() -> None:
         async with opened() as engine:
             ask = Request(prompt(4, 80), SamplingParams(70), n=3)
-            for forget in (engine.drop_caches, lambda: engine.load_weights(engine.model, "next")):
+            for forget in (engine.drop_caches, lambda: engine.load_weights(WeightsUpdate(engine.model.module, 1))):
                 await engine.generate(ask)
                 assert engine.cache.free > 80 * PER_TOKEN
                 await forget()
@@ -245,7 +246,7 @@ def test_a_lease_is_computed_anew_with_new_weights() -> None:
         async with opened(model) as engine:
             ids = prompt(6, 100)
             async with engine.hold(ids):
-                await engine.load_weights(make_model(7, end=False), "new")
+                await engine.load_weights(WeightsUpdate(make_model(7, end=False).module, 1))
                 [c] = await engine.generate(Request(ids, SamplingParams(6)))
                 assert c.spend.cached_tokens == 100
                 check_logprobs(model, c)

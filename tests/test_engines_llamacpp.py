@@ -21,7 +21,7 @@ from ponder.engines._stepwise import StepwiseEngine
 from ponder.engines.llamacpp import LlamaCpp
 from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
 from ponder.models.base import LoadedModel
-from ponder.protocols import Receipt
+from ponder.protocols import Receipt, WeightsUpdate
 from ponder.types import (
     Budget,
     FinishReason,
@@ -442,7 +442,7 @@ def test_what_cannot_be_done_is_refused_with_the_numbers():
         with pytest.raises(error, match=words):
             asyncio.run(toy.generate(request))
     with pytest.raises(Unsupported, match="trained"):
-        asyncio.run(toy.load_weights(None, "1"))
+        asyncio.run(toy.load_weights(WeightsUpdate({}, 1)))
     asyncio.run(toy.close())
 
 

@@ -16,6 +16,7 @@ from ponder.engines.openai import OpenAI
 from ponder.engines.openai.faults import EndpointFailed
 from ponder.engines.openai.tokens import Counter, apportion, bytes_bound
 from ponder.errors import Unsupported, UserError
+from ponder.protocols import WeightsUpdate
 from ponder.search.strategies.best_of_n import mean_logprob
 from ponder.types import FinishReason, Message, Request, SamplingParams, Spend, Thinking, split_response
 
@@ -188,7 +189,7 @@ def test_an_unsupported_request_is_refused_before_anything_is_sent():
             with pytest.raises(Unsupported, match="mock"):
                 asyncio.run(engine.generate(request))
         with pytest.raises(Unsupported, match="weights"):
-            asyncio.run(engine.load_weights(None, "1"))
+            asyncio.run(engine.load_weights(WeightsUpdate({}, 1)))
         assert not server.calls
 
 

@@ -11,7 +11,7 @@ from ponder import registry
 from ponder.budget.meter import Meter
 from ponder.engines.replay import Replay
 from ponder.errors import EngineClosed, Unsupported, UserError
-from ponder.protocols import Engine
+from ponder.protocols import Engine, WeightsUpdate
 from ponder.search.runner import solve
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.direct import Direct
@@ -138,7 +138,7 @@ def test_a_pool_neither_continues_nor_bounds_a_thought(pool):
     with pytest.raises(Unsupported, match="bound a thought"):
         asyncio.run(engine.generate(Request("?", SamplingParams(10, thinking=Thinking(5)))))
     with pytest.raises(Unsupported):
-        asyncio.run(engine.load_weights(None, "v1"))
+        asyncio.run(engine.load_weights(WeightsUpdate({}, 1)))
 
 
 def test_a_closed_pool_says_so(pool):

@@ -13,6 +13,7 @@ from pipe import forget_peak, serve, timed
 from ponder.engines.torch import TorchEngine
 from ponder.models.base import LoadedModel
 from ponder.models.load import load
+from ponder.protocols import WeightsUpdate
 from ponder.types import Completion, Request, SamplingParams
 
 
@@ -90,10 +91,10 @@ class Side:
             worst = max([worst, *(abs(x - y) for x, y in pairs)])
         return {"samples": len(requests), "differing": differing, "same_tokens": same_tokens, "worst": worst}
 
-    def publish(self, version: str) -> dict[str, Any]:
+    def publish(self, version: int) -> dict[str, Any]:
         """Announce the same weights as new, as a trainer does after each update; seconds until the engine has them."""
         began = time.perf_counter()
-        self.engine.load_weights_now(self.trainer.module, version)
+        self.engine.load_weights_now(WeightsUpdate(self.trainer.module, version))
         return {"seconds": time.perf_counter() - began}
 
 

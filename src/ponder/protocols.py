@@ -83,8 +83,24 @@ class Engine(Protocol):
     capabilities: Capabilities
 
     @property
-    def weights_version(self) -> str:
-        """Names the weights that the next token is sampled with."""
+    def weights_version(self) -> int:
+        """Of the weights that the next token is sampled with; 0 until others are loaded."""
+        ...
+
+    @property
+    def grace(self) -> float:
+        """Seconds that a cancelled call may go on for before it ends."""
+        ...
+
+    @property
+    def opening(self) -> Spend:
+        """What opening it has cost, such as asking an endpoint what it can do. It is in no completion's spend."""
+        ...
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """What was found out about an endpoint, as plain values: given to `OpensWithin.open_within`, it is not asked
+        for again. Empty where nothing was."""
         ...
 
     async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
@@ -106,12 +122,46 @@ class Engine(Protocol):
         """Number of prompt tokens that a request with this prompt costs (template included)."""
         ...
 
-    async def load_weights(self, source: Any, version: str) -> None:
-        """Take new weights (a module, a state dict or a folder) under a new version; drops stale caches."""
+    async def load_weights(self, update: WeightsUpdate) -> Delivery:
+        """Take new weights under a new version, and drop what was cached of the old ones.
+
+        Raises `Unsupported` where `capabilities.load_weights` is false, and `UserError` for weights that do not fit,
+        that have another digest than was said, or whose version does not rise: then the old ones stay.
+        """
+        ...
+
+    async def drop_caches(self) -> None:
+        """Free what is cached of prompts and needed by nobody. Does nothing where nothing is cached."""
         ...
 
     async def close(self) -> None:
         """End every request with `EngineClosed` and free what the engine holds. Idempotent."""
+        ...
+
+
+class Opens(Protocol):
+    """An engine's options, as the registry finds them: a dataclass that opens engines."""
+
+    def open(self, model: str) -> Engine:
+        """An engine for a model. Raises `UserError` for a model that it cannot open."""
+        ...
+
+
+@runtime_checkable
+class OpensWithin(Opens, Protocol):
+    """One whose opening costs something, and is kept within a budget."""
+
+    def open_within(
+        self,
+        model: str,
+        tokens: int | None = None,
+        seconds: float | None = None,
+        known: Mapping[str, Any] | None = None,
+    ) -> Engine:
+        """`open` under a budget of which so many tokens and seconds are left (None is no limit).
+
+        `known` is that of an earlier engine for this model: what it holds is not found out again.
+        """
         ...
 
 

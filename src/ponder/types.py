@@ -248,7 +248,7 @@ class Segment:
     ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None = None
     """Of the distribution that `logprobs_of` names, one per id; only for `sampled`."""
-    weights_version: str = ""
+    weights_version: int = 0
     logprobs_of: LogprobsOf = "sampled"
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
     """For each id the most likely ids there with their log-probabilities, best first; None if not asked for."""
@@ -362,7 +362,7 @@ class Completion:
     segments: tuple[Segment, ...] = ()
     """The response as ids (sampled and forced), the end token included; empty where the engine knows no ids."""
     prompt_ids: tuple[int, ...] = ()
-    weights_version: str = ""
+    weights_version: int = 0
     error: str | None = None
     stopped_by: str | None = None
     """The stop string that ended it; None for an end token, and where the engine cannot tell (those with ids can)."""

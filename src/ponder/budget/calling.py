@@ -54,11 +54,6 @@ def clamp(request: Request, max_tokens: int) -> Request:
     return dataclasses.replace(request, params=dataclasses.replace(params, max_tokens=max_tokens, thinking=thinking))
 
 
-def grace_of(engine: Engine) -> float:
-    """Seconds that an engine may need to stop a call that is cancelled."""
-    return float(getattr(engine, "grace", 0.0))
-
-
 class Deadline:
     """The time limit of what runs inside `Meter.clocked`."""
 

@@ -6,7 +6,7 @@ Meters nest (a request in a key in a server): a reservation is taken from the wh
 changes happen between two awaits, so that any number of tasks of one event loop may share a meter. Threads may not.
 
 Seconds, and dollars of machines that are paid by the hour, are kept by deadlines: a call that still runs is cancelled
-then, and is over after the engine's grace at most (`engine.grace`, seconds; an engine without it stops at once).
+then, and is over after the engine's grace at most (`engine.grace`, seconds).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from ponder.budget.calling import Deadline, Metered, clamp, grace_of
+from ponder.budget.calling import Deadline, Metered, clamp
 from ponder.budget.ledger import NOTHING, Call, Ledger, Reservation, check_budget
 from ponder.budget.machine import MachineTime
 from ponder.budget.prices import PriceList, Prices, dearest, load
@@ -155,7 +155,7 @@ class Meter:
         if engine is not None:
             prices = self._prices_of(engine)
             if prices is not None and prices.per_hour:
-                machine, grace = id(engine), grace_of(engine)
+                machine, grace = id(engine), engine.grace
         minimum = max(minimum, (prefix or 0) + 1)
         call = Call(prompt_tokens, max_tokens, n, minimum, answer, prices, prefix, final, machine, grace)
         woken: Ledger | None = None
@@ -237,13 +237,10 @@ class Meter:
                 ledger.wake()
 
     def add_opening(self, engine: Engine) -> Spend:
-        """Book what an engine spent by being opened (`opening`, such as asking an endpoint what it can do).
-
-        Returns it with its dollars; nothing for engines that say nothing.
-        """
-        opening = getattr(engine, "opening", None)
-        if not isinstance(opening, Spend) or opening == Spend():
-            return Spend()
+        """Book what an engine spent by being opened (`Engine.opening`); returns it with its dollars."""
+        opening = engine.opening
+        if opening == Spend():
+            return opening
         prices = self._prices_of(engine)
         if prices is not None:
             if prices.per_hour and not opening.device_seconds:

@@ -156,9 +156,8 @@ def _by_name(options: ModelOptions, opening: Opening | None) -> Engine:
         engine: Engine = part.open_within(options.model, *opening.left(options.model), known)
     else:
         engine = part.open(options.model)
-    spent = getattr(engine, "opening", None)
-    if isinstance(spent, Spend) and spent.tokens:
-        print(f"note: finding out what {options.model} can do took {spent.tokens:,} tokens", file=sys.stderr)
+    if engine.opening.tokens:
+        print(f"note: finding out what {options.model} can do took {engine.opening.tokens:,} tokens", file=sys.stderr)
     return engine
 
 

@@ -58,5 +58,5 @@ class Opening:
     def book(self, engine: Engine, model: str) -> None:
         """Count what an engine says that its opening took, and keep what it found out."""
         self.spend += self._meter.add_opening(engine)
-        if known := getattr(engine, "known", None):
-            self.known[model] = known
+        if engine.known:
+            self.known[model] = engine.known

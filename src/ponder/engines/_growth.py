@@ -170,6 +170,6 @@ class Growth:
             else:
                 best = tuple(self._best[at:end]) if self.params.top_logprobs else None
                 kind, logprobs = self.params.logprobs_of, tuple(self._logprobs[at:end])
-                segments.append(Segment(SegmentKind.SAMPLED, ids, logprobs, "", kind, best))
+                segments.append(Segment(SegmentKind.SAMPLED, ids, logprobs, 0, kind, best))
             at = end
         return tuple(segments)

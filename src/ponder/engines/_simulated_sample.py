@@ -8,8 +8,6 @@ from random import Random
 from ponder.engines.reasoner import END, Mind, key_of, logprob_of, raw, text_of, write
 from ponder.types import Completion, Delta, FinishReason, Request, Segment, SegmentKind, Spend
 
-VERSION = "simulated"
-
 
 class Sample:
     """One response as it will be, and any beginning of it as a completion."""
@@ -64,7 +62,6 @@ class Sample:
             spend,
             segments,
             ids,
-            VERSION,
             stopped_by=stopped_by,
             params=self._params,
         )
@@ -87,15 +84,15 @@ class Sample:
 
     def _segment(self, kind: SegmentKind, run: str) -> Segment:
         ids = tuple(map(ord, run))
-        version = VERSION
         if kind is SegmentKind.FORCED:
-            return Segment(kind, ids, None, version)
+            return Segment(kind, ids)
         best = (
             tuple(_best(i, self._logprob, self._params.top_logprobs) for i in ids)
             if self._params.top_logprobs
             else None
         )
-        return Segment(kind, ids, (self._logprob,) * len(ids), version, self._params.logprobs_of, best)
+        logprobs = (self._logprob,) * len(ids)
+        return Segment(kind, ids, logprobs, logprobs_of=self._params.logprobs_of, top_logprobs=best)
 
     def piece(self, first: int, last: int) -> Delta | None:
         """What was sampled between two times, if anything; the prefix with the first piece."""

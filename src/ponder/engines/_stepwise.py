@@ -13,7 +13,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -21,11 +21,12 @@ from ponder.engines._deltas import collected
 from ponder.engines._growth import Growth
 from ponder.engines._handover import Handover, deltas
 from ponder.engines._thread import CLOSED, OneByOne
+from ponder.engines.base import BaseEngine
 from ponder.engines.requests import Markers, Ready, resolve
 from ponder.engines.text import Vocabulary
 from ponder.errors import EngineClosed, PonderError, Unsupported
 from ponder.models.base import LoadedModel
-from ponder.protocols import Receipt
+from ponder.protocols import Delivery, Receipt, WeightsUpdate
 from ponder.types import Capabilities, Completion, Delta, Prompt, Request, Spend
 
 _EXIT_SECONDS = 5.0
@@ -73,7 +74,7 @@ class _Call:
         receipt.settle(sum((row.spend(self.rate) for row in self.rows), Spend()), (*self.done, *cut))
 
 
-class StepwiseEngine:
+class StepwiseEngine(BaseEngine):
     """Samples from a model of which only tokenizer and next logits are known; see `protocols.Engine`.
 
     A sample draws the same random numbers as in the torch engine. A call that is cancelled, or whose stream is closed,
@@ -82,7 +83,6 @@ class StepwiseEngine:
     Log-probabilities are of the distribution that was sampled from, or the model's own with `logprobs_of="raw"`.
     """
 
-    weights_version = ""
     grace = GRACE
 
     def __init__(self, model: LoadedModel, logits: NextLogits, free: Callable[[], None] = lambda: None) -> None:
@@ -186,7 +186,7 @@ class StepwiseEngine:
 
     # Life ---------------------------------------------------------------------------------------------------------
 
-    async def load_weights(self, source: Any, version: str) -> None:
+    async def load_weights(self, update: WeightsUpdate) -> Delivery:
         """Raises `Unsupported`: the weights are the file's."""
         raise Unsupported(f"{self.info.name} is read from a file that is not trained: train with the torch engine")
 

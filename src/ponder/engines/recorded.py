@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ponder import jsonl
 from ponder.engines._deltas import total
+from ponder.engines.base import BaseEngine
 from ponder.errors import EngineClosed, Unsupported, UserError
 from ponder.messages import read_prompt
-from ponder.protocols import Receipt
-from ponder.types import Completion, Delta, FinishReason, Prompt, Request, Spend, ThoughtFormat
+from ponder.protocols import Delivery, Receipt, WeightsUpdate
+from ponder.types import Completion, FinishReason, Prompt, Request, Spend, ThoughtFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,8 @@ def read_pool(path: str | Path) -> RecordedPool:
     return RecordedPool(path, tuple(rows), tuple(notes))
 
 
-class RecordedEngine:
-    """What engines that answer from a file share: no weights, and a streamed answer that comes whole."""
+class RecordedEngine(BaseEngine):
+    """What engines that answer from a file share."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._closed = path, False
@@ -106,11 +106,7 @@ class RecordedEngine:
         """The recorded answer."""
         raise NotImplementedError
 
-    async def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
-        for i, completion in enumerate(await self.generate(request, receipt)):
-            yield Delta(i, completion.text, completion.ids, completion)
-
-    async def load_weights(self, source: Any, version: str) -> None:
+    async def load_weights(self, update: WeightsUpdate) -> Delivery:
         raise Unsupported(f"{self._path} holds recorded answers and takes no weights")
 
     async def close(self) -> None:

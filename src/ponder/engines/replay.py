@@ -69,10 +69,6 @@ class PoolEngine(RecordedEngine):
         self.info = ModelInfo(pool.path.stem, UNBOUNDED, thought=next(iter(thoughts), None))
         self.capabilities = Capabilities(logprobs=logprobs, seed=True, n=True, exact=True)
 
-    @property
-    def weights_version(self) -> str:
-        return f"pool:{self._path.name}"
-
     def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
         return 0
 
@@ -95,7 +91,7 @@ class PoolEngine(RecordedEngine):
                 f"{first + request.n} is asked for; use n of at most {len(row.samples)}"
             )
         places = self._places(row, request)[first : first + request.n]
-        return tuple(_completion(row.samples[i], params.max_tokens, self.weights_version) for i in places)
+        return tuple(_completion(row.samples[i], params.max_tokens) for i in places)
 
     def _row(self, request: Request) -> RecordedRow:
         name = request.metadata.get("problem")
@@ -123,7 +119,7 @@ class PoolEngine(RecordedEngine):
         return places
 
 
-def _completion(sample: RecordedSample, max_tokens: int, version: str) -> Completion:
+def _completion(sample: RecordedSample, max_tokens: int) -> Completion:
     tokens, text, finish = sample.tokens, sample.text, sample.finish or FinishReason.STOP
     if tokens > max_tokens:
         # Where its tokens end in the text is not recorded: the same share of its characters is kept.
@@ -131,5 +127,5 @@ def _completion(sample: RecordedSample, max_tokens: int, version: str) -> Comple
     segments: tuple[Segment, ...] = ()
     if sample.mean_logprob is not None and tokens:
         # Ids are not recorded (-1), and of the log-probabilities only the mean.
-        segments = (Segment(SegmentKind.SAMPLED, (-1,) * tokens, (sample.mean_logprob,) * tokens, version),)
-    return Completion(text, finish, Spend(sampled_tokens=tokens), segments, weights_version=version)
+        segments = (Segment(SegmentKind.SAMPLED, (-1,) * tokens, (sample.mean_logprob,) * tokens),)
+    return Completion(text, finish, Spend(sampled_tokens=tokens), segments)

@@ -16,10 +16,11 @@ from typing import Any
 
 from ponder.budget.machine import MachineTime
 from ponder.engines._deltas import collected, total
-from ponder.engines._simulated_sample import VERSION, Sample
+from ponder.engines._simulated_sample import Sample
+from ponder.engines.base import BaseEngine
 from ponder.engines.reasoner import CLOSE_TEXT, OPEN_TEXT, Mind, prompt_text
 from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
-from ponder.protocols import Receipt
+from ponder.protocols import Delivery, Receipt, WeightsUpdate
 from ponder.types import (
     Capabilities,
     Completion,
@@ -125,10 +126,8 @@ class Simulated:
         )
 
 
-class SimulatedEngine:
+class SimulatedEngine(BaseEngine):
     """An open `Simulated`; see `protocols.Engine`. It counts what was truly used, whatever became of the call."""
-
-    weights_version = VERSION
 
     def __init__(self, options: Simulated, model: str = "simulated") -> None:
         self.options = options
@@ -168,7 +167,7 @@ class SimulatedEngine:
         """Its samples grow as time passes, whether their pieces are read or not."""
         return self._run(request, receipt or Receipt(), pieces=True)
 
-    async def load_weights(self, source: Any, version: str) -> None:
+    async def load_weights(self, update: WeightsUpdate) -> Delivery:
         raise Unsupported("the simulated engine has no weights: open another one with other options")
 
     async def close(self) -> None:

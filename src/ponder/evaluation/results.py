@@ -140,7 +140,7 @@ class Evaluation:
     seconds: float
     """By the clock on the wall."""
     seed: int
-    weights_version: str
+    weights_version: int
     rows: tuple[Row, ...]
     """One per problem, in the order that they were given."""
 
@@ -194,7 +194,7 @@ def summarise(
     opening: Spend,
     seconds: float,
     seed: int,
-    weights_version: str,
+    weights_version: int,
 ) -> Evaluation:
     """Count. `rows` are by problem, `results` the same by search, both in order."""
     kinds = Counter(k for r in rows for k in r.kinds)

@@ -108,7 +108,7 @@ class Pool:
     kinds: dict[str, int]
     spend: Spend
     seconds: float
-    weights_version: str
+    weights_version: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ponder import registry
 from ponder.errors import PonderError, Unsupported, UserError
 from ponder.models.base import forward_flops
+from ponder.protocols import WeightsUpdate
 from ponder.runs.manifest import peak_memory_bytes
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
@@ -106,7 +107,7 @@ class Trainer:
         stats = [self._update(rollouts.select(rows), advantages_BT[rows]) for rows in self._parts(rollouts)]
         trained = clock()
         self.state.step += 1
-        await self.engine.load_weights(self.model.module, f"step-{self.state.step:06d}")
+        await self.engine.load_weights(WeightsUpdate(self.model.module, self.state.step))
         published = clock()
         row = self._account(groups, drawn, rounds, rollouts, stats, published - began)
         row.update(

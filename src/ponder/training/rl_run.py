@@ -21,6 +21,7 @@ from ponder.evaluation.intervals import paired_difference
 from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.models.load import load
 from ponder.models.save import save
+from ponder.protocols import WeightsUpdate
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run, refuse_existing
 from ponder.training import checkpoint
@@ -103,7 +104,7 @@ class RLRun:
         trainer.state = configs.from_mapping(RLState, saved.state["loop"], where=str(saved.path))
         self.evaluations = list(saved.state["evaluations"])
         self.before = tuple(saved.state["before"])
-        sync.run(trainer.engine.load_weights(trainer.model.module, f"step-{trainer.state.step:06d}"))
+        sync.run(trainer.engine.load_weights(WeightsUpdate(trainer.model.module, trainer.state.step)))
         self.run.truncate_after(trainer.state.step)
 
     def limit(self, *, minutes: float | None = None, steps: int | None = None) -> None:

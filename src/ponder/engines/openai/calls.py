@@ -295,7 +295,6 @@ class Call:
             text,
             finish,
             spend,
-            weights_version=self.engine.weights_version,
             error=error,
             logprobs=logprobs,
             params=self.request.params,

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ponder.engines._deltas import collected
+from ponder.engines.base import BaseEngine
 from ponder.engines.openai.calls import Call
 from ponder.engines.openai.findings import Findings, written
 from ponder.engines.openai.gate import CLOSED, Gate
 from ponder.engines.openai.tokens import Counter
 from ponder.errors import EngineClosed, MissingExtra, Unsupported, UserError
-from ponder.protocols import Receipt
+from ponder.protocols import Delivery, Receipt, WeightsUpdate
 from ponder.types import Completion, Delta, ModelInfo, Prompt, Request, Spend, ThoughtFormat
 
 if TYPE_CHECKING:
@@ -38,14 +39,12 @@ class Lane:
     gate: Gate
 
 
-class OpenAIEngine:
+class OpenAIEngine(BaseEngine):
     """Samples from a model behind an endpoint; see `protocols.Engine`. `OpenAI.open` makes one.
 
     `opening` is what the probe has cost: it is in no completion's spend. Log-probabilities are as the endpoint gives
     them (of most: the model's own, before temperature) and without ids, in `Completion.logprobs`.
     """
-
-    weights_version = ""
 
     def __init__(self, options: OpenAI, model: str, findings: Findings) -> None:
         if not model:
@@ -164,7 +163,7 @@ class OpenAIEngine:
                 f"{self.info.context} tokens of {self.model}; shorten the prompt or lower max_tokens"
             )
 
-    async def load_weights(self, source: Any, version: str) -> None:
+    async def load_weights(self, update: WeightsUpdate) -> Delivery:
         """Raises `Unsupported`: the weights are the endpoint's."""
         raise Unsupported(
             f"{self.model} is behind an endpoint, which keeps its own weights: train with the torch engine"

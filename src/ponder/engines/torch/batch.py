@@ -45,7 +45,7 @@ class Batch:
         model: LoadedModel,
         vocabulary: Vocabulary,
         markers: Markers,
-        version: str,
+        version: int,
         *,
         memory: int,
         exact: bool = False,
@@ -238,7 +238,7 @@ class Batch:
         self.rows.permute(order)
         self._changed()
 
-    def set_version(self, version: str) -> None:
+    def set_version(self, version: int) -> None:
         """Mark that what rows sample from now on comes from other weights; nothing cached is found any more."""
         self.version = version
         for slot, row in enumerate(self.rows):

@@ -7,14 +7,16 @@ import concurrent.futures
 import contextlib
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from ponder.engines._handover import Handover, deltas
+from ponder.engines.base import BaseEngine
 from ponder.engines.requests import Markers
 from ponder.engines.text import Vocabulary
 from ponder.engines.torch.batch import Batch
@@ -23,12 +25,12 @@ from ponder.engines.torch.forward import Native
 from ponder.engines.torch.jobs import Job, Sink, prepare, prepare_lease
 from ponder.engines.torch.packed import can_pack
 from ponder.engines.torch.sinks import FutureSink, SyncSink
-from ponder.engines.torch.weights import copy_weights, state_of
+from ponder.engines.torch.weights import as_stored, check_fit, copy_weights, digest, state_of, tensors_of
 from ponder.engines.torch.worker import CLOSED, Worker
 from ponder.errors import EngineClosed, Unsupported, UserError
 from ponder.models.base import LoadedModel
 from ponder.models.host import release_threads, reuse_freed_memory
-from ponder.protocols import Receipt
+from ponder.protocols import Delivery, Receipt, WeightsUpdate
 from ponder.types import Capabilities, Completion, Delta, Prompt, Request, Spend
 
 _EXIT_SECONDS = 5.0
@@ -53,7 +55,7 @@ class CacheUse:
     """Prefixes that are kept in case they are asked for again."""
 
 
-class TorchEngine:
+class TorchEngine(BaseEngine):
     """Samples from a `LoadedModel` in this process; see `protocols.Engine`.
 
     Rows join and leave the running batch at every step; what does not fit into `max_rows` rows or `kv_memory` bytes
@@ -73,8 +75,8 @@ class TorchEngine:
     greedy samples), or of the model's own with `SamplingParams.logprobs_of="raw"`.
 
     The module is the trainer's own: who shares it steps between calls and then announces the new version with
-    `load_weights(model.module, version)`. `path` is `"native"` (own cache) or `"transformers"` (a module that does not
-    support the cache; whole rows are computed again at every step: right, but slow).
+    `load_weights(WeightsUpdate(model.module, version))`. `path` is `"native"` (own cache) or `"transformers"` (a module
+    that does not support the cache; whole rows are computed again at every step: right, but slow).
     """
 
     grace = GRACE
@@ -89,7 +91,7 @@ class TorchEngine:
         exact: bool = False,
         packed: bool | None = None,
         compile: bool | None = None,
-        version: str = "0",
+        version: int = 0,
     ) -> None:
         """`kv_memory` is the most bytes that keys and values may take; None takes a quarter of what is available,
 
@@ -154,7 +156,7 @@ class TorchEngine:
                 raise
 
     @property
-    def weights_version(self) -> str:
+    def weights_version(self) -> int:
         return self._batch.version
 
     @property
@@ -285,32 +287,63 @@ class TorchEngine:
             self._worker.cancel(jobs)
             raise
 
-    async def load_weights(self, source: Any, version: str) -> None:
-        """Take new weights between two steps: a module, a loaded model, a state dict or a folder of safetensors.
+    async def load_weights(self, update: WeightsUpdate) -> Delivery:
+        """Take new weights between two steps.
 
-        The very module that the engine uses only gets the new version. Requests that are running carry on with the
-        new weights over the keys and values that they have; their segments say which version sampled what. Raises
-        `UserError` if the weights do not fit; the old ones then stay.
+        The very module that the engine uses is only announced, and nothing is sent: the delivery has no digest. It may
+        be announced again under the version that the engine has, by a trainer that has restored a checkpoint of it;
+        all other versions rise. With `update.digest` the new tensors, in the engine's types, must have that digest
+        (`weights.digest`) before one of them is copied.
+
+        Requests that are running carry on with the new weights over the keys and values that they have; their segments
+        say which version sampled what. Raises `UserError` if the weights do not fit, are not those of the digest, or
+        are not newer; the old ones then stay.
         """
-        state = None if self._is_own(source) else await asyncio.to_thread(state_of, source)
-        await asyncio.wrap_future(self._worker.call(self._loader(state, version)))
+        own = update.source is self.model.module
+        state = self._incoming(update) if own else await asyncio.to_thread(self._incoming, update)
+        return await asyncio.wrap_future(self._worker.call(self._loader(state, update.version)))
 
-    def load_weights_now(self, source: Any, version: str) -> None:
+    def load_weights_now(self, update: WeightsUpdate) -> Delivery:
         """`load_weights` for a caller without an event loop."""
-        state = None if self._is_own(source) else state_of(source)
-        self._worker.call(self._loader(state, version)).result()
+        delivery: Delivery = self._worker.call(self._loader(self._incoming(update), update.version)).result()
+        return delivery
 
-    def _is_own(self, source: Any) -> bool:
-        return source is self.model.module or source is self.model
+    def _incoming(self, update: WeightsUpdate) -> Mapping[str, Tensor] | None:
+        """The tensors of an update, checked; None for the engine's own module."""
+        module = self.model.module
+        own = update.source is module
+        self._refuse_old(update.version, own)
+        if own:
+            if update.digest:
+                raise UserError("digest: the engine shares this module, so nothing is sent that could be compared")
+            return None
+        state = state_of(update.source)
+        check_fit(module, state)
+        if update.digest and (found := digest(as_stored(module, state))) != update.digest:
+            raise UserError(
+                f"the new weights of version {update.version} have the digest {found}, not {update.digest}: they are "
+                "not those that were sent; send them again"
+            )
+        return state
 
-    def _loader(self, state: Any, version: str) -> Callable[[], None]:
+    def _refuse_old(self, version: int, own: bool) -> None:
+        now = self.weights_version
+        if version < now or (version == now and not own):
+            raise UserError(
+                f"the new weights have version {version}, and the engine has version {now} already: versions rise"
+            )
+
+    def _loader(self, state: Mapping[str, Tensor] | None, version: int) -> Callable[[], Delivery]:
         worker, module = self._worker, self.model.module
 
-        def load() -> None:
+        def load() -> Delivery:
+            # Once more: another update may have come first.
+            self._refuse_old(version, own=state is None)
             if state is not None:
                 copy_weights(module, state)
             worker.begin_again()
             worker.batch.set_version(version)
+            return Delivery(version, "" if state is None else digest(tensors_of(module)))
 
         return load
 

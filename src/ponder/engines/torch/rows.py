@@ -26,7 +26,7 @@ class Row:
     begun: float
     node: Node | None = None
     """What it hangs on; it holds this node."""
-    versions: list[tuple[int, str]] = field(default_factory=list)
+    versions: list[tuple[int, int]] = field(default_factory=list)
     """(first absolute position, weights version), ascending."""
     best: list[tuple[tuple[int, float], ...]] | None = None
     """The most likely ids at each token of the response, if asked for; nothing where a token was forced."""

@@ -1,7 +1,8 @@
-"""New weights for a module that is in use: checked in full before the first one is copied."""
+"""New weights for a module that is in use: checked in full before the first one is copied, and their digest."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from ponder.errors import UserError
-from ponder.models.base import LoadedModel
 from ponder.models.load import load
 
 
 def state_of(source: Any) -> Mapping[str, Tensor]:
-    """Tensors by name of a module, a loaded model, a state dict, or whatever `models.load` can name.
+    """Tensors by name of a module, a state dict, or the path of whatever `models.load` can read.
 
     Raises `UserError` if the source is none of these or cannot be read.
     """
-    module = source.module if isinstance(source, LoadedModel) else source
-    if isinstance(module, nn.Module):
-        return module.state_dict()
+    if isinstance(source, nn.Module):
+        return source.state_dict()
     if isinstance(source, Mapping):
         return source
-    if isinstance(source, str | Path):
+    if isinstance(source, Path):
         # `load` verifies checksums and knows checkpoints, runs and GGUF files too.
         return load(str(source), device="cpu").module.state_dict()
-    raise UserError(f"cannot load weights from {type(source).__name__}: give a module, a state dict or a folder")
+    raise UserError(f"cannot load weights from {type(source).__name__}: give a module, a state dict or a Path")
 
 
-def copy_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy a state into a module, in the module's dtype and on its device. Raises `UserError` if it does not fit."""
-    targets = dict(module.named_parameters(remove_duplicate=False)) | _persistent_buffers(module)
+def check_fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raises `UserError` if a state has other names or shapes than a module."""
+    targets = _targets(module)
     unknown = sorted(set(state) - set(targets))
     if unknown:
         raise UserError(f"the new weights hold {unknown[0]!r}, which the model does not have")
@@ -45,9 +44,35 @@ def copy_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         if tensor.shape != targets[name].shape:
             want, have = tuple(targets[name].shape), tuple(tensor.shape)
             raise UserError(f"the new weights have {name!r} of shape {have}, the model has {want}")
+
+
+def copy_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a state that fits into a module, in the module's dtype and on its device."""
+    targets = _targets(module)
     with torch.no_grad():
         for name, tensor in state.items():
             targets[name].copy_(tensor)
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """What a module saves, each tensor once: of tied ones under the first name that the module has for it."""
+    return dict(module.named_parameters()) | _persistent_buffers(module)
+
+
+def as_stored(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `tensors_of` the module will be when a state that fits was copied into it."""
+    targets = _targets(module)
+    by_target = {id(targets[name]): tensor for name, tensor in state.items()}
+    return {name: by_target[id(t)].to(t.dtype) for name, t in tensors_of(module).items()}
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """BLAKE2b (16 bytes, in hex) over names, dtypes, shapes and bytes, in the order of the names."""
+    whole = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f"{name}\x1f{tensor.dtype}\x1f{tuple(tensor.shape)}\x1f".encode())
+        whole.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
 
 
 def lay_out(module: nn.Module) -> None:
@@ -61,6 +86,11 @@ def lay_out(module: nn.Module) -> None:
         if isinstance(layer, nn.Linear) and id(layer.weight) not in looked_up and layer.weight.is_contiguous():
             with torch.no_grad():
                 layer.weight.data = layer.weight.t().contiguous().t()
+
+
+def _targets(module: nn.Module) -> dict[str, Tensor]:
+    """Every name that a state may have, tied tensors under each of theirs."""
+    return dict(module.named_parameters(remove_duplicate=False)) | _persistent_buffers(module)
 
 
 def _persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
