@@ -11,11 +11,11 @@ from ponder import registry
 from ponder.budget.meter import Meter
 from ponder.engines.replay import Replay
 from ponder.errors import EngineClosed, Unsupported, UserError
-from ponder.protocols import Engine, WeightsUpdate
+from ponder.protocols import Engine, Receipt, WeightsUpdate
 from ponder.search.runner import solve
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.direct import Direct
-from ponder.types import Budget, FinishReason, Message, Problem, Request, SamplingParams, Thinking
+from ponder.types import Budget, FinishReason, Message, Problem, Request, SamplingParams, Spend, Thinking
 
 
 def sample(i, **more):
@@ -98,6 +98,25 @@ def test_more_samples_than_were_recorded_are_refused_with_the_numbers(pool):
         ask(engine, n=9, metadata={"problem": "a"})
     with pytest.raises(UserError, match="sample 9 is asked"):
         ask(engine, n=1, metadata={"problem": "a", "sample": 8})
+
+
+def test_a_call_settles_its_receipt_also_where_its_stream_is_closed_or_comes_after_the_end(pool):
+    async def go():
+        engine = Replay(order="recorded").open(pool(row("a", prompt="?")))
+        request = Request("?", SamplingParams(100), 3)
+        whole, left, late = Receipt(), Receipt(), Receipt()
+        completions = await engine.generate(request, whole)
+        stream = engine.stream(request, left)
+        await anext(stream)
+        await stream.aclose()
+        await engine.close()
+        with pytest.raises(EngineClosed):
+            await engine.generate(request, late)
+        return completions, whole, left, late
+
+    completions, whole, left, late = asyncio.run(go())
+    assert whole == left == Receipt(Spend(sampled_tokens=10 + 11 + 12), completions)
+    assert late == Receipt(Spend())
 
 
 def test_tokens_are_counted_as_recorded_and_nothing_else_is_spent(pool):

@@ -13,7 +13,7 @@ from mocks import showing
 from ponder.engines.torch import TorchEngine
 from ponder.evaluation.testtime import ladder, parallel
 from ponder.registry import build
-from ponder.search import solve
+from ponder.search import solve, stream
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct
@@ -72,6 +72,24 @@ def test_streaming_shows_the_response_that_is_returned(model, countdown):
     text, outcome, plain = on_engine(model, streamed)
     assert text == outcome.trace.nodes[0].completion.text
     assert [n.completion.ids for n in outcome.trace.nodes] == [n.completion.ids for n in plain.trace.nodes]
+
+
+def test_a_search_whose_reader_is_slow_holds_up_neither_the_engine_nor_another_search(model, countdown):
+    problem = countdown.problem("test", 1)
+
+    async def beside(engine):
+        async with stream(BestOfN(n=3, max_tokens=40), problem, engine, seed=1) as slow:
+            first = await anext(slow)
+            async with asyncio.timeout(20):
+                other = await solve(BestOfN(n=3, max_tokens=40), problem, engine, seed=2)
+                while engine.running:
+                    await asyncio.sleep(0.001)
+            text = first.text + "".join([d.text async for d in slow])
+            return text, await slow.outcome(), other
+
+    text, outcome, other = on_engine(model, beside)
+    assert text == outcome.trace.nodes[0].completion.text
+    assert len(outcome.trace.nodes) == len(other.trace.nodes) == 3
 
 
 def test_a_token_budget_holds_on_the_real_engine(model, countdown):
