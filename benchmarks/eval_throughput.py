@@ -25,7 +25,7 @@ from _workers import settle
 
 from ponder import registry, sync
 from ponder.engines.torch import TorchEngine
-from ponder.evaluation.evaluate import each, evaluate
+from ponder.evaluation.evaluate import Plan, each, evaluate
 from ponder.evaluation.results import Searched
 from ponder.evaluation.rollouts import to_line
 from ponder.models.load import load
@@ -95,11 +95,8 @@ class Sides:
                 self.environment,
                 engine,
                 problems,
-                seed=number,
-                concurrency=self.case.searches,
-                budget=NEVER,
+                Plan(seed=number, budget=NEVER, concurrency=self.case.searches, keep_texts=0),
                 on_search=write,
-                keep_texts=0,
             )
         )
         seconds = time.perf_counter() - began

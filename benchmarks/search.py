@@ -25,7 +25,7 @@ from _limits import machine
 
 from ponder.engines.simulated import Simulated, SimulatedEngine
 from ponder.environments.simulated import Simulated as Problems
-from ponder.protocols import Receipt, Strategy
+from ponder.protocols import Feedback, Receipt, Strategy
 from ponder.search import Meter, solve
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
@@ -67,11 +67,11 @@ class Task:
         engine = Replaying(self.options())
         parent = Meter(Budget(tokens=10**12, seconds=10**6))
         budget = Budget(tokens=10**9)
-        checker = ENV.checker if self.checked else None
+        feedback = Feedback(ENV.checker if self.checked else None)
         problems = [ENV.problem("test", i) for i in range(count)]
         started = time.process_time()
         outcomes = await asyncio.gather(
-            *(solve(self.strategy, p, engine, budget=budget, checker=checker, parent=parent) for p in problems)
+            *(solve(self.strategy, p, engine, budget=budget, feedback=feedback, parent=parent) for p in problems)
         )
         seconds = time.process_time() - started
         assert all(o.chosen is not None or o.trace.nodes for o in outcomes)

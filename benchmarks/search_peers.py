@@ -33,7 +33,7 @@ from _workers import SCRIPTS, PeerMissing, Worker, peer_versions
 from ponder.engines.openai import OpenAI
 from ponder.environments.arithmetic import Arithmetic
 from ponder.evaluation.intervals import wilson
-from ponder.protocols import Strategy
+from ponder.protocols import Feedback, Strategy
 from ponder.search.runner import solve
 from ponder.search.strategies.adaptive import Adaptive
 from ponder.search.strategies.direct import Direct
@@ -150,12 +150,12 @@ def ours(strategy: Strategy, budget: Budget, task: Task, url: str, key: str) -> 
     async def run() -> tuple[list[str], list[int]]:
         part = OpenAI(base_url=url, api_key_env="PONDER_PEERS_KEY", probe=False, capabilities=("n",))
         engine = await part.open_async(task.model)
-        answers = VerifierAnswers(Numeric())
+        feedback = Feedback(answers=VerifierAnswers(Numeric()))
         texts, tokens = [], []
         try:
             for i, prompt in enumerate(task.prompts):
                 problem = Problem(f"p{i}", prompt)
-                outcome = await solve(strategy, problem, engine, budget=budget, seed=i, answers=answers)
+                outcome = await solve(strategy, problem, engine, budget=budget, seed=i, feedback=feedback)
                 texts.append(outcome.response.answer or "")
                 tokens.append(outcome.spend.tokens)
         finally:

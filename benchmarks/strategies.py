@@ -31,7 +31,7 @@ from ponder.engines.simulated import Simulated
 from ponder.engines.torch import TorchEngine
 from ponder.environments.countdown import Partial
 from ponder.evaluation.equal_spend import Compared, Floats, Yardstick, at_equal_spend, counts_up_to
-from ponder.evaluation.evaluate import evaluate
+from ponder.evaluation.evaluate import Plan, evaluate
 from ponder.evaluation.intervals import wilson
 from ponder.evaluation.pools.formulas import Majority
 from ponder.evaluation.pools.judges import EnvironmentJudge
@@ -151,7 +151,7 @@ def countdown_trees() -> tuple[Side, ...]:
 
 def simulated_trees(environment: Any) -> tuple[Side, ...]:
     step = {"depth": 16, "step_tokens": 120, "delimiters": ("\n",), "answer_tokens": 32}
-    scorer = environment.partial
+    scorer = environment.scorer
     return (
         Side("best_of_n", {"n": 22, "by": "scorer", "max_tokens": 2000}, scorer),
         Side("beam", {"width": 2, "expand": 2, **step}, scorer),
@@ -253,8 +253,7 @@ class Table:
                 self.environment,
                 self.engine,
                 self.problems,
-                seed=self.seed,
-                concurrency=CONCURRENCY,
+                Plan(seed=self.seed, concurrency=CONCURRENCY),
                 on_search=keep,
             )
             pool = judge_pool(read_pool(writer.path), EnvironmentJudge(self.environment, self.case.environment))
@@ -290,10 +289,9 @@ class Table:
             self.environment,
             self.engine,
             self.problems,
-            seed=self.seed + 1,
-            concurrency=CONCURRENCY,
+            Plan(seed=self.seed + 1, concurrency=CONCURRENCY),
+            feedback=dataclasses.replace(self.environment.feedback, scorer=side.scorer),
             on_search=keep,
-            scorer=side.scorer,
         )
         ordered = [found[i] for i in range(len(self.problems))]
         failed = [s.outcome.reason for s in ordered if s.outcome.stop is StopReason.FAILED]

@@ -13,11 +13,12 @@ import random
 import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ponder.engines._deltas import collected, total
 from ponder.engines.base import BaseEngine
 from ponder.errors import EngineClosed, UserError
-from ponder.protocols import Delivery, Receipt, Turn, WeightsUpdate
+from ponder.protocols import Answers, Delivery, Feedback, Receipt, Turn, WeightsUpdate
 from ponder.types import (
     Capabilities,
     Completion,
@@ -287,9 +288,15 @@ class MockEnvironment:
             return Verdict(VerdictKind.JUDGE_ERROR, None, "the judge broke")
         return self._decide(problem, response)
 
+    answers: ClassVar[Answers | None] = None
+
     @property
     def checker(self) -> Callable[[Problem, Response], Verdict] | None:
         return self._decide if self.checked else None
+
+    @property
+    def feedback(self) -> Feedback:
+        return Feedback(self.checker, answers=self.answers)
 
     def gold_response(self, problem: Problem) -> str:
         return str(2 * problem.public["number"])

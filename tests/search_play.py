@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable
 from typing import Any
 
 from mocks import MockEngine
 
-from ponder.protocols import Ask, Check, Checker, Generate, Group, Score, Search, SearchContext, Strategy
+from ponder.protocols import (
+    Answers,
+    Ask,
+    Check,
+    Checker,
+    Engine,
+    Feedback,
+    Generate,
+    Group,
+    Score,
+    Scorer,
+    Search,
+    SearchContext,
+    Strategy,
+)
+from ponder.scorers.base import BaseScorer
+from ponder.search import solve
 from ponder.search.clusters import TextAnswers, parties
-from ponder.types import Outcome, Problem, Spend, StopReason
+from ponder.types import Outcome, Problem, Response, Spend, StopReason
+
+
+def searched(
+    strategy: Strategy,
+    problem: Problem,
+    engine: Engine,
+    *,
+    checker: Checker | None = None,
+    scorer: Scorer | None = None,
+    answers: Answers | None = None,
+    **options: Any,
+) -> Outcome:
+    """`solve` by itself, the parts of its feedback by name."""
+    return asyncio.run(solve(strategy, problem, engine, feedback=Feedback(checker, scorer, answers), **options))
+
+
+class Rule(BaseScorer):
+    """Scores a text by a rule; keeps what it was asked."""
+
+    def __init__(self, rule: Callable[[str], float]) -> None:
+        self.rule = rule
+        self.seen: list[str] = []
+
+    def value(self, problem: Problem, response: Response) -> float:
+        self.seen.append(response.text)
+        return self.rule(response.text)
 
 
 def context(engine: MockEngine, checker: bool = False, scorer: bool = False, seed: int = 7) -> SearchContext:

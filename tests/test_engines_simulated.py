@@ -23,6 +23,7 @@ from ponder.types import (
     Message,
     Request,
     SamplingParams,
+    Score,
     SegmentKind,
     Spend,
     Thinking,
@@ -202,11 +203,11 @@ def test_a_longer_thought_is_right_more_often():
 def test_a_partial_score_tells_right_from_wrong_as_well_as_its_noise_lets_it():
     right = split_response(f"step 1: {step_value(KEY, 1)} ...", FinishReason.LENGTH)
     wrong = split_response("step 1: 0000 ...", FinishReason.LENGTH)
-    assert run(Problems(noise=0.0).partial.score(PROBLEM, [right, wrong])) == (1.0, 0.0)
-    scorer = Problems(noise=0.5).partial
+    assert run(Problems(noise=0.0).scorer.score(PROBLEM, [right, wrong], None)) == (Score(1.0), Score(0.0))
+    scorer = Problems(noise=0.5).scorer
     texts = [split_response(f"step 1: {step_value(KEY, 1)} {'.' * i}", FinishReason.LENGTH) for i in range(400)]
-    scores = run(scorer.score(PROBLEM, texts))
-    assert scores == run(scorer.score(PROBLEM, texts))
+    scores = [scorer.value(PROBLEM, text) for text in texts]
+    assert scores == [scorer.value(PROBLEM, text) for text in texts]
     assert statistics.mean(scores) == pytest.approx(1.0, abs=0.1)
     assert statistics.stdev(scores) == pytest.approx(0.5, abs=0.07)
 

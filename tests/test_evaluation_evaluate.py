@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import gc
 import json
 import math
@@ -11,7 +12,7 @@ import pytest
 from mocks import MockEngine, MockEnvironment, doubler
 
 from ponder.errors import PonderError, Unsupported, UserError
-from ponder.evaluation.evaluate import evaluate
+from ponder.evaluation.evaluate import Plan, evaluate
 from ponder.evaluation.intervals import wilson
 from ponder.evaluation.results import Earlier
 from ponder.evaluation.testtime import ladder, parallel, parallel_points
@@ -29,9 +30,9 @@ from ponder.types import Budget, Capabilities, SamplingParams, Spend, Verdict, V
 def run(strategy=None, engine=None, environment=None, count=60, **options):
     environment = environment or MockEnvironment()
     engine = engine or MockEngine(doubler(0.5))
-    return asyncio.run(
-        evaluate(strategy or Direct(), environment, engine, environment.problems("test", count), **options)
-    )
+    plan = Plan(**{f.name: options.pop(f.name) for f in dataclasses.fields(Plan) if f.name in options})
+    problems = environment.problems("test", count)
+    return asyncio.run(evaluate(strategy or Direct(), environment, engine, problems, plan, **options))
 
 
 def test_an_evaluation_counts_verdicts_tokens_and_cost():
@@ -293,7 +294,7 @@ def test_interrupting_an_evaluation_ends_what_is_in_flight():
     async def interrupted():
         engine, environment = MockEngine(delay=60), MockEnvironment()
         task = asyncio.create_task(
-            evaluate(Direct(), environment, engine, environment.problems("test", 50), concurrency=10)
+            evaluate(Direct(), environment, engine, environment.problems("test", 50), Plan(concurrency=10))
         )
         await asyncio.sleep(0.02)
         task.cancel()

@@ -1,6 +1,5 @@
 """Stopping a vote early: the posterior, the windows, and what is not sampled for it."""
 
-import asyncio
 import itertools
 import math
 import random
@@ -9,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mocks import MockEngine, MockEnvironment, doubler
+from search_play import searched
 
-from ponder.search import solve
 from ponder.search.stopping import beta, dirichlet
 from ponder.search.strategies.adaptive import Adaptive
 from ponder.search.strategies.majority import Majority
@@ -22,7 +21,7 @@ ONE_BY_ONE = Capabilities(ids=True, logprobs=True, seed=True)
 
 
 def run(strategy, engine, problem=PROBLEM, **options):
-    return asyncio.run(solve(strategy, problem, engine, **options))
+    return searched(strategy, problem, engine, **options)
 
 
 def saying(*answers, **options):

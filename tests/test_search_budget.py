@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 from virtual_time import run
 
+from ponder import types as scored
 from ponder.budget.prices import PriceList, Prices
 from ponder.budget.streams import Reader
 from ponder.engines.simulated import Simulated, SimulatedEngine
 from ponder.environments.simulated import Simulated as Problems
 from ponder.errors import Unfinished
-from ponder.protocols import Ask, Check, Generate, Group, Hold, Release, Score, SearchContext
+from ponder.protocols import Ask, Caller, Check, Feedback, Generate, Group, Hold, Release, Score, SearchContext
+from ponder.scorers.base import BaseScorer
 from ponder.search import Meter, solve
 from ponder.search.asking import Asking
 from ponder.search.strategies.best_of_n import BestOfN
@@ -189,6 +192,55 @@ def random_strategy(rng: random.Random) -> Any:
     )
 
 
+class Judging(BaseScorer):
+    """Asks an engine about each response, all at once, in calls of random sizes; some are cut, some are refused."""
+
+    def __init__(self, engine: str) -> None:
+        self.engine = engine
+
+    async def score(self, problem: Problem, responses: Sequence[Response], engine: Caller | None) -> list[scored.Score]:
+        assert engine is not None
+        can, prompt = engine.capabilities, problem.prompt
+        rng = random.Random(f"{problem.id} {[r.text for r in responses]}")
+        requests = [
+            Request(prompt, SamplingParams(rng.randint(1, 60), seed=i), n=rng.randint(1, 3) if can.n else 1)
+            for i in range(len(responses))
+        ]
+        assert engine.count_tokens(prompt) > 0
+        calls = [engine.generate(r, minimum=rng.randint(1, r.params.max_tokens)) for r in requests]
+        return [scored.Score(float(len(answer))) for answer in await asyncio.gather(*calls)]
+
+
+class Outside(BaseScorer):
+    """Works by itself, at a cost of up to 30 tokens and a tenth of a cent a response; `spent` is what it truly cost."""
+
+    def __init__(self, seed: float, spent: list[Spend]) -> None:
+        self._rng, self._spent = random.Random(seed), spent
+        self._fails = self._rng.random() < 0.3
+
+    def worst(self, problem: Problem, responses: Sequence[Response]) -> Spend:
+        return Spend(sampled_tokens=30 * len(responses), dollars=1e-3 * len(responses))
+
+    async def score(self, problem: Problem, responses: Sequence[Response], engine: Caller | None) -> list[scored.Score]:
+        assert engine is None
+        worst = self.worst(problem, responses)
+        try:
+            await asyncio.sleep(self._rng.random() * 0.2)
+            if self._fails:
+                raise ConnectionError("no scores today")
+        except BaseException:
+            # Nobody knows what it used by then.
+            self._spent.append(worst)
+            raise
+        spends = [Spend(sampled_tokens=self._rng.randint(0, 30), dollars=1e-3 * self._rng.random()) for _ in responses]
+        self._spent += spends
+        return [scored.Score(1.0, spend) for spend in spends]
+
+
+def random_scorer(rng: random.Random, outside: list[Spend]) -> Any:
+    return rng.choice([ENV.scorer, Judging(""), Judging("big"), Outside(rng.random(), outside)])
+
+
 @dataclass
 class World:
     """Searches that share engines and budgets: each within its own, a key's and a server's."""
@@ -197,6 +249,8 @@ class World:
     searches: int = 8
     meters: list[Meter] = field(default_factory=list)
     stops: list[StopReason] = field(default_factory=list)
+    outside: list[Spend] = field(default_factory=list)
+    """What scorers spent by themselves."""
 
     async def play(self) -> None:
         rng = random.Random(self.seed)
@@ -229,9 +283,11 @@ class World:
                 self.engines[0],
                 others={"big": self.engines[1]},
                 seed=rng.getrandbits(32),
-                checker=ENV.checker if rng.random() < 0.5 else None,
-                scorer=ENV.partial if rng.random() < 0.5 else None,
-                answers=ENV.answers,
+                feedback=Feedback(
+                    ENV.checker if rng.random() < 0.5 else None,
+                    random_scorer(rng, self.outside) if rng.random() < 0.7 else None,
+                    ENV.answers,
+                ),
                 parent=own,
                 on_delta=reader(rng) if rng.random() < 0.3 else None,
             )
@@ -242,8 +298,9 @@ class World:
 
     def check(self) -> None:
         used = sum((e.used for e in self.engines), Spend())
-        true_dollars = sum(self.prices.need(e.info.name).dollars(e.used) for e in self.engines)
-        assert self.server.spend.tokens == used.tokens
+        outside = sum(self.outside, Spend())
+        true_dollars = sum(self.prices.need(e.info.name).dollars(e.used) for e in self.engines) + outside.dollars
+        assert self.server.spend.tokens == used.tokens + outside.tokens
         assert self.server.spend.dollars == pytest.approx(true_dollars, rel=1e-9, abs=CENT)
         for engine in self.engines:
             assert (engine.in_flight, engine.held) == (0, {})

@@ -1,14 +1,13 @@
 """The cascade: when the slow search is run, on which engine, and which answer stands."""
 
-import asyncio
 import dataclasses
 
 import pytest
 from mocks import MockEngine, MockEnvironment, doubler
+from search_play import searched
 from sure_engine import SureEngine
 
 from ponder.errors import Unsupported
-from ponder.search import solve
 from ponder.search.strategies.cascade import Cascade
 from ponder.search.trace import samples
 from ponder.types import Budget, Capabilities, StopReason
@@ -21,7 +20,7 @@ BLIND = Capabilities(ids=True, seed=True)
 
 def run(strategy, fast, slow=None, **options):
     others = {} if slow is None else {"big": slow}
-    return asyncio.run(solve(strategy, PROBLEM, fast, others=others, **options))
+    return searched(strategy, PROBLEM, fast, others=others, **options)
 
 
 def big(text="</think>9"):

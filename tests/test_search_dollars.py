@@ -15,7 +15,8 @@ from ponder.budget.meter import Meter, Prices
 from ponder.budget.prices import PriceList
 from ponder.engines.simulated import Simulated
 from ponder.errors import BudgetExceeded, UserError
-from ponder.protocols import Ask, Group, Hold, Score
+from ponder.protocols import Ask, Feedback, Group, Hold, Score
+from ponder.scorers.base import BaseScorer
 from ponder.search import runner, solve
 from ponder.search.asking import Asking
 from ponder.search.strategies.best_of_n import BestOfN
@@ -62,7 +63,7 @@ def test_a_dollar_budget_without_prices_is_refused_in_a_sentence_before_anything
                 named("small"),
                 others={"big": engine},
                 budget=Budget(dollars=1.0),
-                prices=PriceList(free),
+                parent=Meter(prices=PriceList(free)),
             )
         )
     assert engine.calls == 0
@@ -263,7 +264,7 @@ class Wait:
 
 @pytest.mark.parametrize("work", [Group(()), Hold((1, 2)), Score(())])
 def test_no_kind_of_work_goes_on_beyond_the_seconds(work, monkeypatch):
-    async def slow_group(answers, problem, responses):
+    async def slow_group(answers, problem, responses, slow):
         await asyncio.sleep(10)
 
     class SlowHolder(MockEngine):
@@ -272,8 +273,8 @@ def test_no_kind_of_work_goes_on_beyond_the_seconds(work, monkeypatch):
             await asyncio.sleep(10)
             yield
 
-    class SlowScorer:
-        async def score(self, problem, responses):
+    class SlowScorer(BaseScorer):
+        async def score(self, problem, responses, engine):
             await asyncio.sleep(10)
             return ()
 
@@ -284,7 +285,7 @@ def test_no_kind_of_work_goes_on_beyond_the_seconds(work, monkeypatch):
         engine = SlowHolder(capabilities=Capabilities(leases=True))
         parent = Meter(Budget(seconds=2.0), clock=loop.time)
         problem = MockEnvironment().problem("test", 1)
-        outcome = await solve(Wait(work), problem, engine, parent=parent, scorer=SlowScorer())
+        outcome = await solve(Wait(work), problem, engine, parent=parent, feedback=Feedback(scorer=SlowScorer()))
         assert loop.time() == 2.0
         return outcome
 

@@ -1,24 +1,25 @@
 """Votes: who may vote, who wins, how ties are broken, and what the outcome says of it."""
 
-import asyncio
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mocks import MockEngine, MockEnvironment, doubler
+from search_play import searched
 from sure_engine import SureEngine
 
 from ponder import registry
 from ponder.errors import Unsupported, UserError
 from ponder.protocols import Vote
-from ponder.search import derive, solve
+from ponder.scorers.base import BaseScorer
+from ponder.search import derive
 from ponder.search.clusters import result, standings
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.direct import Direct
 from ponder.search.strategies.majority import Majority
 from ponder.search.strategies.weighted import Weighted
-from ponder.types import Budget, Capabilities, StopReason, Verdict, VerdictKind
+from ponder.types import Budget, Capabilities, Score, StopReason, Verdict, VerdictKind
 from ponder.verifiers.answers import VerifierAnswers
 from ponder.verifiers.numeric import Numeric
 
@@ -28,7 +29,7 @@ NO_LOGPROBS = Capabilities(ids=True, n=True)
 
 
 def run(strategy, engine, **options):
-    return asyncio.run(solve(strategy, PROBLEM, engine, **options))
+    return searched(strategy, PROBLEM, engine, **options)
 
 
 def said(*answers, n=None, **options):
@@ -147,12 +148,12 @@ def test_only_the_most_confident_share_votes():
     assert run(Weighted(n=10, by="logprob", keep=0.1), SureEngine(texts)).response.answer == "1"
 
 
-class Scores:
+class Scores(BaseScorer):
     def __init__(self, *scores):
         self.scores = scores
 
-    async def score(self, problem, responses):
-        return self.scores[: len(responses)]
+    async def score(self, problem, responses, engine):
+        return [Score(s) for s in self.scores[: len(responses)]]
 
 
 def test_scores_are_weights_and_negative_ones_are_made_so():

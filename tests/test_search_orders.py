@@ -1,6 +1,5 @@
 """What every strategy keeps, whatever it is: found by the registry, so that a new one is held to it too."""
 
-import asyncio
 import dataclasses
 import json
 import random
@@ -9,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mocks import ALL, MockEngine, MockEnvironment, doubler
-from search_play import answer_to, context, play
+from search_play import Rule, answer_to, context, play, searched
 
 from ponder import registry
 from ponder.errors import Unsupported
-from ponder.search import solve
+from ponder.scorers.base import BaseScorer
 from ponder.search.journal import Journal
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.weighted import Weighted
-from ponder.types import Budget, Capabilities, StopReason
+from ponder.types import Budget, Capabilities, Score, StopReason
 
 ENV = MockEnvironment()
 PROBLEM = ENV.problem("test", 3)
@@ -43,12 +42,8 @@ ENGINES = [
     Capabilities(ids=True, logprobs=True, seed=True, n=True, prefix=True),
 ]
 """One call for everything; a call for each sample; a second call where a thought is bounded."""
+ONE = Score(1.0)
 each = pytest.mark.parametrize(("name", "options"), CASES, ids=lambda v: v if isinstance(v, str) else str(v or "-"))
-
-
-class Longest:
-    async def score(self, problem, responses):
-        return [float(len(r.text)) for r in responses]
 
 
 def build(name, options):
@@ -100,7 +95,7 @@ def test_the_order_of_answers_and_telling_them_twice_change_nothing(name, option
 
 
 def run(strategy, engine, **options):
-    return asyncio.run(solve(strategy, PROBLEM, engine, checker=ENV.checker, scorer=Longest(), answers=None, **options))
+    return searched(strategy, PROBLEM, engine, checker=ENV.checker, scorer=Rule(len), **options)
 
 
 @each
@@ -149,8 +144,8 @@ def test_a_search_goes_on_without_a_checker_a_scorer_or_a_comparison_that_fails(
         failures.append(what)
         raise ConnectionError(f"no {what} today")
 
-    class Broken:
-        async def score(self, problem, responses):
+    class Broken(BaseScorer):
+        async def score(self, problem, responses, engine):
             fail("scorer")
 
         def extract(self, problem, response):
@@ -158,7 +153,7 @@ def test_a_search_goes_on_without_a_checker_a_scorer_or_a_comparison_that_fails(
 
     engine = MockEngine("</think>4")
     broken = {"checker": lambda p, r: fail("checker"), "scorer": Broken(), "answers": Broken()}
-    outcome = asyncio.run(solve(build(name, options), PROBLEM, engine, **broken))
+    outcome = searched(build(name, options), PROBLEM, engine, **broken)
     assert outcome.response.answer == "4"
     assert not failures or f"failed: ConnectionError: no {failures[0]} today" in outcome.reason
 
@@ -167,10 +162,10 @@ def test_a_search_goes_on_without_a_checker_a_scorer_or_a_comparison_that_fails(
 def test_what_a_checker_a_scorer_or_a_comparison_cannot_mean_is_a_failure_of_it(name, options):
     wrong = []
 
-    class Wrong:
-        async def score(self, problem, responses):
+    class Wrong(BaseScorer):
+        async def score(self, problem, responses, engine):
             wrong.append("the scorer failed: it gave ")
-            return (1.0,) * (len(responses) + 1)
+            return (Score(1.0),) * (len(responses) + 1)
 
         def extract(self, problem, response):
             wrong.append("the comparison of answers failed: an answer was read as int, not as text")
@@ -184,19 +179,23 @@ def test_what_a_checker_a_scorer_or_a_comparison_cannot_mean_is_a_failure_of_it(
         return True
 
     engine = MockEngine("</think>4")
-    outcome = asyncio.run(solve(build(name, options), PROBLEM, engine, checker=check, scorer=Wrong(), answers=Wrong()))
+    outcome = searched(build(name, options), PROBLEM, engine, checker=check, scorer=Wrong(), answers=Wrong())
     assert outcome.response.answer == "4"
     assert not wrong or wrong[0] in outcome.reason
 
 
 @pytest.mark.parametrize("strategy", [BestOfN(n=3, by="scorer"), Weighted(n=3, by="score")])
-@pytest.mark.parametrize("scores", [(), (1.0, 2.0), (1.0, 2.0, 3.0, 4.0), (1.0, None, 2.0), None])
+@pytest.mark.parametrize(
+    "scores",
+    [(), (ONE, ONE), (ONE,) * 4, (ONE, None, ONE), (ONE, 1.0, ONE), (ONE, Score("high"), ONE), None],  # type: ignore[arg-type]
+    ids=["none", "two", "four", "a gap", "a number", "a word", "no sequence"],
+)
 def test_scores_that_are_not_one_number_for_each_response_are_a_failed_scorer(strategy, scores):
-    class Miscounting:
-        async def score(self, problem, responses):
+    class Miscounting(BaseScorer):
+        async def score(self, problem, responses, engine):
             return scores
 
-    outcome = asyncio.run(solve(strategy, PROBLEM, MockEngine("</think>4"), scorer=Miscounting()))
+    outcome = searched(strategy, PROBLEM, MockEngine("</think>4"), scorer=Miscounting())
     assert outcome.response.answer == "4"
     assert "the scorer failed: " in outcome.reason
     assert outcome.spend.verifier_calls == 3

@@ -1,13 +1,13 @@
 """Revision: what a round is asked, when it stops, and what is kept."""
 
-import asyncio
 import dataclasses
 
 import pytest
 from mocks import MockEngine, MockEnvironment
+from search_play import searched
 
 from ponder.errors import Unsupported
-from ponder.search import derive, solve
+from ponder.search import derive
 from ponder.search.strategies.cot import Cot
 from ponder.search.strategies.refine import Refine
 from ponder.search.trace import to_row
@@ -19,7 +19,7 @@ RIGHT = "206"
 
 
 def run(strategy, engine, problem=PROBLEM, **options):
-    return asyncio.run(solve(strategy, problem, engine, **options))
+    return searched(strategy, problem, engine, **options)
 
 
 def rounds(*texts, chat=False):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mocks import ALL, MockEngine, MockEnvironment, doubler, showing
-from search_play import answer_to, play, start
+from search_play import answer_to, play, searched, start
 
 from ponder.errors import CallCancelled, Unsupported, UserError
 from ponder.protocols import Ask, Generate
@@ -29,7 +29,7 @@ ONE_BY_ONE = Capabilities(ids=True, logprobs=True, seed=True, prefix=True)
 
 
 def run(strategy, engine, **options):
-    return asyncio.run(solve(strategy, PROBLEM, engine, **options))
+    return searched(strategy, PROBLEM, engine, **options)
 
 
 def test_the_same_seed_gives_the_same_outcome_and_another_seed_another():

@@ -24,11 +24,11 @@ PROBLEM = ENV.problem("test", 3)
 
 def test_the_pieces_make_up_the_response_and_then_comes_the_outcome_of_a_plain_search():
     async def go(strategy):
-        async with stream(strategy, PROBLEM, MockEngine(doubler(1.0)), checker=ENV.checker) as solving:
+        async with stream(strategy, PROBLEM, MockEngine(doubler(1.0)), feedback=ENV) as solving:
             text = "".join([delta.text async for delta in solving])
             outcome = await solving.outcome()
             assert outcome is await solving.outcome()
-        return text, outcome, await solve(strategy, PROBLEM, MockEngine(doubler(1.0)), checker=ENV.checker)
+        return text, outcome, await solve(strategy, PROBLEM, MockEngine(doubler(1.0)), feedback=ENV)
 
     for strategy in (Direct(), BestOfN(n=3), BudgetForcing(5)):
         text, outcome, plain = asyncio.run(go(strategy))

@@ -1,14 +1,14 @@
-import asyncio
 import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 from mocks import MockEngine, MockEnvironment, doubler
+from search_play import Rule, searched
 
 from ponder import registry
 from ponder.errors import UserError
-from ponder.search import derive, solve
+from ponder.search import derive
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct
@@ -23,7 +23,7 @@ TWO_CALLS = Capabilities(ids=True, prefix=True)
 
 
 def run(strategy, engine, **options):
-    return asyncio.run(solve(strategy, PROBLEM, engine, **options))
+    return searched(strategy, PROBLEM, engine, **options)
 
 
 # Found by name ----------------------------------------------------------------------------------------------------
@@ -116,15 +116,11 @@ def test_if_the_checker_rejects_all_the_first_answer_is_given_without_confidence
     assert (outcome.chosen, outcome.confidence, outcome.stop) == (1, 0.0, StopReason.FINISHED)
 
 
-class Longest:
-    async def score(self, problem, responses):
-        return [float(len(r.answer)) for r in responses]
-
-
 def test_without_a_checker_the_highest_score_wins_and_the_first_of_equals():
-    outcome = run(BestOfN(n=4), MockEngine(["</think>1", "</think>222", "</think>333", "</think>4"]), scorer=Longest())
+    texts = ["</think>1", "</think>222", "</think>333", "</think>4"]
+    outcome = run(BestOfN(n=4), MockEngine(texts), scorer=Rule(len))
     assert (outcome.chosen, outcome.reason) == (1, "chosen by score")
-    assert [n.score for n in outcome.trace.nodes] == [1.0, 3.0, 3.0, 1.0]
+    assert [n.score for n in outcome.trace.nodes] == [len(t) for t in texts]
     assert outcome.spend.verifier_calls == 4
 
 

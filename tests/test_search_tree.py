@@ -24,6 +24,7 @@ from ponder.types import (
     Budget,
     FinishReason,
     Response,
+    Score,
     Spend,
     StopReason,
     Verdict,
@@ -108,11 +109,11 @@ def test_a_part_that_fails_does_not_end_the_search(strategy, failing):
     calls = []
 
     class Weary(Scorer):
-        async def score(self, problem, responses):
+        async def score(self, problem, responses, engine):
             calls.append(len(responses))
             if failing == "score" and len(calls) > 1:
                 raise RuntimeError("no more")
-            return await super().score(problem, responses)
+            return await super().score(problem, responses, engine)
 
     def check(problem, response):
         if failing == "check":
@@ -129,8 +130,8 @@ def test_a_part_that_fails_does_not_end_the_search(strategy, failing):
 @BOTH
 def test_scores_that_are_not_one_for_each_response_are_no_scores(strategy):
     class Short(Scorer):
-        async def score(self, problem, responses):
-            return (1.0,)
+        async def score(self, problem, responses, engine):
+            return (Score(1.0),)
 
     outcome = run(strategy, MockEngine(digits), scorer=Short())
     assert outcome.response.answer is not None

@@ -51,8 +51,8 @@ def test_a_tree_search_solves_countdown_and_computes_no_prefix_twice(tiny, strat
     async def run():
         engine = Counting(tiny)
         try:
-            options = {"checker": countdown.checker, "scorer": countdown.partial}
-            outcomes = [await solve(strategy, p, engine, budget=Budget(tokens=6000), **options) for p in problems]
+            budget = Budget(tokens=6000)
+            outcomes = [await solve(strategy, p, engine, feedback=countdown, budget=budget) for p in problems]
             return outcomes, engine.held, engine.most, engine.total
         finally:
             await engine.close()

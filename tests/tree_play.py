@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import re
 
 import pytest
 from mocks import MockEngine
+from search_play import Rule, searched
 
-from ponder.search import solve
 from ponder.search.strategies.beam import Beam
 from ponder.search.strategies.mcts import Mcts
 from ponder.types import Capabilities, Problem, Verdict, VerdictKind
@@ -53,15 +52,11 @@ def above(least):
     return check
 
 
-class Scorer:
-    """Scores texts; counts."""
+class Scorer(Rule):
+    """Scores texts; keeps what it was asked."""
 
     def __init__(self, rule=high):
-        self.rule, self.seen = rule, []
-
-    async def score(self, problem, responses):
-        self.seen += [r.text for r in responses]
-        return tuple(self.rule(r.text) for r in responses)
+        super().__init__(rule)
 
 
 @dataclasses.dataclass
@@ -88,7 +83,7 @@ class Leasing(MockEngine):
 
 
 def run(strategy, engine, problem=DIGITS, **options):
-    return asyncio.run(solve(strategy, problem, engine, **options))
+    return searched(strategy, problem, engine, **options)
 
 
 def shape(outcome):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ponder import types
 from ponder.types import (
     Capabilities,
     Completion,
@@ -213,7 +214,7 @@ class Feedback:
     answers: Answers | None = None
     """For votes; None compares answers as they are written."""
     slow: bool = False
-    """Checker and answers take so long that they are run on a thread."""
+    """Checker and answers may take so long that they are run on a thread."""
     episode: Callable[[Problem], Episode] | None = None
     """Opens an episode, where the environment has more to say than one question."""
 
@@ -223,6 +224,13 @@ class Environment(Protocol):
     """A seeded, index-addressable source of problems with a judge. `environments.base.SingleTurn` does most of it."""
 
     name: str
+    slow_judge: bool
+    """Judging may take so long that it is done on a thread (`environments.judging.judge`)."""
+
+    @property
+    def feedback(self) -> Feedback:
+        """What a search of its problems may ask: all of it without gold."""
+        ...
 
     def size(self, split: Split) -> int | None:
         """Number of problems of a split; None if there is no end to them."""
@@ -240,13 +248,6 @@ class Environment(Protocol):
         """Decide with the gold. Never raises: a failure of ours is a `judge_error` verdict."""
         ...
 
-    @property
-    def checker(self) -> Checker | None:
-        """The checker that a search may use, if the problems can be checked without gold."""
-        ...
-
-    # Optional: `answers` (an `Answers`, for votes), `partial` (a `Scorer` of partial responses), `slow_judge` (a bool).
-
     def gold_response(self, problem: Problem) -> str:
         """An answer text (no thought) that the judge gives reward 1; for the self-check."""
         ...
@@ -256,15 +257,54 @@ class Environment(Protocol):
         ...
 
 
-class Scorer(Protocol):
-    """Scores responses, partial or whole, without gold; a higher score is better."""
+class Caller(Protocol):
+    """An engine as a scorer may call it: behind the search's meter, so that no call can go beyond the budget."""
 
-    async def score(self, problem: Problem, responses: Sequence[Response]) -> Sequence[float]: ...
+    info: ModelInfo
+    capabilities: Capabilities
+
+    def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
+        """As `Engine.count_tokens`."""
+        ...
+
+    async def generate(self, request: Request, *, minimum: int = 1) -> tuple[Completion, ...]:
+        """As `Meter.generate`: reserves the worst case, calls, books what it cost.
+
+        A tight budget gives fewer samples than `request.n`, or one of fewer tokens (`minimum` at least). Raises
+        `BudgetExceeded` if not even that fits.
+        """
+        ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Scores responses, partial or whole, without gold. `scorers.base.BaseScorer` does most of it."""
+
+    @property
+    def engine(self) -> str | None:
+        """Which engine it calls, by the names of `Generate.engine` (empty is the search's own); None if it calls none.
+
+        `solve` refuses a search whose scorer calls an engine that is not there.
+        """
+        ...
+
+    def worst(self, problem: Problem, responses: Sequence[Response]) -> Spend:
+        """The most tokens and dollars that scoring these may cost besides metered calls: reserved before it begins.
+
+        For a scorer that does its own work (a reward model of its own, another service): then `engine` is None.
+        """
+        ...
+
+    async def score(
+        self, problem: Problem, responses: Sequence[Response], engine: Caller | None
+    ) -> Sequence[types.Score]:
+        """One score for each response, higher is better. `engine` is the one that `self.engine` names."""
+        ...
 
 
 @runtime_checkable
 class Answers(Protocol):
-    """Reads answers and says which are the same, without gold: what votes need. `slow = True` runs it on a thread."""
+    """Reads answers and says which are the same, without gold: what votes need."""
 
     def extract(self, problem: Problem, response: Response) -> str | None:
         """The answer as it will be compared and shown; None if there is none to vote with."""

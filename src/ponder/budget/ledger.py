@@ -35,6 +35,8 @@ class Call:
     """The engine, if its machine is paid by the hour."""
     grace: float = 0.0
     """Seconds that the engine may need to stop."""
+    flat: float = 0.0
+    """Dollars that it may cost besides those of its tokens."""
 
     def tokens(self, response: int) -> int:
         """Tokens of a response of this length and, with `answer`, of the call that ends it."""
@@ -55,10 +57,11 @@ class Call:
         """Dollars of this call alone."""
         prices = self.prices
         if prices is None:
-            return 0.0
+            return self.flat
         if self.prefix is None:
-            return self.prompt * prices.worst_prompt + response * prices.worst_token
-        return (self.prompt + self.prefix) * prices.worst_prompt + (response - self.prefix) * prices.output_token
+            return self.flat + self.prompt * prices.worst_prompt + response * prices.worst_token
+        given, sampled = self.prompt + self.prefix, response - self.prefix
+        return self.flat + (given * prices.worst_prompt + sampled * prices.output_token)
 
 
 class Reservation:
@@ -153,7 +156,8 @@ class Ledger:
         tokens, dollars = self.tokens_left(), self.dollars_left()
         if tokens is not None:
             tokens -= self.kept[0] - own[0]
-            whole = tokens // call.tokens(call.max_tokens)
+            need = call.tokens(call.max_tokens)
+            whole = tokens // need if need else call.n
             rooms.append((whole, call.max_tokens) if whole >= 1 else (1, call.longest(tokens)))
         if dollars is not None and call.prices is not None:
             dollars -= self.kept[1] - own[1] - ROUNDING

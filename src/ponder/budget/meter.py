@@ -18,13 +18,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from ponder.budget.calling import Deadline, Metered, clamp
-from ponder.budget.ledger import NOTHING, Call, Ledger, Reservation, check_budget
+from ponder.budget.ledger import NOTHING, ROUNDING, Call, Ledger, Reservation, check_budget
 from ponder.budget.machine import MachineTime
 from ponder.budget.prices import PriceList, Prices, dearest, load
 from ponder.budget.streams import Reader
 from ponder.errors import BudgetExceeded, PonderError
-from ponder.protocols import Checker, Engine, Receipt, Scorer
-from ponder.types import Budget, Completion, Problem, Request, Response, Spend, Verdict
+from ponder.protocols import Caller, Checker, Engine, Receipt, Scorer
+from ponder.types import Budget, Completion, Problem, Request, Response, Score, Spend, Verdict
 
 __all__ = ["Meter", "Prices", "Reservation", "clamp"]
 
@@ -157,7 +157,11 @@ class Meter:
             if prices is not None and prices.per_hour:
                 machine, grace = id(engine), engine.grace
         minimum = max(minimum, (prefix or 0) + 1)
-        call = Call(prompt_tokens, max_tokens, n, minimum, answer, prices, prefix, final, machine, grace)
+        return await self._reserve(
+            Call(prompt_tokens, max_tokens, n, minimum, answer, prices, prefix, final, machine, grace)
+        )
+
+    async def _reserve(self, call: Call) -> Reservation:
         woken: Ledger | None = None
         try:
             while True:
@@ -290,15 +294,15 @@ class Meter:
         async with self.clocked(receipt) as deadline:
             return await call.run(deadline, on_delta)
 
-    async def check(self, checker: Checker, problem: Problem, response: Response) -> Verdict:
-        """Run a checker, on a thread if it says that it is `slow`, and book the call.
+    async def check(self, checker: Checker, problem: Problem, response: Response, *, slow: bool = False) -> Verdict:
+        """Run a checker, on a thread if it is `slow`, and book the call.
 
         Raises what it raises, `PonderError` for what is no verdict.
         """
         async with self.clocked():
             started = time.perf_counter()
             try:
-                if getattr(checker, "slow", False):
+                if slow:
                     verdict = await asyncio.to_thread(checker, problem, response)
                 else:
                     verdict = checker(problem, response)
@@ -308,20 +312,50 @@ class Meter:
             raise PonderError(f"it gave a {type(verdict).__name__}, not a verdict")
         return verdict
 
-    async def score(self, scorer: Scorer, problem: Problem, responses: Sequence[Response]) -> Sequence[float]:
-        """Run a scorer and book one verifier call per response.
+    async def score(
+        self, scorer: Scorer, problem: Problem, responses: Sequence[Response], engine: Caller | None = None
+    ) -> Sequence[float]:
+        """Reserve the worst case of a scorer, run it, settle, and book one verifier call per response.
 
-        Raises what it raises, `PonderError` for anything but one score for each response.
+        `engine` is what it may call, behind this meter (`budget.caller.MeteredEngine`): those calls reserve and book by
+        themselves. A scorer that failed or was cancelled is booked at its worst case. Raises `BudgetExceeded` if there
+        is no room for that, what the scorer raises, `PonderError` for anything but one `Score` for each response, and
+        for scores that cost more than the worst case.
         """
+        worst = scorer.worst(problem, responses)
+        if worst != Spend() and engine is not None:
+            # Its calls might wait for what is reserved for itself.
+            raise PonderError("it calls an engine and says that it costs something besides: it may do one of the two")
         async with self.clocked():
-            started = time.perf_counter()
+            reservation = None
+            if self.limited and (worst.tokens or worst.dollars):
+                call = Call(0, worst.tokens, 1, worst.tokens, 0, Prices(), flat=worst.dollars)
+                reservation = await self._reserve(call)
+            began, spend, scores = time.perf_counter(), worst, None
             try:
-                scores = tuple(float(score) for score in await scorer.score(problem, responses))
+                scores = tuple(await scorer.score(problem, responses, engine))
+                if all(isinstance(s, Score) for s in scores):
+                    spend = sum((s.spend for s in scores), Spend())
             finally:
-                self.add(Spend(verifier_calls=len(responses), seconds=time.perf_counter() - started))
+                # The seconds of an engine's calls are booked with these.
+                seconds = 0.0 if engine is not None else time.perf_counter() - began
+                seconds = max(0.0, seconds - spend.seconds)
+                spend += Spend(verifier_calls=len(responses), seconds=seconds)
+                if reservation is None:
+                    self.add(spend)
+                else:
+                    reservation.settle(spend)
+        wrong = next((s for s in scores if not isinstance(s, Score)), None)
+        if wrong is not None:
+            raise PonderError(f"it gave a {type(wrong).__name__}, not a score")
         if len(scores) != len(responses):
             raise PonderError(f"it gave {len(scores)} scores for {len(responses)} responses")
-        return scores
+        if spend.tokens > worst.tokens or spend.dollars > worst.dollars + ROUNDING:
+            raise PonderError(
+                f"it cost {spend.tokens} tokens and ${spend.dollars:.6g}, more than the {worst.tokens} tokens and "
+                f"${worst.dollars:.6g} that it said it would at most"
+            )
+        return tuple(float(s.value) for s in scores)
 
     @contextlib.asynccontextmanager
     async def clocked(self, receipt: Receipt | None = None) -> AsyncIterator[Deadline]:

@@ -17,7 +17,7 @@ import tyro
 from ponder import registry
 from ponder.config import Options
 from ponder.errors import PonderError, UserError, nearest
-from ponder.protocols import Engine, Environment, Scorer, Strategy
+from ponder.protocols import Engine, Strategy
 from ponder.runs.progress import duration, quantity
 from ponder.types import Spend
 
@@ -194,12 +194,6 @@ def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str
         values[key] = value
     strategy: Strategy = registry.build("search.strategies", name, values)
     return strategy
-
-
-def scorer_for(environment: Environment | None) -> Scorer | None:
-    """The environment's own score of responses, partial or whole, if it has one (an option may have the same name)."""
-    partial = getattr(environment, "partial", None)
-    return partial if callable(getattr(partial, "score", None)) else None
 
 
 def value_of(args: Sequence[str], flag: str) -> str | None:

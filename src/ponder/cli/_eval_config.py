@@ -9,11 +9,12 @@ import tyro
 
 from ponder.cli._budget import TotalOptions
 from ponder.cli._common import ModelOptions
+from ponder.cli._feedback import ScorerOptions
 from ponder.config import Options
 
 
 @dataclass(frozen=True)
-class EvalConfig(TotalOptions, ModelOptions):
+class EvalConfig(TotalOptions, ScorerOptions, ModelOptions):
     """Options of `ponder eval`."""
 
     environment: str = "countdown"

@@ -20,7 +20,7 @@ from ponder.cli._common import Stopped, model_facts, money
 from ponder.cli._opening import Opening
 from ponder.config import to_toml
 from ponder.errors import PonderError, UserError
-from ponder.evaluation.evaluate import CONCURRENCY, evaluate
+from ponder.evaluation.evaluate import CONCURRENCY, Plan, evaluate
 from ponder.evaluation.results import Earlier, Evaluation, Searched
 from ponder.evaluation.results import Progress as Done
 from ponder.evaluation.rollouts import earlier, to_line
@@ -31,7 +31,7 @@ from ponder.types import Budget, Spend, Trace, to_json
 if TYPE_CHECKING:
     from ponder.cli._eval_config import EvalConfig
     from ponder.evaluation.pools.record import Writer
-    from ponder.protocols import Engine, Environment, Scorer, Strategy
+    from ponder.protocols import Engine, Environment, Feedback, Strategy
     from ponder.types import Problem
 
 
@@ -66,7 +66,7 @@ class Job:
     budget: Budget
     total: Budget
     prices: PriceList
-    scorer: Scorer | None
+    feedback: Feedback
 
     def before(self) -> Earlier:
         """What the run directory holds that is gone on with. Raises `UserError` if it is of another evaluation."""
@@ -169,6 +169,8 @@ class Job:
         on_search: Callable[[Searched], None] | None,
     ) -> Evaluation:
         config = self.config
+        concurrency = config.concurrency or CONCURRENCY
+        plan = Plan(config.samples, config.seed, self.budget, concurrency, keep_texts=max(config.show, KEPT))
         with Progress(config.environment, len(self.problems) * config.samples, unit="responses") as progress:
 
             def show(p: Done) -> None:
@@ -188,18 +190,13 @@ class Job:
                     self.environment,
                     engine,
                     self.problems,
-                    samples=config.samples,
-                    seed=config.seed,
-                    concurrency=config.concurrency or CONCURRENCY,
+                    plan,
+                    feedback=self.feedback,
+                    others=others,
+                    parent=meter,
+                    earlier=before,
                     on_progress=show,
                     on_search=on_search,
-                    budget=self.budget,
-                    parent=meter,
-                    prices=self.prices,
-                    scorer=self.scorer,
-                    others=others,
-                    earlier=before,
-                    keep_texts=max(config.show, KEPT),
                 )
             )
 

@@ -9,17 +9,18 @@ import tyro
 
 from ponder.cli._budget import BudgetOptions
 from ponder.cli._common import ModelOptions
+from ponder.cli._feedback import ScorerOptions
 from ponder.config import Options
 
 
 @dataclass(frozen=True)
-class SolveConfig(BudgetOptions, ModelOptions):
+class SolveConfig(BudgetOptions, ScorerOptions, ModelOptions):
     """Options of `ponder solve`."""
 
     question: tyro.conf.Positional[str] = ""
     """The question; - reads it from stdin."""
     environment: str | None = None
-    """In place of a question: an environment, whose checker, votes and partial scores the search may use, and whose
+    """In place of a question: an environment, whose checker, scorer and votes the search may use, and whose
     judge has the last word."""
     environment_options: Options = field(default_factory=dict)
     """Options of the environment."""

@@ -20,11 +20,11 @@ from ponder.cli._common import (
     engine_for,
     money,
     others_for,
-    scorer_for,
     spend_text,
     value_of,
 )
 from ponder.cli._eval_config import FREE, EvalConfig
+from ponder.cli._feedback import feedback_of
 from ponder.config import parse, refuse_changed
 from ponder.errors import UserError
 from ponder.runs.progress import quantity
@@ -96,6 +96,7 @@ def main(args: list[str]) -> int:
     budget, total = budgets_of(config)
     refuse_nothing(config, budget, total)
     environment: Environment = registry.build("environments", config.environment, _environment_options(config))
+    feedback = feedback_of(config, environment)
     problems = choose(environment, config)
     if config.out is not None and not config.resume:
         from ponder.runs.run import refuse_existing
@@ -103,7 +104,7 @@ def main(args: list[str]) -> int:
         refuse_existing(config.out)
     from ponder.cli._evaluation import Job, open_run
 
-    job = Job(config, strategy, environment, problems, budget, total, prices_of(config), scorer_for(environment))
+    job = Job(config, strategy, environment, problems, budget, total, prices_of(config), feedback)
     before = job.before()
     opening = job.opening(before)
     with (

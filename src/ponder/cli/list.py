@@ -13,6 +13,7 @@ ROOMS = {
     "strategies": "search.strategies",
     "engines": "engines",
     "verifiers": "verifiers",
+    "scorers": "scorers",
     "advantages": "training.advantages",
     "losses": "training.losses",
 }

@@ -229,6 +229,7 @@ def rl_config(config: QuickstartConfig) -> RLConfig:
 
 def _test_time(rl: RLRun, config: QuickstartConfig, who: str, quiet: bool) -> tuple[Ladder, Parallel]:
     from ponder import registry, sync
+    from ponder.evaluation.evaluate import Plan
     from ponder.evaluation.testtime import ladder, parallel
 
     def strategy(thought_tokens: int) -> Any:
@@ -237,7 +238,7 @@ def _test_time(rl: RLRun, config: QuickstartConfig, who: str, quiet: bool) -> tu
 
     environment, engine = rl.trainer.environment, rl.trainer.engine
     total = len(RUNGS) * config.problems
-    done = 0
+    plan, done = Plan(seed=config.seed), 0
     with Progress(f"{who}: thinking longer", total, unit="responses", quiet=quiet) as progress:
 
         def step(p: Any) -> None:
@@ -248,11 +249,7 @@ def _test_time(rl: RLRun, config: QuickstartConfig, who: str, quiet: bool) -> tu
         results = []
         for rung in RUNGS:
             results.append(
-                sync.run(
-                    ladder(
-                        strategy(rung), environment, engine, rl.held_out, (rung,), seed=config.seed, on_progress=step
-                    )
-                )
+                sync.run(ladder(strategy(rung), environment, engine, rl.held_out, (rung,), plan, on_progress=step))
             )
             done += config.problems
     with Progress(f"{who}: sampling more", config.problems, unit="problems", quiet=quiet) as progress:

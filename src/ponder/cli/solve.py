@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ponder.budget.prices import priced
 from ponder.cli._budget import budget_of, check_prices, prices_of, refuse_nothing
-from ponder.cli._common import (
-    build_strategy,
-    check_engine,
-    check_target,
-    engine_for,
-    others_for,
-    scorer_for,
-)
+from ponder.cli._common import build_strategy, check_engine, check_target, engine_for, others_for
+from ponder.cli._feedback import feedback_of
 from ponder.cli._outcome import as_json, limits, status, why
 from ponder.cli._screen import Screen
 from ponder.cli._solve_config import SolveConfig
@@ -31,7 +25,7 @@ if TYPE_CHECKING:
     from ponder.budget.meter import Meter
     from ponder.cli._opening import Opening
     from ponder.cli._saved import Saved
-    from ponder.protocols import Engine, Environment, Strategy
+    from ponder.protocols import Engine, Environment, Feedback, Strategy
     from ponder.types import Outcome, Problem, Spend
 
 DESCRIPTION = """Answer one question. The leading thought streams to stderr (dim on a terminal), the answer goes to
@@ -58,10 +52,14 @@ def main(args: list[str]) -> int:
         check_target("--continue", config.continue_)
     strategy = strategy_of(config)
     environment = environment_of(config)
+    feedback = feedback_of(config, environment)
     problem = problem_of(environment, config, question)
     if environment is not None and not config.json:
         print(f"{config.environment} {config.problem}: {visible(_text(problem), 2000)}", file=sys.stderr)
     refuse_nothing(config, budget_of(config))
+    from ponder import sync
+    from ponder.environments.judging import judge
+
     opening = opening_of(config, saved)
     with engine_for(config, opening=opening) as engine, others_for(config, opening=opening) as others:
         check_prices(config, (engine, *others.values()))
@@ -73,12 +71,10 @@ def main(args: list[str]) -> int:
             prices = [prices_of(config).of(e.info.name) for e in (engine, *others.values())]
             saved.journal.spend = priced(saved.journal.spend, prices)
             paid += priced(saved.opening, prices)
-        outcome, whole = _solve(
-            config, problem, strategy, environment, engine, others, screen, saved, paid, opening.known
-        )
+        outcome, whole = _solve(config, problem, strategy, feedback, engine, others, screen, saved, paid, opening.known)
         outcome = dataclasses.replace(outcome, spend=outcome.spend + paid)
         seconds = whole.elapsed
-        verdict = None if environment is None else environment.judge(problem, outcome.response)
+        verdict = None if environment is None else sync.run(judge(environment, problem, outcome.response))
         if config.json:
             print(json.dumps(as_json(_text(problem), config, outcome, verdict, seconds, paid), indent=1))
         if screen is not None:
@@ -198,7 +194,7 @@ def _solve(
     config: SolveConfig,
     problem: Problem,
     strategy: Strategy,
-    environment: Environment | None,
+    feedback: Feedback,
     engine: Engine,
     others: Mapping[str, Engine],
     screen: Screen | None,
@@ -227,11 +223,8 @@ def _solve(
         engine,
         parent=whole,
         seed=config.seed,
-        checker=getattr(environment, "checker", None),
-        scorer=scorer_for(environment),
-        answers=getattr(environment, "answers", None),
+        feedback=feedback,
         others=others,
-        prices=prices_of(config),
         journal=journal,
         on_delta=None if screen is None else screen.follow,
     )
@@ -247,5 +240,5 @@ def _solve(
         if where is not None and journal is not None:
             # By the clock that the budget goes by, which began before the search's own.
             journal.seconds = whole.elapsed - paid.seconds
-            question = problem.prompt if environment is None and isinstance(problem.prompt, str) else ""
+            question = problem.prompt if config.environment is None and isinstance(problem.prompt, str) else ""
             Saved.of(config, question, journal, paid, known).write(where)

@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 from ponder.errors import UserError
-from ponder.protocols import Answers, Checker, Turn
+from ponder.protocols import Answers, Checker, Feedback, Scorer, Turn
 from ponder.types import Gold, Problem, Prompt, Response, Split, Verdict, VerdictKind
 from ponder.verifiers.base import answer_text, too_long, verdict
 
@@ -62,10 +62,13 @@ def guarded(hook: Callable[[Problem, str], Verdict], problem: Problem, response:
 class SingleTurn:
     """Base of environments with one question and one answer.
 
-    A subclass gives `name`, `problem`, `gold`, `verdict` and, if its problems end, `size`.
+    A subclass gives `name`, `problem`, `gold`, `verdict` and, if its problems end, `size`. What a search may ask
+    besides the model (`checker`, `scorer`, `answers`) is None unless a subclass gives it; all of it is `feedback`.
     """
 
     name: str = ""
+    slow_judge: bool = False
+    """Judging may take so long that it is done on a thread."""
 
     def size(self, split: Split) -> int | None:
         """Number of problems of a split; None if there is no end to them."""
@@ -93,9 +96,24 @@ class SingleTurn:
         return None
 
     @property
+    def scorer(self) -> Scorer | None:
+        """Scores responses, partial or whole, without gold; None: nothing is known of an unfinished response."""
+        return None
+
+    @property
     def answers(self) -> Answers | None:
         """Reads and compares answers without gold, for votes; None: as they are written."""
         return None
+
+    @property
+    def slow(self) -> bool:
+        """Checker and answers may take so long that they are run on a thread."""
+        return False
+
+    @property
+    def feedback(self) -> Feedback:
+        """What a search of its problems may ask."""
+        return Feedback(self.checker, self.scorer, self.answers, self.slow)
 
     def gold_response(self, problem: Problem) -> str:
         """An answer text that the judge gives reward 1."""

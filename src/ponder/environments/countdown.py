@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -12,6 +11,7 @@ from ponder.environments._expressions import Tree, Value, canonical, evaluate, w
 from ponder.environments.base import Item, Procedural, guarded
 from ponder.errors import UserError
 from ponder.protocols import Checker
+from ponder.scorers.base import BaseScorer
 from ponder.types import Gold, Problem, Response, Split, Verdict, VerdictKind
 from ponder.verifiers.base import MAX_ANSWER, answer_text, verdict
 
@@ -164,7 +164,7 @@ class Countdown(Procedural):
         return check_response
 
     @property
-    def partial(self) -> Partial:
+    def scorer(self) -> Partial:
         """Scores unfinished responses, for step-wise searches: arithmetic alone, no gold."""
         return Partial()
 
@@ -174,7 +174,7 @@ class Countdown(Procedural):
 
 
 @dataclass(frozen=True, slots=True)
-class Partial:
+class Partial(BaseScorer):
     """A score of Countdown responses in [0, 1], written by hand: how far the last try of the thought has come.
 
     With the default `lookahead` it knows whether the target is still in reach for up to 4 numbers: a search that it
@@ -185,11 +185,8 @@ class Partial:
     lookahead: int = 3
     """Most further operations that it tries on the numbers left."""
 
-    async def score(self, problem: Problem, responses: Sequence[Response]) -> tuple[float, ...]:
+    def value(self, problem: Problem, response: Response) -> float:
         """Of a whole response: 1 if it is right, else 0. Of another: `_countdown_steps.progress`."""
-        return tuple(self._score(problem, r) for r in responses)
-
-    def _score(self, problem: Problem, response: Response) -> float:
         if response.answer is not None:
             return float(check_response(problem, response).correct)
         public = problem.public

@@ -93,3 +93,8 @@ class Jsonl(Rows):
     def answers(self) -> VerifierAnswers:
         """Answers as the verifier reads and compares them."""
         return self.__dict__["_answers"]
+
+    @property
+    def slow(self) -> bool:
+        """Whether the verifier compares answers slowly."""
+        return self.answers.slow

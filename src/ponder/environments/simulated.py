@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -10,6 +9,7 @@ from ponder.engines.reasoner import read_answer, right_answer, state
 from ponder.environments.base import SingleTurn, check_address, stable_int
 from ponder.errors import UserError
 from ponder.protocols import Checker
+from ponder.scorers.base import BaseScorer
 from ponder.types import Gold, Problem, Response, Split, Verdict, VerdictKind
 from ponder.verifiers.base import verdict
 
@@ -66,7 +66,7 @@ class Simulated(SingleTurn):
         return _Answers()
 
     @property
-    def partial(self) -> _Partial:
+    def scorer(self) -> _Partial:
         """1 where the chain of a response is right so far, 0 where it is not, plus Gaussian noise."""
         return _Partial(self.noise, self.seed)
 
@@ -101,14 +101,11 @@ class _Answers:
 
 
 @dataclass(frozen=True)
-class _Partial:
+class _Partial(BaseScorer):
     noise: float
     seed: int
 
-    async def score(self, problem: Problem, responses: Sequence[Response]) -> tuple[float, ...]:
-        return tuple(self._score(problem, r) for r in responses)
-
-    def _score(self, problem: Problem, response: Response) -> float:
+    def value(self, problem: Problem, response: Response) -> float:
         key = problem.public["key"]
         answer = None if response.answer is None else read_answer(response.answer)
         right = state(key, response.text)[1] if answer is None else answer == right_answer(key)

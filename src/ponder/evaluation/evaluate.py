@@ -6,12 +6,13 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ponder.budget.meter import Meter
-from ponder.budget.prices import PriceList, Prices
+from ponder.environments.judging import judge
 from ponder.errors import PonderError, Unsupported, UserError
 from ponder.evaluation.results import Earlier, Evaluation, Judged, Progress, Searched, row, summarise
-from ponder.protocols import Engine, Environment, Scorer, Strategy
+from ponder.protocols import Engine, Environment, Feedback, Strategy
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.search.trace import samples as samples_of
@@ -34,11 +35,21 @@ MASKED_SHARE, MASKED_COUNT = 0.05, 5
 """More failures of ours than both of these stop an evaluation."""
 
 
-async def judge(environment: Environment, problem: Problem, response: Response) -> Verdict:
-    """Ask the environment's judge, on a thread if the environment says `slow_judge`."""
-    if getattr(environment, "slow_judge", False):
-        return await asyncio.to_thread(environment.judge, problem, response)
-    return environment.judge(problem, response)
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How an evaluation is run."""
+
+    samples: int = 1
+    """Searches of each problem, each with a seed of its own."""
+    seed: int = 0
+    budget: Budget = Budget()  # noqa: RUF009  (frozen)
+    """Of each search."""
+    concurrency: int = CONCURRENCY
+    """Searches in flight at once."""
+    keep_texts: int | None = None
+    """The texts of the first so many problems' responses are in the rows; None is of all."""
+    label: str = ""
+    """What progress is reported as."""
 
 
 def _check(concurrency: int) -> None:
@@ -94,29 +105,22 @@ async def evaluate(
     environment: Environment,
     engine: Engine,
     problems: Sequence[Problem],
+    plan: Plan = Plan(),
     *,
-    samples: int = 1,
-    seed: int = 0,
-    concurrency: int = CONCURRENCY,
+    feedback: Feedback | None = None,
+    others: Mapping[str, Engine] | None = None,
+    parent: Meter | None = None,
+    earlier: Earlier = Earlier(),  # noqa: B008  (frozen)
     on_progress: Callable[[Progress], None] | None = None,
     on_search: Callable[[Searched], None] | None = None,
-    budget: Budget = Budget(),  # noqa: B008  (frozen)
-    parent: Meter | None = None,
-    prices: Prices | PriceList | None = None,
-    scorer: Scorer | None = None,
-    others: Mapping[str, Engine] | None = None,
-    earlier: Earlier = Earlier(),  # noqa: B008  (frozen)
-    keep_texts: int | None = None,
-    label: str = "",
 ) -> Evaluation:
-    """Run a strategy on problems, `samples` times each, and judge what it chose.
+    """Run a strategy on problems, `plan.samples` times each, and judge what it chose.
 
-    `budget` is for each search, `parent` for all of them. The environment's checker and its `answers`, if it has them,
-    are the search's. `on_search` gets each search as it ends; its trace is not kept (with it, every whole response of
-    the trace is judged, unless the environment says `slow_judge`). `earlier` are results of the same evaluation that
-    need not be run again, and what opening the engines has cost (an engine may serve several evaluations: whoever
-    opened it says which of them pays). The texts of the first `keep_texts` problems' responses are in the rows
-    (default: of all).
+    `plan.budget` is for each search; `parent` is the budget of all of them, with the prices. `feedback` is what the
+    searches may ask (default: the environment's own). `on_search` gets each search as it ends; its trace is not kept
+    (with it, every whole response of the trace is judged, unless the environment says `slow_judge`). `earlier` are
+    results of the same evaluation that need not be run again, and what opening the engines has cost (an engine may
+    serve several evaluations: whoever opened it says which of them pays).
 
     The result does not depend on the order in which searches finish. Failures of ours (a judge that broke, an engine
     that failed) are left out of the shares and counted; more than 5 and 5 % raise `PonderError`. A search that its
@@ -125,11 +129,14 @@ async def evaluate(
     """
     if not problems:
         raise UserError("there are no problems to evaluate")
+    samples, seed = plan.samples, plan.seed
     if samples < 1:
         raise UserError(f"samples = {samples}: give at least 1")
+    if feedback is None:
+        feedback = environment.feedback
     seeds = [seed if s == 0 else derive(seed, "samples of an evaluation", s) for s in range(samples)]
     total = len(problems) * samples
-    meter = Meter(parent=parent, prices=prices)
+    meter = Meter(parent=parent)
     faults = Faults(total)
     results: dict[tuple[int, int], Judged] = dict(earlier.results)
     pending = [(i, s) for i in range(len(problems)) for s in range(samples) if (i, s) not in results]
@@ -137,7 +144,6 @@ async def evaluate(
     correct = sum(r.verdict.correct for r in results.values())
     masked = 0
     started = time.perf_counter()
-    answers = getattr(environment, "answers", None)
 
     async def search(problem: Problem, sample: int) -> tuple[Outcome, str | UserError]:
         """What a search found, or what kept it from starting."""
@@ -146,11 +152,9 @@ async def evaluate(
                 strategy,
                 problem,
                 engine,
-                budget=budget,
+                feedback=feedback,
+                budget=plan.budget,
                 seed=seeds[sample],
-                checker=environment.checker,
-                scorer=scorer,
-                answers=answers,
                 others=others,
                 parent=meter,
             )
@@ -180,7 +184,7 @@ async def evaluate(
             outcome = dataclasses.replace(outcome, trace=with_verdicts(outcome.trace, verdicts))
             seconds, at = ended - began, earlier.seconds + ended - started
             on_search(Searched(index, sample, problem, outcome, judged, seconds, at))
-        if keep_texts is not None and index >= keep_texts:
+        if plan.keep_texts is not None and index >= plan.keep_texts:
             judged = dataclasses.replace(judged, text="")
         results[index, sample] = judged
         correct += verdict.correct
@@ -189,12 +193,12 @@ async def evaluate(
         if on_progress is not None:
             now, mine = time.perf_counter() - started, meter.spend
             tokens = mine.response_tokens
-            on_progress(Progress(len(results), total, correct, masked, tokens, now, label, spent + mine))
+            on_progress(Progress(len(results), total, correct, masked, tokens, now, plan.label, spent + mine))
 
-    _check(concurrency)
-    room = asyncio.Semaphore(concurrency)
+    _check(plan.concurrency)
+    room = asyncio.Semaphore(plan.concurrency)
     # As many again may be judged and written, so that the engine does not wait for that.
-    await each(len(pending), one, 2 * concurrency)
+    await each(len(pending), one, 2 * plan.concurrency)
     assert len(results) == total
     if all(r.refused for r in results.values()):
         what = "no question" if earlier.opening.tokens else "nothing"
@@ -227,8 +231,8 @@ async def _verdict(environment: Environment, problem: Problem, outcome: Outcome)
 async def _samples(environment: Environment, problem: Problem, outcome: Outcome, chosen: Verdict) -> dict[int, Verdict]:
     """Verdicts by node: on the chosen response, and on all others where judging is quick."""
     verdicts = {} if outcome.chosen is None else {outcome.chosen: chosen}
-    if not getattr(environment, "slow_judge", False):
+    if not environment.slow_judge:
         for node in samples_of(outcome.trace):
             if node.id not in verdicts:
-                verdicts[node.id] = environment.judge(problem, node.response)
+                verdicts[node.id] = await judge(environment, problem, node.response)
     return verdicts

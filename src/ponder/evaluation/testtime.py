@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from ponder.budget.meter import Meter
+from ponder.environments.judging import judge
 from ponder.errors import Unsupported, UserError
 from ponder.evaluation.curves import ParallelPoint, SequentialPoint
 from ponder.evaluation.estimators import Floats, best_of_k, pass_at_k
-from ponder.evaluation.evaluate import CONCURRENCY, Faults, each, evaluate, failed, judge
+from ponder.evaluation.evaluate import CONCURRENCY, Faults, Plan, each, evaluate, failed
 from ponder.evaluation.intervals import mean_of_problems
 from ponder.evaluation.results import Evaluation, Progress
 from ponder.protocols import Checker, Engine, Environment, Strategy
@@ -61,10 +62,8 @@ async def ladder(
     engine: Engine,
     problems: Sequence[Problem],
     budgets: Sequence[int],
+    plan: Plan = Plan(),  # noqa: B008  (frozen)
     *,
-    samples: int = 1,
-    seed: int = 0,
-    concurrency: int = CONCURRENCY,
     on_progress: Callable[[Progress], None] | None = None,
     parent: Meter | None = None,
 ) -> Ladder:
@@ -82,12 +81,9 @@ async def ladder(
             environment,
             engine,
             problems,
-            samples=samples,
-            seed=seed,
-            concurrency=concurrency,
+            dataclasses.replace(plan, label=f"{rung} tokens of thought"),
             on_progress=on_progress,
             parent=parent,
-            label=f"{rung} tokens of thought",
         )
         points.append(sequential_point(rung, evaluation))
         evaluations.append(evaluation)
@@ -200,7 +196,7 @@ async def sample_pool(
     """Run the strategy once per problem, judge and check every sample in its trace."""
     if not problems:
         raise UserError("there are no problems to evaluate")
-    checker = environment.checker
+    checker, slow = environment.feedback.checker, environment.feedback.slow
     meter = Meter(parent=parent)
     faults = Faults(len(problems))
     results: list[list[tuple[float, float, float, VerdictKind]]] = [[] for _ in problems]
@@ -231,7 +227,7 @@ async def sample_pool(
         for node in samples_of(outcome.trace):
             verdict = await judge(environment, problem, node.response)
             masked = verdict.kind is VerdictKind.JUDGE_ERROR
-            rank = np.nan if checker is None else await _rank(checker, problem, node, meter)
+            rank = np.nan if checker is None else await _rank(checker, problem, node, meter, slow)
             tokens = spent_tokens(outcome.trace, node)
             results[number].append((np.nan if masked else float(verdict.correct), rank, tokens, verdict.kind))
         kinds = [r[3] for r in results[number]]
@@ -259,12 +255,12 @@ async def sample_pool(
     )
 
 
-async def _rank(checker: Checker, problem: Problem, node: Node, meter: Meter) -> float:
+async def _rank(checker: Checker, problem: Problem, node: Node, meter: Meter, slow: bool) -> float:
     """The order that `best_of_n` goes by: accepted, unchecked, rejected; then the checker's reward."""
     if node.response.answer is None:
         return -np.inf
     try:
-        verdict = await meter.check(checker, problem, node.response)
+        verdict = await meter.check(checker, problem, node.response, slow=slow)
     except Exception:
         return 1.5
     if verdict.reward is None:

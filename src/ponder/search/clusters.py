@@ -59,9 +59,11 @@ def parties(answers: Answers, problem: Problem, responses: Sequence[Response]) -
     return tuple(None if text is None else Vote(first[find(text)], text) for text in given)
 
 
-async def group(answers: Answers, problem: Problem, responses: Sequence[Response]) -> tuple[Vote | None, ...]:
-    """`parties`, on a thread if the answers say that they are `slow`."""
-    if getattr(answers, "slow", False):
+async def group(
+    answers: Answers, problem: Problem, responses: Sequence[Response], slow: bool = False
+) -> tuple[Vote | None, ...]:
+    """`parties`, on a thread if reading and comparing them is `slow`."""
+    if slow:
         return await asyncio.to_thread(parties, answers, problem, responses)
     return parties(answers, problem, responses)
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from ponder.budget.meter import Meter, Prices
-from ponder.budget.prices import PriceList
+from ponder.budget.caller import MeteredEngine
+from ponder.budget.meter import Meter
 from ponder.budget.streams import Reader
 from ponder.errors import BudgetExceeded, CallCancelled, CallFailed, PonderError, Unsupported, UserError
 from ponder.protocols import (
-    Answers,
     Ask,
     Check,
-    Checker,
     Engine,
+    Environment,
+    Feedback,
     Generate,
     Group,
     Hold,
@@ -32,7 +32,7 @@ from ponder.search.clusters import TextAnswers, group
 from ponder.search.journal import Journal
 from ponder.search.leading import Leader
 from ponder.search.solving import Solving
-from ponder.types import Budget, Completion, Outcome, Problem, StopReason
+from ponder.types import Budget, Completion, Outcome, Problem, Response, StopReason
 
 if TYPE_CHECKING:
     from ponder.protocols import PrefixHolder
@@ -43,46 +43,48 @@ async def solve(
     problem: Problem,
     engine: Engine,
     *,
+    feedback: Feedback | Environment | None = None,
     budget: Budget = Budget(),  # noqa: B008  (frozen)
     seed: int = 0,
-    checker: Checker | None = None,
-    scorer: Scorer | None = None,
-    answers: Answers | None = None,
     others: Mapping[str, Engine] | None = None,
     parent: Meter | None = None,
-    prices: Prices | PriceList | None = None,
     journal: Journal | None = None,
     on_delta: Reader | None = None,
 ) -> Outcome:
     """Solve one problem with a strategy under a budget (and under the budget of `parent`, if there is one).
 
-    `seed` is the run's; the strategy derives each sample's from it. `answers` reads and compares answers for votes
-    (default: as they are written). `others` are further engines that the strategy may ask for by name. `on_delta` is
-    awaited with the pieces of the leading response as they are sampled (the first sample of the first call, then of the
-    next one to start, one at a time; an empty piece says that the one so far was cut off and another begins), and its
-    call goes on when it has taken one; `stream` is for readers that ask for the next piece themselves. `journal` is
-    written as answers come and, if it holds some already, continued from there; what it spent, and the seconds that it
-    ran, count against `budget`.
+    `feedback` is what the search may ask besides the model: checker, scorer, how answers are compared for votes. An
+    environment stands for its own; None is nothing, and votes go by answers as they are written. `seed` is the run's;
+    the strategy derives each sample's from it. `others` are further engines that the strategy may ask for by name.
+    `on_delta` is awaited with the pieces of the leading response as they are sampled (the first sample of the first
+    call, then of the next one to start, one at a time; an empty piece says that the one so far was cut off and another
+    begins), and its call goes on when it has taken one; `stream` is for readers that ask for the next piece themselves.
+    `journal` is written as answers come and, if it holds some already, continued from there; what it spent, and the
+    seconds that it ran, count against `budget`.
 
     What fails is told to the search, which goes on with what it has: the outcome then stops with `BUDGET` or
-    `FAILED`, with the best so far and the reason. `prices` are those of all engines, or a list by the models' names
-    (default: `budget.prices.load()`). Raises `UserError` if the very first call was refused as bad input
-    (a prompt longer than the context), `Unsupported` if the strategy does not go with this engine.
+    `FAILED`, with the best so far and the reason. Prices are those of `parent` (`Meter(prices=…)`; default:
+    `budget.prices.load()`). Raises `UserError` if the very first call was refused as bad input
+    (a prompt longer than the context), `Unsupported` if the strategy does not go with this engine, or
+    the scorer calls one that is not there.
     Cancelling the task that awaits this cancels everything that it started.
     """
+    if feedback is None or not isinstance(feedback, Feedback):
+        feedback = Feedback() if feedback is None else feedback.feedback
     engines = {"": engine, **(others or {})}
+    _check_scorer(feedback.scorer, engines)
     context = SearchContext(
         engine.info,
         engine.capabilities,
         seed,
-        checker is not None,
-        scorer is not None,
+        feedback.checker is not None,
+        feedback.scorer is not None,
         {name: (e.info, e.capabilities) for name, e in engines.items() if name},
     )
     search = strategy.start(problem, context)
-    meter = Meter(budget, prices=prices, parent=parent, passed=0.0 if journal is None else journal.seconds)
+    meter = Meter(budget, parent=parent, passed=0.0 if journal is None else journal.seconds)
     meter.expect(*engines.values())
-    calls = _Calls(problem, engines, meter, checker, scorer, answers or TextAnswers(), on_delta)
+    calls = _Calls(problem, engines, meter, feedback, on_delta)
     tasks: dict[int, asyncio.Task[None]] = {}
     told: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
     heard = False
@@ -150,6 +152,16 @@ async def solve(
     return _explained(search.outcome(meter.spend, calls.stop), calls.reason, meter)
 
 
+def _check_scorer(scorer: Scorer | None, engines: Mapping[str, Engine]) -> None:
+    """Raises `Unsupported` if a scorer calls an engine that is not there: before anything is spent."""
+    if scorer is not None and scorer.engine is not None and scorer.engine not in engines:
+        there = ", ".join(name for name in engines if name) or "none"
+        raise Unsupported(
+            f"the scorer calls an engine {scorer.engine!r} and there is none of this name (others: {there}); give it "
+            "(--others NAME=MODEL), or let the scorer call the search's own"
+        )
+
+
 def _explained(outcome: Outcome, failure: str, meter: Meter) -> Outcome:
     """The outcome with what went wrong in its reason; first, where that is why there is no answer."""
     cut = bool(meter.shortened) and outcome.stop is StopReason.FINISHED
@@ -187,17 +199,14 @@ class _Calls:
         problem: Problem,
         engines: Mapping[str, Engine],
         meter: Meter,
-        checker: Checker | None,
-        scorer: Scorer | None,
-        answers: Answers,
+        feedback: Feedback,
         on_delta: Reader | None,
     ) -> None:
         self._problem = problem
         self._engines = engines
         self._meter = meter
-        self._checker = checker
-        self._scorer = scorer
-        self._answers = answers
+        self._feedback = feedback
+        self._answers = feedback.answers or TextAnswers()
         self._leader = None if on_delta is None else Leader(on_delta)
         self._receipts: dict[int, Receipt] = {}
         """Of calls that have not ended well."""
@@ -213,16 +222,15 @@ class _Calls:
                 case Generate():
                     return await self._generate(ask.id, work)
                 case Check(response):
-                    if self._checker is None:
+                    checker, slow = self._feedback.checker, self._feedback.slow
+                    if checker is None:
                         raise Unsupported("the search asks for a checker and there is none")
-                    return await self._meter.check(self._checker, self._problem, response)
+                    return await self._meter.check(checker, self._problem, response, slow=slow)
                 case Score(responses):
-                    if self._scorer is None:
-                        raise Unsupported("the search asks for a scorer and there is none")
-                    return await self._meter.score(self._scorer, self._problem, responses)
+                    return await self._score(responses)
                 case Group(responses):
                     async with self._meter.clocked():
-                        return await group(self._answers, self._problem, responses)
+                        return await group(self._answers, self._problem, responses, self._feedback.slow)
                 case Hold(ids):
                     return await self._hold(ask.id, ids)
                 case Release(held):
@@ -274,6 +282,15 @@ class _Calls:
                 leader.leave()
         del self._receipts[ask_id]
         return completions
+
+    async def _score(self, responses: tuple[Response, ...]) -> Sequence[float]:
+        scorer = self._feedback.scorer
+        if scorer is None:
+            raise Unsupported("the search asks for a scorer and there is none")
+        if scorer.engine is None:
+            return await self._meter.score(scorer, self._problem, responses)
+        async with MeteredEngine(self._meter, self._engines[scorer.engine]) as engine:
+            return await self._meter.score(scorer, self._problem, responses, engine)
 
     async def _hold(self, ask_id: int, ids: tuple[int, ...]) -> None:
         engine = self._engines[""]

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ponder import registry
+from ponder.environments.judging import judge
 from ponder.errors import PonderError, Unsupported, UserError
 from ponder.models.base import forward_flops
 from ponder.protocols import WeightsUpdate
@@ -164,10 +165,7 @@ class Trainer:
     async def _judge(self, problem: Problem, responses: Sequence[Response]) -> list[Verdict]:
         if not (await self.environment.turn(problem, responses[:1])).done:
             raise Unsupported(f"{self.environment.name} has several turns; RL trains on single-turn environments")
-        if getattr(self.environment, "slow_judge", False):
-            threads = (asyncio.to_thread(self.environment.judge, problem, r) for r in responses)
-            return list(await asyncio.gather(*threads))
-        return [self.environment.judge(problem, r) for r in responses]
+        return await asyncio.gather(*(judge(self.environment, problem, r) for r in responses))
 
     def _next_problem(self) -> Problem:
         """Training problems in order; a finite set is shuffled anew for each epoch."""

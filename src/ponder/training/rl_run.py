@@ -16,7 +16,7 @@ from ponder import registry, sync
 from ponder.engines.torch.engine import TorchEngine
 from ponder.errors import PonderError, TrainingDiverged, UserError
 from ponder.evaluation.compare import moves
-from ponder.evaluation.evaluate import Evaluation, evaluate
+from ponder.evaluation.evaluate import Evaluation, Plan, evaluate
 from ponder.evaluation.intervals import paired_difference
 from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.models.load import load
@@ -191,7 +191,9 @@ class RLRun:
         """Evaluate on the held-out problems, the same seeds each time, and add a point to the train-compute curve."""
         trainer, state = self.trainer, self.trainer.state
         result = sync.run(
-            evaluate(self.eval_strategy, trainer.environment, trainer.engine, self.held_out, seed=self.config.seed)
+            evaluate(
+                self.eval_strategy, trainer.environment, trainer.engine, self.held_out, Plan(seed=self.config.seed)
+            )
         )
         self.evaluations.append(
             {

@@ -63,9 +63,9 @@ class EnvironmentJudge:
 
     def __init__(self, environment: Environment, name: str) -> None:
         self.name = name
-        self.threads = bool(getattr(environment, "slow_judge", False))
-        self.answers: Answers | None = getattr(environment, "answers", None)
-        self.checker: Checker | None = environment.checker
+        self.threads = environment.slow_judge
+        self.answers: Answers | None = environment.feedback.answers
+        self.checker: Checker | None = environment.feedback.checker
         self._environment = environment
 
     def problem(self, row: RecordedRow, where: str) -> Problem:

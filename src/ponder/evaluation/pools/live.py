@@ -17,7 +17,8 @@ from ponder.errors import PonderError, UserError
 from ponder.evaluation.estimators import Floats
 from ponder.evaluation.pools.formulas import Reached
 from ponder.evaluation.pools.judging import JudgedProblem
-from ponder.protocols import Checker
+from ponder.protocols import Checker, Feedback
+from ponder.scorers.base import BaseScorer
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.search.trace import samples
@@ -55,8 +56,9 @@ class Live:
                 Problem(row.id, row.prompt or row.id),
                 engine,
                 seed=self.seed,
-                checker=None if self.checker is None else _never,
-                scorer=_Nothing() if scored else None,
+                feedback=Feedback(
+                    checker=None if self.checker is None else _never, scorer=_Nothing() if scored else None
+                ),
             )
         )
         if outcome.stop is StopReason.FAILED:
@@ -107,15 +109,8 @@ class Live:
         """Right or not, samples, response tokens."""
         asked = Problem(problem.row.id, _prompt(problem), problem.problem.public, problem.problem.metadata)
         known = _Known(problem)
-        outcome = await solve(
-            strategy,
-            asked,
-            engine,
-            seed=seed,
-            checker=self.checker,
-            scorer=known if np.isfinite(problem.score_G).any() else None,
-            answers=known,
-        )
+        scorer = known if np.isfinite(problem.score_G).any() else None
+        outcome = await solve(strategy, asked, engine, seed=seed, feedback=Feedback(self.checker, scorer, known))
         if outcome.stop is StopReason.FAILED:
             raise PonderError(f"{self.name} on problem {problem.row.id!r}: {outcome.reason}")
         right = 0.0
@@ -162,14 +157,14 @@ def _never(problem: Problem, response: Response) -> Verdict:
     return Verdict(VerdictKind.WRONG, 0.0, "not checked", response.answer)
 
 
-class _Nothing:
+class _Nothing(BaseScorer):
     """A scorer to whom all are alike."""
 
-    async def score(self, problem: Problem, responses: Sequence[Response]) -> Sequence[float]:
-        return [0.0] * len(responses)
+    def value(self, problem: Problem, response: Response) -> float:
+        return 0.0
 
 
-class _Known:
+class _Known(BaseScorer):
     """What was found out about a problem's responses, as `Answers` and `Scorer`: nothing is judged or scored anew."""
 
     def __init__(self, problem: JudgedProblem) -> None:
@@ -185,5 +180,5 @@ class _Known:
     def same(self, a: str, b: str) -> bool:
         return self._party[a] == self._party[b]
 
-    async def score(self, problem: Problem, responses: Sequence[Response]) -> Sequence[float]:
-        return [self._scores[r] for r in responses]
+    def value(self, problem: Problem, response: Response) -> float:
+        return self._scores[response]
