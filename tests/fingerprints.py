@@ -148,7 +148,7 @@ def recorded(folder: Path) -> Found:
         "eval", "-n", "24", "--samples", "8", "--max-tokens", "96", "--record", str(pool), "--out", str(out), "--exact"
     )
     rows = [json.loads(line) for line in pool.read_text().splitlines()]
-    rows.sort(key=lambda row: row["problem_id"])
+    rows.sort(key=named)
     more = [
         "--environment",
         "countdown",
@@ -156,13 +156,7 @@ def recorded(folder: Path) -> Found:
         "direct,majority,best_of_n:logprob,weighted:logprob,adaptive,live:best_of_n",
     ]
     values, words = replayed(folder, str(pool), more)
-    kept = [
-        [
-            row["problem_id"],
-            [[s[k] for k in ("text", "tokens", "finish_reason", "mean_logprob", "correct")] for s in row["samples"]],
-        ]
-        for row in rows
-    ]
+    kept = [[named(row), [pooled(s) for s in row["samples"]]] for row in rows]
     return [kept, values], words
 
 
@@ -292,7 +286,12 @@ def rollout(row: dict[str, Any]) -> tuple[Any, Any]:
         finish = s.get("finish") or s.get("finish_reason")
         samples.append([s["text"], finish, kind, reward, advantage, *tokens(s)])
         words.append(reason)
-    return [row["step"], row.get("problem") or row.get("problem_id"), row["prompt"], samples], words
+    return [row["step"], named(row), row["prompt"], samples], words
+
+
+def named(row: dict[str, Any]) -> Any:
+    """The id of a row's problem."""
+    return row.get("problem") or row.get("problem_id")
 
 
 def tokens(s: dict[str, Any]) -> list[Any]:

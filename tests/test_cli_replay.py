@@ -102,6 +102,23 @@ def test_an_environment_judges_and_its_checker_helps(tmp_path, capsys):
     assert "--environment-options" in capsys.readouterr().err
 
 
+def test_the_rollouts_of_an_evaluation_are_a_pool_that_agrees_with_the_recorded_one(tmp_path, capsys):
+    out, recorded = tmp_path / "run", tmp_path / "pool.jsonl"
+    voted = ["--strategy", "majority", "--strategy-options", "n=3", "max_tokens=32", "--samples", "2"]
+    assert main(["eval", "-n", "8", *voted, "--out", str(out), "--record", str(recorded)]) == 0
+    for name, pool in (("rollouts", out / "rollouts.jsonl"), ("recorded", recorded)):
+        asked = ["--environment", "countdown", "--strategies", "majority,best_of_n:logprob,live:best_of_n"]
+        assert run(pool, *asked, "--json", tmp_path / name) == 0
+    assert (tmp_path / "rollouts").read_text() == (tmp_path / "recorded").read_text()
+    values = json.loads((tmp_path / "rollouts").read_text())
+    assert (values["n"], values["disagreements"]) == (8, [])
+    assert [c["k"] for c in values["coverage"]] == [1, 2, 4, 6]
+    assert "0 of 48 recorded judgements differ from ours" in capsys.readouterr().out
+    # An evaluation does not write down what only the judge knows.
+    assert run(out / "rollouts.jsonl") == 2
+    assert "no row has a gold to judge by" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

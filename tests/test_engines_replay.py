@@ -175,7 +175,7 @@ def test_files_that_are_no_pool_are_refused(tmp_path):
     with pytest.raises(UserError, match="is empty"):
         Replay().open(str(tmp_path / "x.jsonl"))
     (tmp_path / "x.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="line 1: 'problem_id'"):
+    with pytest.raises(UserError, match="line 1: 'problem' must"):
         Replay().open(str(tmp_path / "x.jsonl"))
     (tmp_path / "y.jsonl").write_text(json.dumps(row("a")) + "\n")
     with pytest.raises(UserError, match="order"):

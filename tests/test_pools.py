@@ -15,6 +15,7 @@ from ponder.errors import UserError
 from ponder.evaluation.pools.judges import EnvironmentJudge, VerifierJudge, default_verifier
 from ponder.evaluation.pools.judging import judge_pool
 from ponder.evaluation.pools.record import Writer, at_least, read_pool
+from ponder.search.record import to_row
 from ponder.search.runner import solve
 from ponder.search.strategies.direct import Direct
 from ponder.search.trace import judged as with_judgement
@@ -46,10 +47,12 @@ def test_a_gzipped_pool_is_read(tmp_path):
     [
         ("{", "is not valid JSON"),
         ("[1]", "is not a JSON object but list"),
-        ({"samples": [sample(1)]}, "'problem_id' must be a name, and is missing"),
+        ({"samples": [sample(1)]}, "'problem' must be a name, and is missing"),
+        ({"problem_id": True, "samples": [sample(1)]}, "'problem_id' must be a name, and is true"),
         ({"problem_id": "b"}, "'samples' must be a list of at least one sample, and is missing"),
         (row("b", []), r"'samples' must be a list of at least one sample, and is \[\]"),
         ({"problem_id": "b", "samples": [sample(1), 3]}, "sample 1 is not a JSON object but int"),
+        ({"problem": "b", "samples": [{**sample(1), "parent": "x"}]}, "sample 0: 'parent' must be a whole number"),
         (row("b", [{"tokens": 1}]), "sample 0: 'text' must be text, and is missing"),
         (row("b", [{"text": "x"}]), "sample 0: 'tokens' must be a whole number of 0 or more, and is missing"),
         (row("b", [sample(1, tokens=-1)]), "'tokens' must be a whole number of 0 or more, and is -1"),
@@ -79,6 +82,74 @@ def test_a_torn_last_line_is_passed_over_with_a_note_and_an_empty_file_is_refuse
         read_pool(path)
     with pytest.raises(UserError, match="is a folder"):
         read_pool(tmp_path)
+
+
+# Rollouts of an evaluation --------------------------------------------------------------------------------------------
+
+
+def searched(name, number, *answers, **more):
+    """A line of an evaluation's rollouts: a search with several samples, in the record of `search.record`."""
+    samples = [
+        {"id": i, "parent": None, "text": f"The answer is {a}.", "tokens": 10, "finish": "stop", "verdict": None}
+        for i, a in enumerate(answers)
+    ]
+    return {"problem": name, "prompt": "?", "stop": "finished", "sample": number, "samples": samples, **more}
+
+
+def texts(pool):
+    return {r.id: [s.text.split()[-1].rstrip(".") for s in r.samples] for r in pool.rows}
+
+
+def test_searches_of_one_problem_are_one_row_in_the_order_of_their_numbers(tmp_path):
+    lines = [searched("a", 2, 5), searched("b", 0, 1), searched("a", 0, 1, 2), searched("a", 1, 3)]
+    assert texts(read_pool(write(tmp_path / "r.jsonl", *lines))) == {"a": ["1", "2", "3", "5"], "b": ["1"]}
+
+
+def test_of_a_search_that_was_run_again_the_last_line_counts(tmp_path):
+    failed = searched("a", 0, stop="failed")
+    path = write(tmp_path / "r.jsonl", failed, searched("a", 1, 3), searched("a", 0, 1), searched("a", 0, 2))
+    assert texts(read_pool(path)) == {"a": ["2", "3"]}
+
+
+def test_a_problem_without_a_whole_response_is_left_out_with_a_note(tmp_path):
+    cut, broken = searched("b", 0, 1), searched("c", 0, 1)
+    cut["samples"][0]["finish"], broken["samples"][0]["error"] = "cancelled", "gone"
+    pool = read_pool(write(tmp_path / "r.jsonl", searched("a", 0, 1), cut, broken, searched("d", 0, stop="budget")))
+    assert texts(pool) == {"a": ["1"]}
+    assert pool.notes == ("3 of 4 problems have no whole response and are left out",)
+    with pytest.raises(UserError, match="no problem has a whole response"):
+        read_pool(write(tmp_path / "r.jsonl", cut))
+
+
+def test_of_a_tree_the_leaves_are_its_responses_in_the_order_that_they_began(tmp_path):
+    parents = [None, None, 1, 0, 2, 0]
+    tree = searched("a", 0, *range(6))
+    for sample_, parent in zip(tree["samples"], parents, strict=True):
+        sample_["parent"] = parent
+    assert texts(read_pool(write(tmp_path / "r.jsonl", tree))) == {"a": ["3", "5", "4"]}
+
+
+def test_lines_that_cannot_be_of_one_evaluation_are_refused(tmp_path):
+    for other, said in (
+        (searched("a", 1, 2, prompt="??"), "line 2: problem 'a' asks something else than on line 1"),
+        (searched("a", None, 2), "line 2: problem 'a' is on line 1 already"),
+        (searched("a", "x", 2), "line 2: 'sample' must be a whole number"),
+    ):
+        with pytest.raises(UserError, match=said.replace("?", r"\?")):
+            read_pool(write(tmp_path / "r.jsonl", searched("a", 0, 1), other))
+
+
+def test_a_search_is_read_from_its_line_as_from_a_recorded_pool(tmp_path):
+    problem = MockEnvironment().problem("train", 2)
+    engine = MockEngine(("</think>4", "</think>5", "."))
+    outcome = sync.run(solve(Direct(n=3, max_tokens=20), problem, engine))
+    outcome = dataclasses.replace(outcome, trace=with_judgement(outcome.trace, problem, MockEnvironment().judge))
+    Writer(tmp_path / "pool.jsonl", engine.thought).add(problem, None, outcome.trace)
+    line = to_row(problem, outcome, thought=engine.thought) | {"index": 0, "sample": 0}
+    rollouts = read_pool(write(tmp_path / "rollouts.jsonl", line))
+    assert rollouts.rows == read_pool(tmp_path / "pool.jsonl").rows
+    assert [s.correct for s in rollouts.rows[0].samples] == [True, False, False]
+    assert all(s.mean_logprob < 0 for s in rollouts.rows[0].samples)
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -137,7 +208,7 @@ def test_traces_of_several_searches_make_one_row_and_what_failed_none(tmp_path):
 
 def test_a_pool_cannot_be_recorded_over_something_else(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"something": "else"}\n')
-    with pytest.raises(UserError, match="line 1: 'problem_id'"):
+    with pytest.raises(UserError, match="line 1: 'problem'"):
         Writer(tmp_path / "p.jsonl")
 
 

@@ -18,7 +18,7 @@ from ponder.errors import UserError
 from ponder.runs import results
 from ponder.runs.report import render
 from ponder.runs.trees import DEEPEST, MOST_BRANCHES, Branch, sketch, tree
-from ponder.search.trace import to_row
+from ponder.search.record import to_row
 from ponder.types import (
     Completion,
     FinishReason,

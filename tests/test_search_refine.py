@@ -8,9 +8,9 @@ from search_play import searched
 
 from ponder.errors import Unsupported
 from ponder.search import derive
+from ponder.search.record import to_row
 from ponder.search.strategies.cot import Cot
 from ponder.search.strategies.refine import Refine
-from ponder.search.trace import to_row
 from ponder.types import Budget, Message, Problem, StopReason, Verdict, VerdictKind
 
 ENV = MockEnvironment()

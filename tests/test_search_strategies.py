@@ -9,10 +9,11 @@ from search_play import Rule, searched
 from ponder import registry
 from ponder.errors import UserError
 from ponder.search import derive
+from ponder.search.record import to_row
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct
-from ponder.search.trace import judged, samples, to_row, with_verdicts
+from ponder.search.trace import judged, samples, with_verdicts
 from ponder.types import Budget, Capabilities, SegmentKind, StopReason, Verdict, VerdictKind
 
 ENV = MockEnvironment()
@@ -236,6 +237,22 @@ def test_verdicts_of_the_judge_are_attached_to_samples_and_written_with_reasons(
     (segment,) = row["samples"][0]["segments"]
     assert len(segment["logprobs"]) == len(segment["ids"]) == row["samples"][0]["spend"]["sampled_tokens"]
     assert "segments" not in to_row(PROBLEM, outcome)["samples"][0]
+
+
+def test_a_sample_of_several_calls_is_written_with_the_tokens_and_log_probabilities_of_all():
+    outcome = run(BudgetForcing(4, n=1), MockEngine("." * 9, capabilities=TWO_CALLS))
+    first, last = outcome.trace.nodes
+    rows = to_row(PROBLEM, outcome)["samples"]
+    assert [r["tokens"] for r in rows] == [
+        first.completion.spend.response_tokens,
+        first.completion.spend.response_tokens + last.completion.spend.response_tokens,
+    ]
+    drawn = [x for n in (first, last) for s in n.completion.segments for x in s.logprobs or ()]
+    assert rows[1]["mean_logprob"] == pytest.approx(sum(drawn) / len(drawn))
+    assert rows[0]["mean_logprob"] != rows[1]["mean_logprob"]
+    bare = dataclasses.replace(first, completion=dataclasses.replace(first.completion, segments=()))
+    alone = dataclasses.replace(outcome, trace=dataclasses.replace(outcome.trace, nodes=(bare,)))
+    assert to_row(PROBLEM, alone)["samples"][0]["mean_logprob"] is None
 
 
 # The page ---------------------------------------------------------------------------------------------------------

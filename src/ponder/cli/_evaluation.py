@@ -120,7 +120,7 @@ class Job:
 
         def note(searched: Searched) -> None:
             nonlocal written
-            run.log_rollout(to_line(searched, branches))
+            run.log_rollout(to_line(searched, branches, engine.info.thought))
             written += searched.judged.spend
             if recording is not None:
                 recording.add(searched)

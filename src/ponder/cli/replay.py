@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from ponder.evaluation.pools.judges import Judge
     from ponder.evaluation.pools.judging import JudgedPool
 
-DESCRIPTION = """Compare strategies on a recorded pool of samples (ponder eval --record): every text is judged anew, and
-accuracy is set against the tokens that were recorded, at 1, 2, 4, … samples of each problem.
+DESCRIPTION = """Compare strategies on a recorded pool of samples (ponder eval --record, or the rollouts.jsonl of an
+evaluation, judged by its --environment): every text is judged anew, and accuracy is set against the tokens that were
+recorded, at 1, 2, 4, … samples of each problem.
 
 strategies, joined by commas:
   direct, majority                exact over all draws of k samples
@@ -41,6 +42,7 @@ examples:
   ponder replay pool.jsonl
   ponder replay pool.jsonl --strategies majority,best_of_n:score,adaptive --json replay.json
   ponder replay pool.jsonl --environment countdown --strategies majority,live:best_of_n
+  ponder replay runs/majority-of-8/rollouts.jsonl --environment countdown
 """
 
 

@@ -1,17 +1,23 @@
 """Recorded samples on disk: reading a pool, one problem with its samples a line; and what engines of them share.
 
-    {"problem_id", "prompt"?, "gold"?, "difficulty"?, "thought"?, "samples": [{"text", "tokens", "finish_reason"?,
-     "mean_logprob"?, "score"?, "correct"?}]}
+Three kinds of file are read:
 
-`tokens` are those of the response. `thought` (how the model marks its thought, as `types.ThoughtFormat` has it) is
-written by our own recorder and may be missing like all that is marked with `?`; fields of other names are passed over.
-Checking is done here, so that whoever reads a pool (the replay engine, `ponder replay`) names the same line.
+- what `ponder eval --record` writes, in the format of `search.record`;
+- the `rollouts.jsonl` of an evaluation, in the same format: of each search the whole responses (no other goes on from
+  them), the searches of one problem together in the order of `sample`, of a search that was run again the last line;
+- pools of other makers: `{"problem_id", "prompt"?, "gold"?, "difficulty"?, "thought"?, "samples": [{"text", "tokens",
+  "finish_reason"?, "mean_logprob"?, "score"?, "correct"?}]}`. What is marked with `?` may be missing.
+
+Fields of other names are passed over. Checking is done here, so that whoever reads a pool (the replay engine,
+`ponder replay`) names the same line.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +28,7 @@ from ponder.engines.base import BaseEngine
 from ponder.errors import EngineClosed, Unsupported, UserError
 from ponder.messages import read_prompt
 from ponder.protocols import Delivery, Receipt, WeightsUpdate
-from ponder.types import Completion, FinishReason, Prompt, Request, Spend, ThoughtFormat
+from ponder.types import Completion, FinishReason, Prompt, Request, Spend, ThoughtFormat, VerdictKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,28 +68,44 @@ class RecordedPool:
     path: Path
     rows: tuple[RecordedRow, ...]
     notes: tuple[str, ...] = ()
-    """Sentences about a torn last line that was passed over."""
+    """Sentences about what was passed over: a torn last line, problems without a whole response."""
 
 
 def read_pool(path: str | Path) -> RecordedPool:
     """Read and check a pool (`.jsonl`, may be `.gz`).
 
-    A torn last line is passed over with a note. Raises `UserError` with one sentence that names the file, the line and
-    the field of whatever else is wrong.
+    A torn last line is passed over with a note, and so is a problem of which no response is whole. Raises `UserError`
+    with one sentence that names the file, the line and the field of whatever else is wrong.
     """
     path = Path(path)
-    rows: list[RecordedRow] = []
     notes: list[str] = []
-    seen: dict[str, int] = {}
+    found: dict[str, dict[int | None, RecordedRow]] = {}
+    """By problem, and by number of the search where there is one."""
     for number, where, value in jsonl.objects(path, torn=notes):
         row = _row(value, number, where)
-        if row.id in seen:
-            raise UserError(
-                f"{where}: problem {row.id!r} is on line {seen[row.id]} already; give each problem one line"
-            )
-        seen[row.id] = number
-        rows.append(row)
-    return RecordedPool(path, tuple(rows), tuple(notes))
+        search = None if "problem_id" in value else _whole_number(value, "sample", where)
+        parts = found.setdefault(row.id, {})
+        if parts:
+            first = next(iter(parts.values()))
+            if search is None or None in parts:
+                raise UserError(f"{where}: problem {row.id!r} is on line {first.line} already; give each one line")
+            if row.prompt != first.prompt:
+                raise UserError(f"{where}: problem {row.id!r} asks something else than on line {first.line}")
+        parts[search] = row
+    rows = [_together(parts) for parts in found.values()]
+    kept = tuple(row for row in rows if row.samples)
+    if not kept:
+        raise UserError(f"{path}: no problem has a whole response")
+    if len(kept) < len(rows):
+        notes.append(f"{len(rows) - len(kept)} of {len(rows)} problems have no whole response and are left out")
+    return RecordedPool(path, kept, tuple(notes))
+
+
+def _together(searches: dict[int | None, RecordedRow]) -> RecordedRow:
+    """The samples of all searches of a problem, in the order of their numbers."""
+    first = next(iter(searches.values()))
+    ordered = [searches[number] for number in sorted(searches, key=lambda n: n or 0)]
+    return dataclasses.replace(first, samples=tuple(s for row in ordered for s in row.samples))
 
 
 class RecordedEngine(BaseEngine):
@@ -114,41 +136,91 @@ class RecordedEngine(BaseEngine):
 
 
 def _row(value: dict[str, Any], number: int, where: str) -> RecordedRow:
-    name = value.get("problem_id")
+    ours = "problem_id" not in value
+    field = "problem" if ours else "problem_id"
+    name = value.get(field)
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        raise UserError(f"{where}: 'problem_id' must be a name, and is {_shown(value, 'problem_id')}")
+        raise UserError(f"{where}: {field!r} must be a name, and is {_shown(value, field)}")
     samples = value.get("samples")
-    if not isinstance(samples, list) or not samples:
+    # A search that failed at once has none.
+    if not isinstance(samples, list) or not (samples or isinstance(value.get("stop"), str)):
         raise UserError(f"{where}: 'samples' must be a list of at least one sample, and is {_shown(value, 'samples')}")
+    for i, sample in enumerate(samples):
+        if not isinstance(sample, dict):
+            raise UserError(f"{where}, sample {i} is not a JSON object but {type(sample).__name__}")
+    places = [p for p in _leaves(samples, where) if _whole(samples[p])] if ours else range(len(samples))
+    metadata = value.get("metadata")
     return RecordedRow(
         str(name),
         number,
-        tuple(_sample(s, f"{where}, sample {i}") for i, s in enumerate(samples)),
+        tuple(_sample(samples[p], f"{where}, sample {p}") for p in places),
         None if value.get("prompt") is None else read_prompt(value["prompt"], where),
         value.get("gold"),
-        value.get("difficulty"),
+        value.get("difficulty", metadata.get("difficulty") if isinstance(metadata, dict) else None),
         _thought(value.get("thought"), where),
     )
 
 
-def _sample(value: Any, where: str) -> RecordedSample:
-    if not isinstance(value, dict):
-        raise UserError(f"{where} is not a JSON object but {type(value).__name__}")
-    text, tokens, finish, correct = (value.get(k) for k in ("text", "tokens", "finish_reason", "correct"))
+def _leaves(samples: Sequence[dict[str, Any]], where: str) -> Sequence[int]:
+    """Places of the samples that no other goes on from, in the order of those that they began as."""
+    ids, parents = (
+        [_whole_number(s, field, f"{where}, sample {i}") for i, s in enumerate(samples)] for field in ("id", "parent")
+    )
+    if all(parent is None for parent in parents):
+        return range(len(samples))
+    above = dict(zip(ids, parents, strict=True))
+
+    def path(at: int | None) -> list[int]:
+        found: list[int] = []
+        while at is not None and at not in found:
+            found.append(at)
+            at = above.get(at)
+        return found[::-1]
+
+    return sorted((p for p, i in enumerate(ids) if i not in parents), key=lambda p: path(ids[p]))
+
+
+def _whole(sample: Mapping[str, Any]) -> bool:
+    """False for a response that failed or was given up half-way."""
+    return sample.get("error") is None and sample.get("finish") != FinishReason.CANCELLED.value
+
+
+def _sample(value: dict[str, Any], where: str) -> RecordedSample:
+    text = value.get("text")
     if not isinstance(text, str):
         raise UserError(f"{where}: 'text' must be text, and is {_shown(value, 'text')}")
-    if isinstance(tokens, float) and tokens.is_integer():
-        tokens = int(tokens)
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 0:
+    tokens = _whole_number(value, "tokens", where)
+    if tokens is None or tokens < 0:
         raise UserError(f"{where}: 'tokens' must be a whole number of 0 or more, and is {_shown(value, 'tokens')}")
-    if correct is not None and not isinstance(correct, bool):
-        raise UserError(f"{where}: 'correct' must be true or false, and is {_shown(value, 'correct')}")
+    field = "finish" if "finish" in value else "finish_reason"
+    finish = value.get(field)
     if finish is not None and not isinstance(finish, str):
-        raise UserError(f"{where}: 'finish_reason' must be text, and is {_shown(value, 'finish_reason')}")
+        raise UserError(f"{where}: {field!r} must be text, and is {_shown(value, field)}")
     score, mean_logprob = (_number(value, key, where) for key in ("score", "mean_logprob"))
     if mean_logprob is not None and mean_logprob > 0:
         raise UserError(f"{where}: 'mean_logprob' must be 0 or less, and is {mean_logprob}")
-    return RecordedSample(text, tokens, _finish(finish), mean_logprob, score, correct)
+    return RecordedSample(text, tokens, _finish(finish), mean_logprob, score, _correct(value, where))
+
+
+def _correct(value: dict[str, Any], where: str) -> bool | None:
+    """Somebody's judgement: the kind of a verdict, or as other makers write it."""
+    verdict, correct = value.get("verdict"), value.get("correct")
+    if isinstance(verdict, dict):
+        kind = verdict.get("kind")
+        return None if kind in (None, VerdictKind.JUDGE_ERROR.value) else kind == VerdictKind.CORRECT.value
+    if correct is not None and not isinstance(correct, bool):
+        raise UserError(f"{where}: 'correct' must be true or false, and is {_shown(value, 'correct')}")
+    return correct
+
+
+def _whole_number(value: Mapping[str, Any], field: str, where: str) -> int | None:
+    """A number of something, None where it is missing; `3.0` counts."""
+    number = value.get(field)
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if number is not None and (isinstance(number, bool) or not isinstance(number, int)):
+        raise UserError(f"{where}: {field!r} must be a whole number of 0 or more, and is {_shown(value, field)}")
+    return number
 
 
 def _finish(value: str | None) -> FinishReason | None:
@@ -175,7 +247,7 @@ def _thought(value: Any, where: str) -> ThoughtFormat | None:
     raise UserError(f"{where}: 'thought' must be an object with the texts open and close")
 
 
-def _shown(value: dict[str, Any], key: str) -> str:
+def _shown(value: Mapping[str, Any], key: str) -> str:
     if key not in value:
         return f"missing (fields: {', '.join(map(repr, value)) or 'none'})"
     text = json.dumps(value[key], ensure_ascii=False, default=str)

@@ -1,6 +1,6 @@
 """An evaluation on disk: one line of `rollouts.jsonl` for each search, and back, to compare or to go on.
 
-A line is `search.trace.to_row` with `index` and `sample` (which search it is), `verdict` (of what was chosen; an
+A line is `search.record.to_row` with `index` and `sample` (which search it is), `verdict` (of what was chosen; an
 abstention has one too), `seconds` (that the search took) and `at` (when it ended, since the evaluation began). A search
 that was run again after a resume has a second line: the last one counts.
 """
@@ -18,17 +18,20 @@ from ponder import jsonl
 from ponder.budget.prices import Prices
 from ponder.errors import UserError
 from ponder.evaluation.results import Earlier, Judged, Searched
-from ponder.search.trace import to_row
-from ponder.types import Node, Problem, Spend, StopReason, Trace, Verdict, to_json
+from ponder.search.record import to_row
+from ponder.types import Node, Problem, Spend, StopReason, ThoughtFormat, Trace, Verdict, to_json
 
 
-def to_line(searched: Searched, prices: Prices | None = None) -> dict[str, Any]:
-    """The line of a search. With `prices`, branches whose engine does not say what they cost have their dollars."""
+def to_line(searched: Searched, prices: Prices | None = None, thought: ThoughtFormat | None = None) -> dict[str, Any]:
+    """The line of a search. With `prices`, branches whose engine does not say what they cost have their dollars.
+
+    With `thought` whoever reads the line as a pool (`ponder replay`) tells thought from answer.
+    """
     outcome, verdict = searched.outcome, searched.judged.verdict
     if prices is not None:
         nodes = tuple(_priced(n, prices) for n in outcome.trace.nodes)
         outcome = dataclasses.replace(outcome, trace=Trace(outcome.trace.problem_id, nodes))
-    line = to_row(searched.problem, outcome)
+    line = to_row(searched.problem, outcome, thought=thought)
     line |= {"index": searched.index, "sample": searched.sample, "verdict": _without_none(to_json(verdict))}
     if searched.judged.starved:
         line["starved"] = True

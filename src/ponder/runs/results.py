@@ -8,7 +8,7 @@ Every part may be missing, since an RL run, an evaluation and the quickstart wri
 - `metrics.jsonl`: one object a step;
 - `samples.json`: `[{"problem_id", "prompt", "gold", "before": {"text", "verdict", "reason"}, "after": {...}}]`, or
   `"response"` in place of before and after;
-- `rollouts.jsonl`: one search a line, as `search.trace.to_row` writes it (those of a training have no `stop`);
+- `rollouts.jsonl`: one search a line, as `search.record.to_row` writes it (those of a training have no `stop`);
 - `summary.json`: `"title"`, `"facts": {name: value}`, `"cost": [{"phase", "seconds", "sampled_tokens",
   "trained_tokens", "flops"}]`, `"verdicts": {kind: count}`, `"next": [command]`.
 """

@@ -1,4 +1,4 @@
-"""Searches as trees that a person can read, from the lines of `rollouts.jsonl` (`search.trace.to_row`).
+"""Searches as trees that a person can read, from the lines of `rollouts.jsonl` (`search.record.to_row`).
 
 Texts are untrusted; everything here is already `visible`. Of a branch's text it shows what that adds to its parent's.
 """

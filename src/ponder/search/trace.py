@@ -1,15 +1,14 @@
-"""The trace of a search: building it, finding its samples, attaching verdicts, writing it as a row."""
+"""The trace of a search: building it, finding its samples, attaching verdicts. `search.record` writes it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
 
+from ponder.search.record import to_row as to_row
 from ponder.types import (
     Completion,
     Node,
-    Outcome,
     Problem,
     Response,
     ThoughtFormat,
@@ -17,7 +16,6 @@ from ponder.types import (
     Trace,
     Verdict,
     split_response,
-    to_json,
 )
 
 
@@ -96,60 +94,3 @@ def with_verdicts(trace: Trace, verdicts: Mapping[int, Verdict]) -> Trace:
 def judged(trace: Trace, problem: Problem, judge: Callable[[Problem, Response], Verdict]) -> Trace:
     """The trace with the judge's verdict on each of its samples."""
     return with_verdicts(trace, {n.id: judge(problem, n.response) for n in samples(trace)})
-
-
-def to_row(
-    problem: Problem,
-    outcome: Outcome,
-    *,
-    extra: Mapping[int, Mapping[str, Any]] | None = None,
-    logprobs: bool = False,
-) -> dict[str, Any]:
-    """One line of `rollouts.jsonl`: the problem and every node with text, verdicts, reasons and spend.
-
-    `extra` adds fields to nodes by id (reward and advantage, say); with `logprobs`, ids and log-probabilities too.
-    """
-    return {
-        "problem": problem.id,
-        "prompt": to_json(problem.prompt),
-        "metadata": to_json(problem.metadata),
-        "chosen": outcome.chosen,
-        "confidence": outcome.confidence,
-        "stop": outcome.stop.value,
-        "reason": outcome.reason,
-        "spend": _spend(outcome.spend),
-        "samples": [_node(n, (extra or {}).get(n.id, {}), logprobs) for n in outcome.trace.nodes],
-    }
-
-
-def _node(node: Node, extra: Mapping[str, Any], logprobs: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "id": node.id,
-        "parent": node.parent,
-        "text": node.completion.text,
-        "answer": node.response.answer,
-        "finish": node.completion.finish_reason.value,
-        "verdict": _verdict(node.verdict),
-        "check": _verdict(node.check),
-        "score": node.score,
-        "spend": _spend(node.completion.spend),
-        "weights_version": node.completion.weights_version,
-    }
-    row |= {k: v for k, v in (("vote", node.vote), ("note", node.note)) if v}
-    if node.completion.error is not None:
-        row["error"] = node.completion.error
-    if logprobs:
-        row["prompt_ids"] = list(node.completion.prompt_ids)
-        row["segments"] = to_json(node.completion.segments)
-    return row | {k: to_json(v) for k, v in extra.items()}
-
-
-def _verdict(verdict: Verdict | None) -> dict[str, Any] | None:
-    if verdict is None:
-        return None
-    row = {"kind": verdict.kind.value, "reward": verdict.reward, "reason": verdict.reason}
-    return row if verdict.answer is None else row | {"answer": verdict.answer}
-
-
-def _spend(spend: Any) -> dict[str, Any]:
-    return {k: v for k, v in to_json(spend).items() if v}

@@ -1,21 +1,21 @@
 """Recorded sample pools: reading one (`read_pool`), and writing one as problems are solved (`Writer`).
 
-The format is said in `engines.recorded`; `evaluation.pools.judging` judges a pool, `evaluation.pools.analysis` says
+The format is that of `search.record`; `evaluation.pools.judging` judges a pool, `evaluation.pools.analysis` says
 what strategies would have made of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ponder.engines.recorded import RecordedPool, RecordedRow, RecordedSample, read_pool
 from ponder.errors import UserError
 from ponder.runs.files import append_line, mend_tail
-from ponder.search.trace import samples, spent_tokens
+from ponder.search.record import problem_row, sample_row
+from ponder.search.trace import samples
 from ponder.types import FinishReason, Gold, Node, Problem, ThoughtFormat, Trace, to_json
 
 __all__ = ["RecordedPool", "RecordedRow", "RecordedSample", "Writer", "at_least", "read_pool", "to_row"]
@@ -59,8 +59,8 @@ class Writer:
     def add(self, problem: Problem, gold: Gold | None, traces: Trace | Sequence[Trace]) -> int:
         """Append a problem with the whole responses of one or more searches, in that order; returns how many.
 
-        Responses that were cancelled or failed are left out; if none is left, nothing is written. `verdict` of a node
-        (of the judge) becomes `correct`, its `score` the sample's. Raises `UserError` for a problem that is recorded.
+        Responses that were cancelled or failed are left out; if none is left, nothing is written. Raises `UserError`
+        for a problem that is recorded.
         """
         if problem.id in self.done:
             raise UserError(f"{self.path}: problem {problem.id!r} is recorded already; leave out what is in done_ids")
@@ -75,39 +75,14 @@ class Writer:
 def to_row(
     problem: Problem, gold: Gold | None, traces: Sequence[Trace], thought: ThoughtFormat | None = None
 ) -> dict[str, Any]:
-    """The line of a pool for one problem; what is not known is left out."""
-    row: dict[str, Any] = {"problem_id": problem.id, "prompt": to_json(problem.prompt)}
+    """The line of a pool for one problem. Its samples stand alone: they are numbered by their place."""
+    row = problem_row(problem, thought)
     if gold is not None:
         row["gold"] = to_json(gold.answer)
-    if problem.metadata.get("difficulty") is not None:
-        row["difficulty"] = to_json(problem.metadata["difficulty"])
-    if thought is not None:
-        row["thought"] = to_json(thought)
-    row["samples"] = [_sample(trace, node) for trace in traces for node in samples(trace) if _whole(node)]
+    paths = [trace.path(node.id) for trace in traces for node in samples(trace) if _whole(node)]
+    row["samples"] = [sample_row(path) | {"id": place, "parent": None} for place, path in enumerate(paths)]
     return row
 
 
 def _whole(node: Node) -> bool:
     return node.completion.error is None and node.completion.finish_reason is not FinishReason.CANCELLED
-
-
-def _sample(trace: Trace, node: Node) -> Mapping[str, Any]:
-    verdict = node.verdict
-    known = {
-        "mean_logprob": _mean_logprob(trace, node),
-        "score": node.score,
-        "correct": None if verdict is None or verdict.reward is None else verdict.correct,
-    }
-    return {
-        "text": node.completion.text,
-        "tokens": spent_tokens(trace, node),
-        "finish_reason": node.completion.finish_reason.value,
-        **{key: value for key, value in known.items() if value is not None},
-    }
-
-
-def _mean_logprob(trace: Trace, node: Node) -> float | None:
-    """Of the tokens that were sampled in all calls of a response; None where the engine gave no log-probabilities."""
-    calls = [n.completion for n in trace.path(node.id)]
-    logprobs = [x for c in calls for s in c.segments if s.logprobs is not None for x in s.logprobs]
-    return math.fsum(logprobs) / len(logprobs) if logprobs else None
