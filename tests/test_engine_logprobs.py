@@ -51,8 +51,10 @@ def test_the_best_ids_are_reported_with_their_logprobs(engine: TorchEngine, mode
     [c] = results[4]
     assert c.segments[0].top_logprobs == tuple(((i, 0.0),) for i in c.ids)  # a point mass has one possible id
     [c] = results[5]
-    assert all(len(best) == 2 for best in c.segments[0].top_logprobs or ())
-    assert all(abs(sum(2.718281828**x for _, x in best) - 1) < 1e-4 for best in c.segments[0].top_logprobs or ())
+    top = c.segments[0].top_logprobs
+    assert top
+    assert all(len(best) == 2 for best in top)
+    assert all(abs(sum(2.718281828**x for _, x in best) - 1) < 1e-4 for best in top)
 
 
 def test_forced_tokens_have_no_logprobs_and_shift_none(engine: TorchEngine, model: LoadedModel) -> None:

@@ -222,7 +222,7 @@ def test_a_lease_keeps_a_prefix_and_branching_anywhere_computes_nothing() -> Non
 def test_a_lease_is_charged_and_refused_with_the_numbers() -> None:
     async def main() -> None:
         async with opened(kv_memory=400 * PER_TOKEN, max_rows=4) as engine:
-            with pytest.raises(UserError, match=rf"401|{256 * PER_TOKEN}|context"):
+            with pytest.raises(UserError, match=r"the prefix to hold has 401 tokens, but .* has a context of 256$"):
                 async with engine.hold(prompt(1, 401)):
                     pass
             async with engine.hold(prompt(1, 200)):

@@ -112,7 +112,7 @@ def test_a_refused_key_is_named_by_its_variable_and_never_shown(caplog):
     with Server(Behaviour(faults=lambda n, b: fault)) as server:
         with pytest.raises(UserError, match="check the key in OPENAI_API_KEY") as refused:
             sample(offline(server), ask())
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match="check the key in OPENAI_API_KEY"):
             OpenAI(server.url).open("mock")
         assert "sk-secret" not in str(refused.value) + caplog.text + repr(offline(server).options)
 

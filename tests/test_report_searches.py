@@ -116,7 +116,9 @@ def test_a_line_that_lacks_anything_is_still_a_tree(missing: list[tuple[int, str
         else:
             found.pop(data.draw(st.sampled_from(sorted(found))))
             found.setdefault("samples", [])
-    sketch(tree(found))
+    shown = tree(found)
+    assert (len(walk(shown.branches)), shown.left_out) == (len(found["samples"]), 0)
+    assert len(sketch(shown)) >= len(found["samples"])
 
 
 class Page(HTMLParser):

@@ -11,7 +11,6 @@ from mocks import ALL, MockEngine, MockEnvironment, doubler
 from search_play import Rule, answer_to, context, play, searched
 
 from ponder import registry
-from ponder.errors import Unsupported
 from ponder.scorers.base import BaseScorer
 from ponder.search.journal import Journal
 from ponder.search.strategies.best_of_n import BestOfN
@@ -54,13 +53,6 @@ def engine_of(capabilities=ALL, share=0.4):
     return MockEngine(doubler(share, thought=12), capabilities=capabilities)
 
 
-def begin(strategy, engine, checker=False):
-    try:
-        return strategy.start(PROBLEM, context(engine, checker, True))
-    except Unsupported:
-        pytest.skip("does not go with this engine")
-
-
 def result(outcome):
     """What must not depend on the order: the decision, and all that it was made from."""
     nodes = [n for n in outcome.trace.nodes if not n.note.startswith(("not counted", "cancelled"))]
@@ -85,7 +77,7 @@ def test_the_order_of_answers_and_telling_them_twice_change_nothing(name, option
         engine, strategy = engine_of(capabilities, share), build(name, options)
         outcomes = []
         for rng in (None, random.Random(order)):
-            search = begin(strategy, engine, checker)
+            search = strategy.start(PROBLEM, context(engine, checker, True))
             outcome, _, _ = play(search, lambda a: answer_to(a, PROBLEM, engine, ENV.checker), rng)
             assert search.outcome(outcome.spend, outcome.stop) == outcome, "asking for the outcome changes it"
             outcomes.append(result(outcome))
@@ -136,6 +128,36 @@ def test_a_budget_of_any_size_gives_an_outcome_and_is_kept(name, options):
                 assert outcome.response.answer is None
 
 
+def asks(name, options):
+    """True if this search asks a checker, a scorer or a comparison that do what they should."""
+    asked = []
+
+    class Sound(BaseScorer):
+        async def score(self, problem, responses, engine):
+            asked.append("scorer")
+            return (ONE,) * len(responses)
+
+        def extract(self, problem, response):
+            asked.append("comparison")
+            return response.answer
+
+        def same(self, a, b):
+            return a == b
+
+    def check(problem, response):
+        asked.append("checker")
+        return ENV.checker(problem, response)
+
+    searched(build(name, options), PROBLEM, MockEngine("</think>4"), checker=check, scorer=Sound(), answers=Sound())
+    return bool(asked)
+
+
+def test_most_strategies_ask_for_feedback_and_those_of_one_response_do_not():
+    asking = {name for name, options in CASES if asks(name, options)}
+    assert {"best_of_n", "weighted", "majority", "adaptive", "refine", "cascade", "beam", "mcts"} <= asking
+    assert not {"direct", "cot", "budget_forcing"} & asking
+
+
 @each
 def test_a_search_goes_on_without_a_checker_a_scorer_or_a_comparison_that_fails(name, options):
     failures = []
@@ -155,7 +177,9 @@ def test_a_search_goes_on_without_a_checker_a_scorer_or_a_comparison_that_fails(
     broken = {"checker": lambda p, r: fail("checker"), "scorer": Broken(), "answers": Broken()}
     outcome = searched(build(name, options), PROBLEM, engine, **broken)
     assert outcome.response.answer == "4"
-    assert not failures or f"failed: ConnectionError: no {failures[0]} today" in outcome.reason
+    assert bool(failures) == asks(name, options)
+    if failures:
+        assert f"failed: ConnectionError: no {failures[0]} today" in outcome.reason
 
 
 @each
@@ -181,7 +205,9 @@ def test_what_a_checker_a_scorer_or_a_comparison_cannot_mean_is_a_failure_of_it(
     engine = MockEngine("</think>4")
     outcome = searched(build(name, options), PROBLEM, engine, checker=check, scorer=Wrong(), answers=Wrong())
     assert outcome.response.answer == "4"
-    assert not wrong or wrong[0] in outcome.reason
+    assert bool(wrong) == asks(name, options)
+    if wrong:
+        assert wrong[0] in outcome.reason
 
 
 @pytest.mark.parametrize("strategy", [BestOfN(n=3, by="scorer"), Weighted(n=3, by="score")])

@@ -70,7 +70,7 @@ def test_an_unknown_model_is_refused_with_the_mend_and_names_that_may_be_meant()
     ],
 )
 def test_a_bad_table_is_refused_by_file_and_entry(text, reason, tmp_path):
-    with pytest.raises(UserError, match=rf"prices\.toml: .*{reason}|prices\.toml: {reason}"):
+    with pytest.raises(UserError, match=rf"prices\.toml: .*{reason}"):
         load(written(tmp_path, text))
 
 

@@ -108,8 +108,12 @@ def _grow(
     for i in taken:
         node = children[i]
         text = str(node.get("text") or "")
-        inside = () if depth >= DEEPEST else _grow(below, node.get("id"), text, chosen, path, budget, depth + 1)
-        grown.append(_branch(node, text.removeprefix(before), chosen, path, inside, len(below.get(node.get("id"), ()))))
+        # Nothing grows from a node without an id.
+        here = node.get("id")
+        many = 0 if here is None else len(below.get(here, ()))
+        deeper = many > 0 and depth < DEEPEST
+        inside = _grow(below, here, text, chosen, path, budget, depth + 1) if deeper else ()
+        grown.append(_branch(node, text.removeprefix(before), chosen, path, inside, many))
     return tuple(grown)
 
 
