@@ -93,7 +93,6 @@ def test_a_wrong_import_would_be_seen(tmp_path):
 
 
 CIRCLES: set[frozenset[str]] = {
-    frozenset({"ponder.budget.calling", "ponder.budget.meter"}),
     frozenset({"ponder.models.decoder", "ponder.models.rope"}),
     frozenset(
         {"ponder.engines.openai", *(f"ponder.engines.openai.{n}" for n in ("calls", "engine", "probe", "probe_calls"))}

@@ -35,10 +35,10 @@ class Model:
     calls: int = 0
 
     def _prompt(self, body: Mapping[str, Any]) -> Any:
-        from ponder.types import Message
+        from ponder.messages import read_prompt
 
         if self.engine.info.chat:
-            return tuple(Message(m["role"], m["content"]) for m in body["messages"])
+            return read_prompt(body["messages"], "the request")
         # A model without a chat template reads no roles; an empty system message is none.
         return "\n".join(m["content"] for m in body["messages"] if m["content"])
 

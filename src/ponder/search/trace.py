@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from ponder.search.record import to_row as to_row
 from ponder.types import (
     Completion,
     Node,
