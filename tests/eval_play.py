@@ -12,8 +12,8 @@ import pytest
 from mocks import MockEngine, MockEnvironment, doubler
 
 from ponder import registry
-from ponder.cli._common import ModelOptions
 from ponder.cli.main import main
+from ponder.engines.opening import EngineOptions
 from ponder.runs.files import read_lines
 
 
@@ -23,14 +23,13 @@ def mocked(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     real = registry.build
 
     @contextlib.contextmanager
-    def opened(options: ModelOptions, **_: Any) -> Iterator[MockEngine]:
-        yield made
+    def opened(options: EngineOptions, _: Any) -> Iterator[tuple[MockEngine, dict[str, MockEngine]]]:
+        yield made, dict.fromkeys(options.others, made)
 
     def build(room: str, spec: str, options: Any = None) -> Any:
         return MockEnvironment(**(options or {})) if spec == "doubling" else real(room, spec, options)
 
-    for module in ("eval", "_common"):
-        monkeypatch.setattr(f"ponder.cli.{module}.engine_for", opened)
+    monkeypatch.setattr("ponder.cli.eval.engines_for", opened)
     monkeypatch.setattr(registry, "build", build)
     return made
 

@@ -11,6 +11,7 @@ from eval_play import evaluate, mocked, result, searches
 from mocks import MockEngine
 
 from ponder.cli.main import main
+from ponder.config import load_toml
 from ponder.runs.run import read_manifest
 
 
@@ -101,6 +102,15 @@ def test_options_of_the_strategy_reach_the_engine(engine: MockEngine, capsys: py
     assert "checker calls" in capsys.readouterr().out
 
 
+def test_the_config_of_a_run_says_which_options_its_engine_was_asked_for(engine: MockEngine, tmp_path: Path) -> None:
+    flags = ["--exact", "--device", "cpu", "--raw-prompts", "--engine-options", "max_rows=4"]
+    assert evaluate("-n", "2", *flags, "--out", str(tmp_path / "run")) == 0
+    config = load_toml(tmp_path / "run" / "config.toml")
+    asked = {k: config.get(k) for k in ("exact", "device", "raw_prompts", "engine_options", "dtype")}
+    want = {"exact": True, "device": "cpu", "raw_prompts": True, "engine_options": {"max_rows": 4}, "dtype": None}
+    assert asked == want
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -117,9 +127,13 @@ def test_options_of_the_strategy_reach_the_engine(engine: MockEngine, capsys: py
         (["--environment", "countdown", "--data", "x.jsonl"], "countdown: unknown key 'data'"),
         (["--config", "nowhere.toml"], "nowhere.toml: no such config file"),
         (["--engine", "simulatd"], "unknown engine 'simulatd'; did you mean 'simulated'?"),
-        (["--engine", "simulated", "--dtype", "bfloat16"], "--dtype is of the engine torch, not of 'simulated'"),
-        (["--engine", "simulated", "--raw-prompts"], "--raw-prompts is of the engine torch"),
-        (["--engine-options", "steps=3"], "--engine-options: the engine torch has flags of its own"),
+        (["--engine", "simulated", "--dtype", "bfloat16"], "--dtype: the engine 'simulated' has no option 'dtype'"),
+        (["--engine", "simulated", "--raw-prompts"], "the engine 'simulated' has no option 'raw_prompts'"),
+        (["--engine", "llamacpp", "--compile"], "--compile: the engine 'llamacpp' has no option 'compile'"),
+        (["--engine-options", "max_row=3"], "torch: unknown key 'max_row'; did you mean 'max_rows'?"),
+        (["--engine-options", "max_rows=0"], "torch: max_rows = 0: give at least 1"),
+        (["--kv-memory", "much"], "torch: kv_memory = 'much': give a size such as 2GiB"),
+        (["--exact", "--engine-options", "exact=true"], "exact is given twice, by --exact and in --engine-options"),
         (["--others", "big=3"], "--others big=3: give NAME=MODEL"),
         (["--budget-tokens", "-1"], "--budget-tokens -1: give 0 or more"),
         (["--total-seconds", "nan"], "--total-seconds nan: give 0 or more"),

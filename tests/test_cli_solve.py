@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from mocks import THOUGHT, MockEngine, MockEnvironment
 
 from ponder import registry
-from ponder.cli._common import ModelOptions
 from ponder.cli._screen import Screen, Splitter
 from ponder.cli.main import main
+from ponder.engines.opening import EngineOptions
 from ponder.types import Capabilities, Delta, FinishReason, ThoughtFormat, split_response
 
 QUESTION = "Make 24 from 3 5 7 2."
@@ -31,11 +31,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
     made = MockEngine(texts="5+7=12, 12*2=24</think>(5+7)*2")
 
     @contextlib.contextmanager
-    def opened(options: ModelOptions, **_: Any) -> Iterator[MockEngine]:
-        yield made
+    def opened(options: EngineOptions, _: Any) -> Iterator[tuple[MockEngine, dict[str, MockEngine]]]:
+        yield made, dict.fromkeys(options.others, made)
 
-    for module in ("solve", "_common"):
-        monkeypatch.setattr(f"ponder.cli.{module}.engine_for", opened)
+    monkeypatch.setattr("ponder.cli.solve.engines_for", opened)
     real = registry.build
 
     def build(room: str, spec: str, options: Any = None) -> Any:
@@ -418,7 +417,7 @@ def test_model_text_cannot_drive_the_terminal(engine: MockEngine, capsys: pytest
         ([QUESTION, "--max-tokens", "0"], "max_tokens = 0: give at least 1"),
         ([QUESTION, "--budget-tokens", "-3"], "--budget-tokens -3: give 0 or more"),
         ([QUESTION, "--budget-dollars", "1"], "needs the prices of 'mock', and none are known"),
-        ([QUESTION, "--engine", "simulated", "--exact"], "--exact is of the engine torch"),
+        ([QUESTION, "--engine", "simulated", "--exact"], "--exact: the engine 'simulated' has no option 'exact'"),
         ([QUESTION, "--environment", "countdown"], "give a question or --environment, not both"),
         ([QUESTION, "--problem", "test:3"], "--problem goes with --environment"),
         (["--environment", "countdown", "--problem", "3"], "--problem 3: give SPLIT:INDEX, such as test:3"),

@@ -142,7 +142,17 @@ def test_a_circle_would_be_seen():
 HEAVY = ("torch", "transformers", "matplotlib", "math_verify", "sympy", "reasoning_gym", "huggingface_hub")
 
 
-@pytest.mark.parametrize("name", ["ponder", "ponder.search", "ponder.evaluation.testtime", "ponder.registry"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ponder",
+        "ponder.engines.torch",
+        "ponder.engines.opening",
+        "ponder.search",
+        "ponder.evaluation.testtime",
+        "ponder.registry",
+    ],
+)
 def test_heavy_libraries_are_imported_only_where_they_are_used(name):
     code = f"import sys, {name}; print(*(m for m in {HEAVY!r} if m in sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

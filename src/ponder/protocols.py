@@ -140,6 +140,7 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
 class Opens(Protocol):
     """An engine's options, as the registry finds them: a dataclass that opens engines."""
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ponder.budget.prices import PriceList, Prices, load
+from ponder.engines.opening import EngineOptions, part_of
 from ponder.errors import UserError
-from ponder.protocols import Engine
+from ponder.protocols import Engine, OpensWithin
 from ponder.types import Budget
-
-if TYPE_CHECKING:
-    from ponder.cli._common import ModelOptions
 
 
 @dataclass(frozen=True)
@@ -68,10 +66,14 @@ def budgets_of(options: TotalOptions) -> tuple[Budget, Budget]:
     return each, total
 
 
-def refuse_nothing(options: ModelOptions, *budgets: Budget) -> None:
-    """Refuse a budget of nothing before an endpoint is asked what it can do. Raises `UserError`."""
-    if options.engine == "torch":
+def check_opening(options: BudgetOptions, engine: EngineOptions, *budgets: Budget) -> None:
+    """Whether the budgets allow for opening an engine that costs something to open, such as one for an endpoint.
+
+    Raises `UserError` for a budget of nothing, and for prices that are not known.
+    """
+    if not isinstance(part_of(engine), OpensWithin):
         return  # opened at no cost; its refusal has the numbers of the prompt
+    _need_prices(options, (engine.model, *engine.others.values()))
     for budget in budgets:
         for unit in ("tokens", "dollars"):
             if getattr(budget, unit) == 0:
@@ -85,10 +87,14 @@ def prices_of(options: BudgetOptions) -> PriceList:
 
 def check_prices(options: BudgetOptions, engines: Iterable[Engine]) -> None:
     """Raises `UserError` if dollars are limited and what an engine costs is not known: before anything is sent."""
+    _need_prices(options, (engine.info.name for engine in engines))
+
+
+def _need_prices(options: BudgetOptions, models: Iterable[str]) -> None:
     if any(getattr(options, name, None) is not None for name in ("budget_dollars", "total_dollars")):
-        for engine in engines:
+        for model in models:
             try:
-                prices_of(options).need(engine.info.name)
+                prices_of(options).need(model)
             except UserError as error:
                 raise UserError(f"{error}, or give it with --prices") from None
 

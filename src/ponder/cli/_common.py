@@ -10,19 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from ponder import registry
 from ponder.config import Options
+from ponder.engines.opening import EngineOptions, OpeningBudget, open_engine, open_others, part_of
 from ponder.errors import PonderError, UserError, nearest
 from ponder.protocols import Engine, Strategy
 from ponder.runs.progress import duration, quantity
 from ponder.types import Spend
-
-if TYPE_CHECKING:
-    from ponder.cli._opening import Opening
 
 
 class Stopped(PonderError):
@@ -41,22 +39,25 @@ class ModelOptions:
     engine: str = "torch"
     """What runs the model: a name of `ponder list engines`, or PATH.py:Class."""
     engine_options: Options = field(default_factory=dict)
-    """Options of the engine (torch has flags of its own: --adapter, --dtype, --device, --kv-memory, --exact)."""
+    """Options of the engine. --adapter, --dtype, --device, --kv-memory, --exact, --compile and --raw-prompts are flags
+    for the options of these names, which torch has."""
     others: Options = field(default_factory=dict)
     """Further models by name, for strategies that ask for one: --others big=smollm2-135m. They run as --model does."""
     adapter: str | None = None
     """The folder of a LoRA adapter (PEFT's) for the model; it is applied without merging."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights in memory."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto is the first GPU if there is one."""
-    kv_memory: str = ""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the weights in memory (default: float32)."""
+    device: str | None = None
+    """cpu, cuda, cuda:1, … (default: the first GPU if there is one)."""
+    kv_memory: str | None = None
     """Most memory for keys and values, such as 2GiB (default: a quarter of what is available, 1 GiB at most; half of a
     GPU's free memory)."""
     exact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Batch-invariant: a sample has the same bits in any company. Slower; float32 on a CPU only."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Decode through torch.compile, with CUDA graphs on a GPU (not yet measured there); opening takes a minute."""
+    raw_prompts: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue plain-text prompts as they are, without the chat template (for few-shot text)."""
 
 
 def check_target(flag: str, name: str) -> None:
@@ -71,94 +72,36 @@ def check_target(flag: str, name: str) -> None:
         raise UserError(f"{flag} {path}: its folder cannot be written to; name a file in another one")
 
 
-TORCH_ONLY = ("adapter", "dtype", "device", "kv_memory", "exact", "compile")
-"""Flags of the torch engine."""
+SHORTCUTS = ("adapter", "dtype", "device", "kv_memory", "exact", "compile", "raw_prompts")
+"""Flags that are shortcuts for an option of the engine."""
 
 
-def check_engine(options: ModelOptions, *, raw_prompts: bool = False) -> None:
-    """Refuse flags of one engine that are given with another, and models without a name. Raises `UserError`."""
-    if options.engine == "torch":
-        if options.engine_options:
-            raise UserError(
-                "--engine-options: the engine torch has flags of its own "
-                f"({', '.join(_flag(name) for name in TORCH_ONLY)}); give those"
-            )
-    else:
-        defaults = {f.name: f.default for f in dataclasses.fields(ModelOptions)}
-        given = [_flag(name) for name in TORCH_ONLY if getattr(options, name) != defaults[name]]
-        given += ["--raw-prompts"] if raw_prompts else []
-        if given:
-            raise UserError(
-                f"{given[0]} is of the engine torch, not of {options.engine!r}: leave it out, or see what "
-                "--engine-options takes"
-            )
-        registry.find("engines", options.engine)
-    for name, model in options.others.items():
+def engine_options(config: ModelOptions) -> EngineOptions:
+    """What the flags ask for.
+
+    Raises `UserError` for a flag that the engine has no option for or that is given twice, and for a wrong value.
+    """
+    given = {name: value for name in SHORTCUTS if (value := getattr(config, name)) not in (None, False)}
+    for name, model in config.others.items():
         if not isinstance(model, str) or not model:
             raise UserError(f"--others {name}={model}: give NAME=MODEL")
+    options = with_shortcuts("engines", config.engine, config.engine_options, given, "--engine-options")
+    asked = EngineOptions(config.model, config.engine, options, config.others)
+    part_of(asked)
+    return asked
 
 
 @contextlib.contextmanager
-def engine_for(options: ModelOptions, *, raw_prompts: bool = False, opening: Opening | None = None) -> Iterator[Engine]:
-    """Open the engine on its model; it is closed at the end.
+def engines_for(options: EngineOptions, budget: OpeningBudget) -> Iterator[tuple[Engine, dict[str, Engine]]]:
+    """The engine of `--model` and those of `--others` by name, open; what opening them took is said on stderr.
 
-    With `raw_prompts` plain-text prompts do not go through the chat template. What opening it costs is kept within
-    what `opening` has left, and booked there. Raises `UserError` for a model that cannot be loaded or options that the
-    engine does not have.
+    Raises `UserError` for a model that cannot be opened.
     """
-    from ponder import sync
-
-    check_engine(options, raw_prompts=raw_prompts)
-    opened = _torch(options, raw_prompts) if options.engine == "torch" else _by_name(options, opening)
-    try:
-        if opening is not None:
-            opening.book(opened, options.model)
-        yield opened
-    finally:
-        sync.run(opened.close())
-
-
-@contextlib.contextmanager
-def others_for(
-    options: ModelOptions, *, raw_prompts: bool = False, opening: Opening | None = None
-) -> Iterator[dict[str, Engine]]:
-    """The engines of `--others` by name, each opened as that of `--model`."""
-    with contextlib.ExitStack() as stack:
-        yield {
-            name: stack.enter_context(
-                engine_for(
-                    dataclasses.replace(options, model=model, adapter=None), raw_prompts=raw_prompts, opening=opening
-                )
-            )
-            for name, model in options.others.items()
-        }
-
-
-def _torch(options: ModelOptions, raw_prompts: bool) -> Engine:
-    from ponder.config import size
-    from ponder.models.load import load
-
-    memory = size(options.kv_memory, "--kv-memory")
-    loaded = load(options.model, adapter=options.adapter, dtype=options.dtype, device=options.device)
-    if raw_prompts:
-        loaded.take_plain_prompts()
-    from ponder.engines.torch import TorchEngine
-
-    return TorchEngine(loaded, kv_memory=memory, exact=options.exact, compile=options.compile)
-
-
-def _by_name(options: ModelOptions, opening: Opening | None) -> Engine:
-    part = registry.build("engines", options.engine, options.engine_options)
-    if not callable(getattr(part, "open", None)):
-        raise UserError(f"--engine {options.engine}: {type(part).__name__} has no method open(model) -> Engine")
-    if opening is not None and callable(getattr(part, "open_within", None)):
-        known = opening.known.get(options.model)
-        engine: Engine = part.open_within(options.model, *opening.left(options.model), known)
-    else:
-        engine = part.open(options.model)
-    if engine.opening.tokens:
-        print(f"note: finding out what {options.model} can do took {engine.opening.tokens:,} tokens", file=sys.stderr)
-    return engine
+    with open_engine(options, budget) as engine, open_others(options, budget) as others:
+        for model, opened in ((options.model, engine), *((options.others[n], e) for n, e in others.items())):
+            if opened.opening.tokens:
+                print(f"note: finding out what {model} can do took {opened.opening.tokens:,} tokens", file=sys.stderr)
+        yield engine, others
 
 
 def _flag(name: str) -> str:
@@ -180,20 +123,29 @@ def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str
     Shortcuts that are None were not given. Raises `UserError` for an option that is given twice or that the strategy
     does not have.
     """
-    cls, _ = registry.find("search.strategies", name)
-    known = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
-    values = dict(options)
-    for key, value in shortcuts.items():
-        if value is None:
-            continue
-        flag = _flag(key)
-        if key in values:
-            raise UserError(f"{key} is given twice, by {flag} and in --strategy-options: give it once")
-        if key not in known:
-            raise UserError(f"{flag}: the strategy {name!r} has no option {key!r}{nearest(key, known)}")
-        values[key] = value
+    given = {key: value for key, value in shortcuts.items() if value is not None}
+    values = with_shortcuts("search.strategies", name, options, given, "--strategy-options")
     strategy: Strategy = registry.build("search.strategies", name, values)
     return strategy
+
+
+def with_shortcuts(
+    room: str, name: str, options: Mapping[str, Any], shortcuts: Mapping[str, Any], flag: str
+) -> dict[str, Any]:
+    """The options of a part, those that were given by flags of their own added; `flag` is where the others come from.
+
+    Raises `UserError` for an option that is given twice or that the part does not have.
+    """
+    cls, _ = registry.find(room, name)
+    known = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    values, what = dict(options), "engine" if room == "engines" else "strategy"
+    for key, value in shortcuts.items():
+        if key in values:
+            raise UserError(f"{key} is given twice, by {_flag(key)} and in {flag}: give it once")
+        if key not in known:
+            raise UserError(f"{_flag(key)}: the {what} {name!r} has no option {key!r}{nearest(key, known)}")
+        values[key] = value
+    return values
 
 
 def value_of(args: Sequence[str], flag: str) -> str | None:

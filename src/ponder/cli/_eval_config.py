@@ -37,8 +37,6 @@ class EvalConfig(TotalOptions, ScorerOptions, ModelOptions):
     """Of the strategy; 0 is greedy (default: the strategy's own, 1 for most)."""
     max_tokens: int | None = None
     """Most tokens of a response (default: the strategy's own)."""
-    raw_prompts: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Continue plain-text prompts as they are, without the chat template (for few-shot text)."""
     seed: int = 0
     """Same seed, same samples."""
     concurrency: int | None = None

@@ -17,8 +17,8 @@ from ponder.budget.meter import Meter
 from ponder.budget.prices import PriceList, priced
 from ponder.cli._budget import branch_prices
 from ponder.cli._common import Stopped, model_facts, money
-from ponder.cli._opening import Opening
 from ponder.config import to_toml
+from ponder.engines.opening import OpeningBudget
 from ponder.errors import PonderError, UserError
 from ponder.evaluation.evaluate import CONCURRENCY, Plan, evaluate
 from ponder.evaluation.results import Earlier, Evaluation, Searched
@@ -85,11 +85,11 @@ class Job:
         results = {place: dataclasses.replace(r, spend=priced(r.spend, prices)) for place, r in before.results.items()}
         return Earlier(results, priced(before.lost, prices), before.seconds, priced(before.opening, prices))
 
-    def opening(self, before: Earlier) -> Opening:
+    def opening(self, before: Earlier) -> OpeningBudget:
         """What the budget of the whole leaves for opening engines."""
         known = read_manifest(Path(self.config.out or "")).get("known") if self.config.resume else None
         passed = before.seconds + before.opening.seconds
-        return Opening(self.total, self.prices, _together(before), passed, known)
+        return OpeningBudget(self.total, self.prices, _together(before), passed, known)
 
     def run(self, engine: Engine, others: Mapping[str, Engine], before: Earlier) -> Evaluation:
         """Without a run directory. `before` has what opening these engines has cost."""

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ponder import registry
-from ponder.cli._budget import budgets_of, check_prices, prices_of, refuse_nothing
+from ponder.cli._budget import budgets_of, check_opening, check_prices, prices_of
 from ponder.cli._common import (
     build_strategy,
-    check_engine,
     check_target,
     clock,
-    engine_for,
+    engine_options,
+    engines_for,
     money,
-    others_for,
     spend_text,
     value_of,
 )
@@ -59,7 +58,6 @@ def check(config: EvalConfig) -> None:
         if value is not None and value < least:
             flag = "-n" if name == "n" else f"--{name.replace('_', '-')}"
             raise UserError(f"{flag} {value}: give at least {least}")
-    check_engine(config, raw_prompts=config.raw_prompts)
     if config.record is not None:
         check_target("--record", config.record)
 
@@ -88,13 +86,14 @@ def read_config(args: list[str]) -> EvalConfig:
 def main(args: list[str]) -> int:
     config = read_config(args)
     check(config)
+    asked = engine_options(config)
     strategy = build_strategy(
         config.strategy,
         config.strategy_options,
         {"temperature": config.temperature, "max_tokens": config.max_tokens},
     )
     budget, total = budgets_of(config)
-    refuse_nothing(config, budget, total)
+    check_opening(config, asked, budget, total)
     environment: Environment = registry.build("environments", config.environment, _environment_options(config))
     feedback = feedback_of(config, environment)
     problems = choose(environment, config)
@@ -107,10 +106,7 @@ def main(args: list[str]) -> int:
     job = Job(config, strategy, environment, problems, budget, total, prices_of(config), feedback)
     before = job.before()
     opening = job.opening(before)
-    with (
-        engine_for(config, raw_prompts=config.raw_prompts, opening=opening) as engine,
-        others_for(config, raw_prompts=config.raw_prompts, opening=opening) as others,
-    ):
+    with engines_for(asked, opening) as (engine, others):
         check_prices(config, (engine, *others.values()))
         before = job.priced(before, (engine, *others.values()))
         before = dataclasses.replace(before, opening=before.opening + opening.spend)

@@ -17,7 +17,6 @@ ROOMS = {
     "advantages": "training.advantages",
     "losses": "training.losses",
 }
-TORCH = "A model in this process (the default): continuous batching, shared prefixes, any model of `list models`."
 KINDS = (*ROOMS, "models")
 EPILOG = """\
 examples:
@@ -36,15 +35,10 @@ def rows(kind: str) -> list[dict[str, str]]:
 
     if importlib.util.find_spec(f"ponder.{ROOMS[kind]}") is None:
         return []
-    listed = [
+    return [
         {"name": r.name.replace("_", "-"), "summary": r.summary, "origin": r.origin}
         for r in registry.listing(ROOMS[kind])
     ]
-    if kind == "engines":
-        # No part of its own: its options are flags.
-        listed.append({"name": "torch", "summary": TORCH, "origin": "ponder"})
-        listed.sort(key=lambda r: r["name"])
-    return listed
 
 
 def models() -> list[dict[str, str]]:

@@ -9,13 +9,14 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ponder.budget.prices import priced
-from ponder.cli._budget import budget_of, check_prices, prices_of, refuse_nothing
-from ponder.cli._common import build_strategy, check_engine, check_target, engine_for, others_for
+from ponder.cli._budget import budget_of, check_opening, check_prices, prices_of
+from ponder.cli._common import build_strategy, check_target, engine_options, engines_for
 from ponder.cli._feedback import feedback_of
 from ponder.cli._outcome import as_json, limits, status, why
 from ponder.cli._screen import Screen
 from ponder.cli._solve_config import SolveConfig
 from ponder.config import parse
+from ponder.engines.opening import OpeningBudget
 from ponder.errors import PonderError, UserError
 from ponder.runs.text import visible
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ponder.budget.meter import Meter
-    from ponder.cli._opening import Opening
     from ponder.cli._saved import Saved
     from ponder.protocols import Engine, Environment, Feedback, Strategy
     from ponder.types import Outcome, Problem, Spend
@@ -45,7 +45,7 @@ With --save FILE a search that was stopped, by Ctrl-C or by its budget, goes on 
 
 def main(args: list[str]) -> int:
     saved, config, question = read_config(args)
-    check_engine(config)
+    asked = engine_options(config)
     if config.save is not None:
         check_target("--save", config.save)
     elif config.continue_ is not None:
@@ -56,12 +56,12 @@ def main(args: list[str]) -> int:
     problem = problem_of(environment, config, question)
     if environment is not None and not config.json:
         print(f"{config.environment} {config.problem}: {visible(_text(problem), 2000)}", file=sys.stderr)
-    refuse_nothing(config, budget_of(config))
+    check_opening(config, asked, budget_of(config))
     from ponder import sync
     from ponder.environments.judging import judge
 
     opening = opening_of(config, saved)
-    with engine_for(config, opening=opening) as engine, others_for(config, opening=opening) as others:
+    with engines_for(asked, opening) as (engine, others):
         check_prices(config, (engine, *others.values()))
         thinks = engine.info.thought is not None
         screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
@@ -91,15 +91,13 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def opening_of(config: SolveConfig, saved: Saved | None) -> Opening:
+def opening_of(config: SolveConfig, saved: Saved | None) -> OpeningBudget:
     """What is left of the budget for opening engines."""
-    from ponder.cli._opening import Opening
-
     budget, prices = budget_of(config), prices_of(config)
     if saved is None:
-        return Opening(budget, prices)
+        return OpeningBudget(budget, prices)
     before, passed = saved.journal.spend + saved.opening, saved.journal.seconds + saved.opening.seconds
-    return Opening(budget, prices, before, passed, saved.known)
+    return OpeningBudget(budget, prices, before, passed, saved.known)
 
 
 def read_config(args: list[str]) -> tuple[Saved | None, SolveConfig, str]:

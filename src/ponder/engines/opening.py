@@ -1,0 +1,170 @@
+"""Opening engines by name, under a budget where that costs something: for commands, servers, scripts and notebooks.
+
+    with open_engine(EngineOptions("smollm2-135m", options={"exact": True})) as engine:
+        ...
+
+Nothing is printed here: what opening an engine has cost is in `Engine.opening`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ponder import registry, sync
+from ponder.budget.meter import Meter
+from ponder.budget.prices import PriceList
+from ponder.config import Options
+from ponder.errors import UserError
+from ponder.protocols import Engine, Opens, OpensWithin
+from ponder.types import Budget, Spend
+
+OF_ONE_MODEL = ("adapter",)
+"""Options that belong to a model, not to how an engine runs models: other models are opened without them."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which model, what runs it, and further models that run as it does."""
+
+    model: str = "ponder-tiny"
+    """What the engine takes for a model."""
+    engine: str = "torch"
+    """A name of `ponder list engines`, or PATH.py:Class."""
+    options: Options = field(default_factory=dict)
+    """The engine's own."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Further models by the name under which a search asks for them."""
+
+
+class OpeningBudget:
+    """What is left of a budget for opening engines, and what that has cost; give it to all that are opened."""
+
+    def __init__(
+        self,
+        budget: Budget,
+        prices: PriceList,
+        before: Spend = Spend(),  # noqa: B008  (frozen)
+        passed: float = 0.0,
+        known: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`budget` is the one that the openings count against; `before` and `passed` (seconds) are used of it.
+
+        `known` is what an earlier process has found out, by model: what is gone on with must not change under way.
+        """
+        self.known = dict(known or {})
+        """What the engines know of their endpoints, by model."""
+        self.spend = Spend()
+        """Of all engines that were opened, with their dollars."""
+        self._prices = prices
+        self._meter = Meter(budget, prices=prices, passed=passed)
+        self._meter.add(before)
+
+    def left(self, model: str) -> tuple[int | None, float | None]:
+        """Tokens and seconds for opening a model; dollars are in tokens at its dearest price.
+
+        Raises `UserError` if dollars are limited and its prices are not known.
+        """
+        left = self._meter.left
+        tokens, seconds = left.tokens, left.seconds
+        if left.dollars is not None:
+            prices = self._prices.need(model)
+            if prices.worst_token:
+                paid = int(left.dollars / prices.worst_token)
+                tokens = paid if tokens is None else min(tokens, paid)
+            if prices.per_second:
+                paid_seconds = left.dollars / prices.per_second
+                seconds = paid_seconds if seconds is None else min(seconds, paid_seconds)
+        return tokens, seconds
+
+    def book(self, engine: Engine, model: str) -> None:
+        """Count what an engine says that its opening took, and keep what it found out."""
+        self.spend += self._meter.add_opening(engine)
+        if engine.known:
+            self.known[model] = dict(engine.known)
+
+
+def part_of(options: EngineOptions) -> Opens:
+    """What opens the engine. Raises `UserError` for an unknown engine, an unknown option or a wrong value."""
+    part = registry.build("engines", options.engine, options.options)
+    if not isinstance(part, Opens):
+        raise UserError(f"the engine {options.engine}: {type(part).__name__} has no method open(model) -> Engine")
+    return part
+
+
+@contextlib.contextmanager
+def open_engine(options: EngineOptions, budget: OpeningBudget | None = None) -> Iterator[Engine]:
+    """Open the engine on its model; it is closed at the end.
+
+    What opening it costs is kept within what `budget` has left, and booked there. Not to be called on an event loop's
+    thread: there, use `open_engine_async`. Raises `UserError` for a model that cannot be opened, and as `part_of`.
+    """
+    engine = _opener(options, budget)()
+    try:
+        if budget is not None:
+            budget.book(engine, options.model)
+        yield engine
+    finally:
+        sync.run(engine.close())
+
+
+@contextlib.contextmanager
+def open_others(options: EngineOptions, budget: OpeningBudget | None = None) -> Iterator[dict[str, Engine]]:
+    """The engines of `options.others` by name, each opened as that of the model itself."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(open_engine(each, budget)) for name, each in _others(options).items()}
+
+
+@contextlib.asynccontextmanager
+async def open_engine_async(options: EngineOptions, budget: OpeningBudget | None = None) -> AsyncIterator[Engine]:
+    """`open_engine` for asynchronous code: the loop goes on while a model is loaded, on a thread.
+
+    Cancelled meanwhile, it ends when the engine is open and closed again.
+    """
+    opening = asyncio.ensure_future(asyncio.to_thread(_opener(options, budget)))
+    try:
+        engine = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            await (await opening).close()
+        raise
+    try:
+        if budget is not None:
+            budget.book(engine, options.model)
+        yield engine
+    finally:
+        await engine.close()
+
+
+@contextlib.asynccontextmanager
+async def open_others_async(
+    options: EngineOptions, budget: OpeningBudget | None = None
+) -> AsyncIterator[dict[str, Engine]]:
+    """`open_others` for asynchronous code."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield {
+            name: await stack.enter_async_context(open_engine_async(each, budget))
+            for name, each in _others(options).items()
+        }
+
+
+def _others(options: EngineOptions) -> dict[str, EngineOptions]:
+    shared = {name: value for name, value in options.options.items() if name not in OF_ONE_MODEL}
+    return {
+        name: dataclasses.replace(options, model=model, options=shared, others={})
+        for name, model in options.others.items()
+    }
+
+
+def _opener(options: EngineOptions, budget: OpeningBudget | None) -> Callable[[], Engine]:
+    """What opens the engine, checked and with its share of the budget."""
+    part = part_of(options)
+    if budget is None or not isinstance(part, OpensWithin):
+        return lambda: part.open(options.model)
+    tokens, seconds = budget.left(options.model)
+    known = budget.known.get(options.model)
+    return lambda: part.open_within(options.model, tokens, seconds, known)
