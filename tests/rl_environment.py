@@ -16,7 +16,7 @@ class Even(SingleTurn):
     digits: bool = False
     """Right if the response begins with a digit instead: easier to learn."""
     broken: bool = False
-    """Fail in our hands at every judgement."""
+    """End in an infrastructure error at every judgement."""
 
     name = "even"
 

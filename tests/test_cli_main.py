@@ -133,6 +133,7 @@ def test_list_knows_every_kind() -> None:
     assert {r["name"] for r in found["environments"]} >= {"countdown", "arithmetic", "gsm8k", "jsonl"}
     assert {r["name"] for r in found["strategies"]} >= {"direct", "best-of-n", "budget-forcing"}
     assert {r["name"] for r in found["engines"]} >= {"torch", "simulated", "replay"}
+    assert {r["name"] for r in found["scorers"]} >= {"generative"}
     assert {r["name"] for r in found["models"]} >= {"ponder-tiny", "smollm2-135m"}
     assert all(r["summary"] for rows in found.values() for r in rows)
     plain = run("list", "strategies").stdout

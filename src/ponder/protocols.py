@@ -246,7 +246,7 @@ class Environment(Protocol):
         ...
 
     def judge(self, problem: Problem, response: Response) -> Verdict:
-        """Decide with the gold. Never raises: a failure of ours is a `judge_error` verdict."""
+        """Decide with the gold. Never raises: an infrastructure error is a `judge_error` verdict."""
         ...
 
     def gold_response(self, problem: Problem) -> str:

@@ -46,8 +46,8 @@ examples:
   ponder eval --resume --out runs/best-of-8
 
 With --out every search is written as it ends, so that an evaluation that was stopped goes on with --resume: what is
-missing or failed for reasons of ours is run, the rest is read. --config FILE.toml reads the options from a file, such
-as a run's config.toml; flags win over it.
+missing or ended in an infrastructure error is run, the rest is read. --config FILE.toml reads the options from a
+file, such as a run's config.toml; flags win over it.
 """
 
 

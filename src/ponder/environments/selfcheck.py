@@ -3,8 +3,8 @@
     from ponder.environments.selfcheck import self_check
     failures = self_check(Mine(), "test", range(20))
 
-Every gold response must earn 1; what is no answer, or another answer in the end, must earn 0; nothing may raise, be our
-failure (`judge_error`) or take long.
+Every gold response must earn 1; what is no answer, or another answer in the end, must earn 0; nothing may raise, be an
+infrastructure error (`judge_error`) or take long.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from ponder.types import (
 CONCURRENCY = 512
 """Searches in flight at once; the engine batches them as it can. Those that are being judged do not count."""
 MASKED_SHARE, MASKED_COUNT = 0.05, 5
-"""More failures of ours than both of these stop an evaluation."""
+"""More infrastructure errors than both of these stop an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ async def each(count: int, work: Callable[[int], Awaitable[None]], concurrency: 
 
 
 class Faults:
-    """Counts failures of ours and stops when there are too many to trust the rest."""
+    """Counts infrastructure errors and stops when there are too many to trust the rest."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -122,7 +122,7 @@ async def evaluate(
     results of the same evaluation that need not be run again, and what opening the engines has cost (an engine may
     serve several evaluations: whoever opened it says which of them pays).
 
-    The result does not depend on the order in which searches finish. Failures of ours (a judge that broke, an engine
+    The result does not depend on the order in which searches finish. Infrastructure errors (a judge or an engine
     that failed) are left out of the shares and counted; more than 5 and 5 % raise `PonderError`. A search that its
     budget refused abstains, and says why; `PonderError` if all were refused. Raises `UserError` for no problems,
     `Unsupported` if the strategy does not go with the engine.
