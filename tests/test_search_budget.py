@@ -166,9 +166,15 @@ def random_budget(rng: random.Random, scale: float) -> Budget:
     )
 
 
-def reader(rng: random.Random) -> Reader:
-    """Takes what it is shown, at once or slowly."""
+def reader(rng: random.Random, engines: Sequence[SimulatedEngine]) -> Reader:
+    """Takes what it is shown, at once or slowly.
+
+    At once from engines that take no time: of a machine that is paid by the hour, a call that took time by the clock
+    and none by its engine's word is booked at its share of the time.
+    """
     seconds = rng.choice([0.0, 0.0, 0.02])
+    if not all(e.options.tokens_per_second for e in engines):
+        seconds = 0.0
 
     async def read(delta: Delta) -> None:
         if seconds:
@@ -289,7 +295,7 @@ class World:
                     ENV.answers,
                 ),
                 parent=own,
-                on_delta=reader(rng) if rng.random() < 0.3 else None,
+                on_delta=reader(rng, self.engines) if rng.random() < 0.3 else None,
             )
             self.stops.append(outcome.stop)
             assert outcome.spend == own.spend
