@@ -310,4 +310,4 @@ def test_our_side_of_an_rl_step_samples_the_forced_lengths_and_trains_on_all_of_
             phases = sum(answer[f"seconds_{p}"] for p in ("sample", "train", "publish"))
             assert 0 < phases <= answer["seconds"]
     finally:
-        side.trainer.engine.close_now()
+        side.trainer.source.engine.close_now()

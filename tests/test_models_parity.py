@@ -3,14 +3,13 @@
 import pytest
 import torch
 from engine_fixture import log_softmax_of, request
-from test_training_policy import random_rollouts
+from training_play import random_batch
 
 from ponder.engines.torch import TorchEngine
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
 from ponder.models.decoder import DecoderConfig
 from ponder.models.lora import LoraConfig, new_adapter
-from ponder.training.advantages.mean_only import MeanOnly
 from ponder.training.losses.dapo import Dapo
 from ponder.training.optim import adamw
 from ponder.training.policy import update
@@ -64,13 +63,11 @@ def test_the_sampler_and_a_whole_pass_agree(kind: str, adapter: bool) -> None:
 def test_rl_moves_the_adapter_alone(kind: str) -> None:
     model = make(kind, adapter=True)
     before = {name: p.detach().clone() for name, p in model.module.named_parameters()}
-    rollouts = random_rollouts()
     stats = update(
         model,
         adamw(model.module, learning_rate=0.01, weight_decay=0.1, betas=(0.9, 0.99)),
         Dapo(),
-        rollouts,
-        MeanOnly()(rollouts),
+        random_batch(),
         temperature=1.0,
         max_grad_norm=1.0,
         micro_tokens=60,

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from training_play import dense
 
 from ponder.training import packing
 from ponder.training.attention import attend, plainly
+from ponder.training.batch import TokenBatch
 from ponder.training.packing import Packed, Prefix, pack
-from ponder.training.rollouts import Rollouts
 
 LENGTHS = st.lists(st.integers(0, 30), min_size=1, max_size=20).filter(any)
 
@@ -23,7 +24,7 @@ LENGTHS = st.lists(st.integers(0, 30), min_size=1, max_size=20).filter(any)
 def test_packing_lays_rows_end_to_end_and_buckets_find_each_token_again(lengths: list[int], first: int) -> None:
     lengths_B = torch.tensor(lengths)
     ids = torch.arange(len(lengths) * 40).view(len(lengths), 40)
-    packed = pack(ids, torch.full_like(lengths_B, first), lengths_B)
+    packed = pack(ids.flatten(), torch.arange(len(lengths)) * 40 + first, torch.full_like(lengths_B, first), lengths_B)
     want = [int(ids[i, first + t]) for i, n in enumerate(lengths) for t in range(n)]
     assert packed.ids_N.tolist() == want
     assert packed.positions_N.tolist() == [first + t for n in lengths for t in range(n)]
@@ -40,7 +41,7 @@ def test_packing_lays_rows_end_to_end_and_buckets_find_each_token_again(lengths:
     assert [len(set(r)) for r in rows] == longest_first  # each row whole, its last id repeated
 
 
-def rollouts_of(prompts: list[int], responses: list[list[int]], seed: int = 0) -> Rollouts:
+def batch_of(prompts: list[int], responses: list[list[int]], seed: int = 0) -> TokenBatch:
     """Groups with prompts and responses of these lengths; all of a response is trained, but for a forced id now and
     then."""
     g = torch.Generator().manual_seed(seed)
@@ -52,9 +53,11 @@ def rollouts_of(prompts: list[int], responses: list[list[int]], seed: int = 0) -
         if group[i] == group[i - 1]:
             ids[i, : p[i]] = ids[i - 1, : p[i]]
     columns = torch.arange(ids.shape[1])
-    mask = (columns >= p.unsqueeze(1)) & (columns < n.unsqueeze(1))
+    inside = columns < n.unsqueeze(1)
+    mask = (columns >= p.unsqueeze(1)) & inside
     mask &= (torch.rand(mask.shape, generator=g) > 0.1) | (columns == p.unsqueeze(1))
-    return Rollouts(ids, mask, -torch.rand(ids.shape, generator=g) * mask, torch.zeros(len(n)), group, n, p)
+    zeros = torch.zeros(int(inside.sum()))
+    return TokenBatch(ids[inside], mask[inside], zeros, zeros, zeros.long(), n, p, group)
 
 
 @given(
@@ -67,7 +70,8 @@ def rollouts_of(prompts: list[int], responses: list[list[int]], seed: int = 0) -
 def test_waves_hold_every_trained_token_once_after_the_token_before_it(
     groups: list[tuple[int, list[int]]], limit: int
 ) -> None:
-    r = rollouts_of([p for p, _ in groups], [rs for _, rs in groups])
+    r = batch_of([p for p, _ in groups], [rs for _, rs in groups])
+    mask_BT, ids_BT = dense(r).mask_BT, dense(r).ids_BT
     rows, targets, before = [], [], []
     for wave in packing.waves(r, torch.arange(len(r)), limit):
         assert len(wave.prompts) <= limit // 2 or len(wave.last_P) == 1
@@ -78,11 +82,11 @@ def test_waves_hold_every_trained_token_once_after_the_token_before_it(
             ids = torch.cat((wave.prompts.ids_N[wave.last_P], part.packed.ids_N))
             before += ids[part.source_K].tolist()
             positions = torch.cat((wave.prompts.positions_N[wave.last_P], part.packed.positions_N))
-            assert (positions[part.source_K] == r.mask_BT[part.rows].nonzero()[:, 1] - 1).all()
+            assert (positions[part.source_K] == mask_BT[part.rows].nonzero()[:, 1] - 1).all()
     assert rows == list(range(len(r)))
-    row, column = r.mask_BT.nonzero(as_tuple=True)
-    assert targets == r.ids_BT[row, column].tolist()
-    assert before == r.ids_BT[row, column - 1].tolist()
+    row, column = mask_BT.nonzero(as_tuple=True)
+    assert targets == ids_BT[row, column].tolist()
+    assert before == ids_BT[row, column - 1].tolist()
 
 
 def alone(query: Tensor, key: Tensor, value: Tensor, seen: int) -> Tensor:
@@ -108,7 +112,8 @@ def case(heads: int, kv_heads: int, with_prefix: bool) -> tuple[Packed, list[Ten
         prefixes.append(Prefix(slice(tokens[0].start, tokens[-1].stop), sources[owner]))
     lengths_B = torch.tensor(lengths)
     layout = pack(
-        torch.zeros(8, 12, dtype=torch.long),
+        torch.zeros(at, dtype=torch.long),
+        lengths_B.cumsum(0) - lengths_B,
         torch.zeros_like(lengths_B),
         lengths_B,
         tuple(prefixes) if with_prefix else (),

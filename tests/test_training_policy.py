@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_play import dense, random_batch, random_groups, replaced
 
 from ponder.errors import TrainingDiverged, Unsupported
 from ponder.models.tiny import new_model
 from ponder.training import forward
-from ponder.training.advantages.mean_only import MeanOnly
+from ponder.training.batch import TokenBatch, token_batch
+from ponder.training.credit import Credit
 from ponder.training.forward import micro_batches, row_logprobs
 from ponder.training.losses.base import LossInput
 from ponder.training.losses.dapo import Dapo
 from ponder.training.optim import adamw, clip_gradients, step
 from ponder.training.policy import update
-from ponder.training.rollouts import Rollouts
-
-
-def random_rollouts(rows: int = 12, group: int = 4, seed: int = 0) -> Rollouts:
-    """Rows of unequal length, the first third of each given, one forced id in the middle."""
-    g = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(9, 24, (rows,), generator=g)
-    width = int(lengths.max())
-    ids = torch.randint(20, 400, (rows, width), generator=g)
-    prompts = 2 + torch.arange(rows) // group % 2
-    for i in range(rows):  # siblings share their prompt
-        ids[i, : prompts[i]] = ids[i - i % group, : prompts[i]]
-    mask = torch.zeros(rows, width, dtype=torch.bool)
-    for i, n in enumerate(lengths.tolist()):
-        mask[i, n // 3 : n] = True
-        mask[i, n // 2] = False
-    rewards = torch.randint(0, 2, (rows,), generator=g).float()
-    groups = torch.arange(rows) // group
-    return Rollouts(ids, mask, -torch.rand(rows, width, generator=g) * mask, rewards, groups, lengths, prompts)
 
 
 def gradients(
-    micro_tokens: int, rollouts: Rollouts, *, packed: bool = True, gradient_checkpointing: bool = False
+    micro_tokens: int, batch: TokenBatch, *, packed: bool = True, gradient_checkpointing: bool = False
 ) -> tuple[list[torch.Tensor], float]:
     model = new_model(3)
     model.supports_cache = packed
@@ -50,8 +32,7 @@ def gradients(
         model,
         optimiser,
         Dapo(),
-        rollouts,
-        MeanOnly()(rollouts),
+        batch,
         temperature=1.0,
         max_grad_norm=0.0,
         micro_tokens=micro_tokens,
@@ -62,43 +43,27 @@ def gradients(
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_neither_packing_nor_micro_batching_changes_the_gradient_or_the_loss(packed: bool) -> None:
-    rollouts = random_rollouts()
-    whole, loss_whole = gradients(1_000_000, rollouts, packed=False)
+    batch = random_batch()
+    whole, loss_whole = gradients(1_000_000, batch, packed=False)
     for micro_tokens in (1, 40, 100, 1_000_000):
-        parts, loss_parts = gradients(micro_tokens, rollouts, packed=packed)
+        parts, loss_parts = gradients(micro_tokens, batch, packed=packed)
         assert loss_parts == pytest.approx(loss_whole, abs=1e-6)
         for a, b in zip(whole, parts, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_padding_does_not_change_the_gradient() -> None:
-    r = random_rollouts()
-    extra = torch.full((len(r), 7), 0)
-    wider = Rollouts(
-        torch.cat([r.ids_BT, extra], 1),
-        torch.cat([r.mask_BT, extra.bool()], 1),
-        torch.cat([r.logprobs_BT, extra.float()], 1),
-        r.rewards_B,
-        r.group_B,
-        r.lengths_B,
-        r.prompt_lengths_B,
-    )
-    for a, b in zip(gradients(100, r)[0], gradients(100, wider)[0], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-8)
-
-
 @pytest.mark.parametrize("packed", [True, False])
 def test_gradient_checkpointing_changes_nothing(packed: bool) -> None:
-    rollouts = random_rollouts()
-    plain, loss = gradients(100, rollouts, packed=packed)
-    again, loss_again = gradients(100, rollouts, packed=packed, gradient_checkpointing=True)
+    batch = random_batch()
+    plain, loss = gradients(100, batch, packed=packed)
+    again, loss_again = gradients(100, batch, packed=packed, gradient_checkpointing=True)
     assert loss == loss_again
     assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
 def test_gradient_checkpointing_keeps_a_layers_input_only() -> None:
     """Of a micro-batch's activations autograd keeps so much less that the layers' own are gone."""
-    model, rollouts, kept = new_model(3), random_rollouts(rows=24), []
+    model, batch, kept = new_model(3), random_batch(rows=24, everything=True), []
     for on in (False, True):
         size = 0
 
@@ -108,7 +73,7 @@ def test_gradient_checkpointing_keeps_a_layers_input_only() -> None:
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            for new in micro_batches(model, rollouts, torch.arange(24), 1.0, tokens=10**6, gradient_checkpointing=on):
+            for new in micro_batches(model, batch, torch.arange(24), 1.0, tokens=10**6, gradient_checkpointing=on):
                 new.logprobs_N.sum().backward()
         kept.append(size)
     assert kept[1] < 0.5 * kept[0]
@@ -119,14 +84,14 @@ def test_gradient_checkpointing_of_an_unknown_architecture_is_refused_with_the_m
     model = new_model(0)
     model.module = torch.nn.Linear(2, 2)
     with pytest.raises(Unsupported, match=r"gradient_checkpointing: .* leave it off"):
-        next(micro_batches(model, random_rollouts(), torch.arange(4), 1.0, tokens=64, gradient_checkpointing=True))
+        next(micro_batches(model, random_batch(), torch.arange(4), 1.0, tokens=64, gradient_checkpointing=True))
 
 
 def test_each_prompt_is_computed_once_and_nothing_is_padded() -> None:
     """Also where a group is spread over many micro-batches."""
-    r = random_rollouts(rows=16, group=8)
+    r = random_batch(rows=16, group=8, everything=True)
     model = new_model(0)
-    before_last = r.mask_BT.long().cumsum(1).argmax(1) - r.prompt_lengths_B
+    before_last = dense(r).mask_BT.long().cumsum(1).argmax(1) - r.prompt_lengths_B
     exact = int(before_last.sum()) + int(r.prompt_lengths_B[::8].sum())
     parts = list(micro_batches(model, r, torch.arange(16), 1.0, tokens=60))
     assert len(parts) > 3
@@ -134,7 +99,7 @@ def test_each_prompt_is_computed_once_and_nothing_is_padded() -> None:
 
 
 def test_without_a_graph_micro_batches_are_only_measured() -> None:
-    r, model = random_rollouts(), new_model(0)
+    r, model = random_batch(everything=True), new_model(0)
     with torch.no_grad():
         parts = list(micro_batches(model, r, torch.arange(12), 0.9, tokens=60))
     want = row_logprobs(model, r, torch.cat([p.rows for p in parts]), 0.9)
@@ -145,17 +110,18 @@ def test_without_a_graph_micro_batches_are_only_measured() -> None:
 
 def test_the_gradient_is_the_reinforce_gradient_over_all_trained_tokens() -> None:
     """On policy the clipped loss has the gradient of -(1/N) sum A log p, N the tokens of the whole batch."""
-    rollouts, model = random_rollouts(), new_model(3)
+    batch, model = random_batch(), new_model(3)
+    rows = batch.trained_B.nonzero().squeeze(1)
     with torch.no_grad():
-        on_policy = torch.zeros_like(rollouts.logprobs_BT)
-        on_policy[rollouts.mask_BT] = row_logprobs(model, rollouts, torch.arange(len(rollouts)), 1.0).logprobs_N
-    rollouts = dataclasses.replace(rollouts, logprobs_BT=on_policy)
-    advantages = MeanOnly()(rollouts)
-    got, _ = gradients(64, rollouts)
-    rows, columns = ((advantages != 0).any(dim=1).unsqueeze(1) & rollouts.mask_BT).nonzero(as_tuple=True)
-    full = torch.log_softmax(model.module.logits(model.module(rollouts.ids_BT)), dim=-1)
-    logprobs = full[rows, columns - 1, rollouts.ids_BT[rows, columns]]
-    (-(advantages[rows, columns] * logprobs).sum() / len(rows)).backward()
+        on_policy = batch.logprobs_N.clone()
+        on_policy[batch.trained(rows)[0]] = row_logprobs(model, batch, rows, 1.0).logprobs_N
+    batch = replaced(batch, logprobs_N=on_policy)
+    got, _ = gradients(64, batch)
+    d = dense(batch)
+    row, column = d.mask_BT.nonzero(as_tuple=True)
+    full = torch.log_softmax(model.module.logits(model.module(d.ids_BT)), dim=-1)
+    logprobs = full[row, column - 1, d.ids_BT[row, column]]
+    (-(d.credit_BT[row, column] * logprobs).sum() / len(row)).backward()
     for a, p in zip(got, model.module.parameters(), strict=True):
         assert p.grad is not None
         torch.testing.assert_close(a, p.grad, rtol=1e-3, atol=1e-6)
@@ -163,9 +129,8 @@ def test_the_gradient_is_the_reinforce_gradient_over_all_trained_tokens() -> Non
 
 def test_only_sampled_tokens_have_a_gradient() -> None:
     """The log-probability of a given or forced id may be anything without a change of the gradient."""
-    r = random_rollouts()
-    noise = torch.where(r.mask_BT, r.logprobs_BT, torch.full_like(r.logprobs_BT, -50.0))
-    noisy = Rollouts(r.ids_BT, r.mask_BT, noise, r.rewards_B, r.group_B, r.lengths_B, r.prompt_lengths_B)
+    r = random_batch()
+    noisy = replaced(r, logprobs_N=torch.where(r.mask_N, r.logprobs_N, torch.full_like(r.logprobs_N, -50.0)))
     for a, b in zip(gradients(64, r)[0], gradients(64, noisy)[0], strict=True):
         assert torch.equal(a, b)
 
@@ -174,31 +139,11 @@ def test_only_sampled_tokens_have_a_gradient() -> None:
 @settings(max_examples=60, deadline=None)
 def test_padded_micro_batches_hold_every_row_once_within_the_limit(lengths: list[int], limit: int) -> None:
     n = torch.tensor(lengths)
-    empty = torch.zeros(len(lengths), 1)
-    rollouts = Rollouts(empty.long(), empty.bool(), empty, empty[:, 0], empty[:, 0].long(), n, n)
-    parts = list(forward._alike(rollouts, torch.arange(len(lengths)), limit))
+    none = torch.zeros(0)
+    batch = TokenBatch(none.long(), none.bool(), none, none, none.long(), n, n, torch.zeros_like(n))
+    parts = list(forward._alike(batch, torch.arange(len(lengths)), limit))
     assert sorted(int(i) for p in parts for i in p) == list(range(len(lengths)))
     assert all(len(p) == 1 or len(p) * int(n[p].max()) <= limit for p in parts)
-
-
-@given(st.lists(st.sampled_from([0.0, 0.25, 1.0, math.nan]), min_size=8, max_size=8))
-@settings(max_examples=100, deadline=None)
-def test_mean_only_advantages_sum_to_zero_in_each_group_and_skip_failed_judgements(rewards: list[float]) -> None:
-    mask = torch.ones(8, 3, dtype=torch.bool)
-    rollouts = Rollouts(
-        torch.zeros(8, 3).long(),
-        mask,
-        torch.zeros(8, 3),
-        torch.tensor(rewards),
-        torch.arange(8) // 4,
-        torch.full((8,), 3),
-        torch.ones(8).long(),
-    )
-    advantages = MeanOnly()(rollouts)
-    assert advantages.isfinite().all()
-    assert (advantages[rollouts.rewards_B.isnan()] == 0).all()
-    for group in (advantages[:4, 0], advantages[4:, 0]):
-        assert float(group.sum()) == pytest.approx(0.0, abs=1e-6)
 
 
 def loss_of(ratio: float, advantage: float) -> tuple[float, float, int]:
@@ -206,7 +151,7 @@ def loss_of(ratio: float, advantage: float) -> tuple[float, float, int]:
     out = Dapo()(LossInput(logprobs, torch.zeros(1), torch.tensor([advantage]), torch.zeros(1)))
     out.sum.backward()
     assert logprobs.grad is not None
-    return float(out.sum.detach()), float(logprobs.grad), out.clipped
+    return float(out.sum.detach()), float(logprobs.grad), int(out.metrics["clipped"])
 
 
 @pytest.mark.parametrize(
@@ -230,17 +175,28 @@ def test_dapo_clips_as_equation_8_says(
     assert got[2] == clipped
 
 
-def test_a_group_without_signal_moves_nothing() -> None:
-    r = random_rollouts()
-    same = Rollouts(r.ids_BT, r.mask_BT, r.logprobs_BT, torch.ones(len(r)), r.group_B, r.lengths_B, r.prompt_lengths_B)
+def test_what_is_not_marked_moves_nothing() -> None:
+    """Whatever its advantages are: the mask decides."""
+    r = random_batch()
+    nothing = replaced(r, mask_N=torch.zeros_like(r.mask_N))
     model = new_model(0)
     before = [p.clone() for p in model.module.parameters()]
     optimiser = adamw(model.module, learning_rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
-    stats = update(
-        model, optimiser, Dapo(), same, MeanOnly()(same), temperature=1.0, max_grad_norm=1.0, micro_tokens=4096
-    )
+    stats = update(model, optimiser, Dapo(), nothing, temperature=1.0, max_grad_norm=1.0, micro_tokens=4096)
     assert stats.tokens == 0
     assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
+
+
+def test_a_sample_of_no_advantage_is_in_the_divisor_and_nothing_else() -> None:
+    """Marked with credit 0: the same gradient as without it, divided by more tokens."""
+    groups = random_groups()
+    both = [[Credit.of_sample(s, float(i % 2)) for i, s in enumerate(g.samples)] for g in groups]
+    ones = [[Credit.of_sample(s, 1.0) if i % 2 else Credit.none(s) for i, s in enumerate(g.samples)] for g in groups]
+    whole, part = token_batch(groups, both), token_batch(groups, ones)
+    share = int(part.mask_N.sum()) / int(whole.mask_N.sum())
+    assert share < 0.7
+    for a, b in zip(gradients(100, whole)[0], gradients(100, part)[0], strict=True):
+        torch.testing.assert_close(a, b * share, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.5, 10.0])
@@ -253,41 +209,33 @@ def test_gradients_are_clipped_to_the_limit_and_untouched_below_it(limit: float)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_touched() -> None:
-    r = random_rollouts()
-    broken = Rollouts(
-        r.ids_BT,
-        r.mask_BT,
-        torch.full_like(r.logprobs_BT, math.nan),
-        r.rewards_B,
-        r.group_B,
-        r.lengths_B,
-        r.prompt_lengths_B,
-    )
+    broken = replaced(random_batch(), logprobs_N=torch.full_like(random_batch().logprobs_N, math.nan))
     model = new_model(0)
     before = [p.clone() for p in model.module.parameters()]
     optimiser = adamw(model.module, learning_rate=0.1, weight_decay=0.1, betas=(0.9, 0.95))
     with pytest.raises(TrainingDiverged, match="nan"):
-        update(model, optimiser, Dapo(), broken, MeanOnly()(r), temperature=1.0, max_grad_norm=1.0, micro_tokens=4096)
+        update(model, optimiser, Dapo(), broken, temperature=1.0, max_grad_norm=1.0, micro_tokens=4096)
     assert all(torch.equal(a, b) for a, b in zip(before, model.module.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_log_probabilities_are_those_of_a_plain_softmax_at_the_sampling_temperature(shared: bool) -> None:
-    model, r = new_model(1), random_rollouts(rows=6, group=2)
+    model, r = new_model(1), random_batch(rows=6, group=2, everything=True)
+    d = dense(r)
     model.supports_cache = shared
     asked = torch.tensor([5, 1, 3, 0])  # siblings apart, and not in order
     got = row_logprobs(model, r, asked, 0.7)
     with torch.no_grad():
-        full = torch.log_softmax(model.module.logits(model.module(r.ids_BT)) / 0.7, dim=-1)
-    rows, columns = r.mask_BT[asked].nonzero(as_tuple=True)
+        full = torch.log_softmax(model.module.logits(model.module(d.ids_BT)) / 0.7, dim=-1)
+    rows, columns = d.mask_BT[asked].nonzero(as_tuple=True)
     rows = asked[rows]
     at = full[rows, columns - 1]
-    torch.testing.assert_close(got.logprobs_N.detach(), at.gather(1, r.ids_BT[rows, columns, None])[:, 0])
+    torch.testing.assert_close(got.logprobs_N.detach(), at.gather(1, d.ids_BT[rows, columns, None])[:, 0])
     torch.testing.assert_close(got.entropy_N, -(at.exp() * at).sum(-1))
 
 
 def test_sharing_prompts_does_not_change_the_gradient() -> None:
-    r = random_rollouts(rows=16)
+    r = random_batch(rows=16, everything=True)
     grads = []
     for shared in (True, False):
         model = new_model(1)

@@ -8,23 +8,25 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
+from training_play import completion, flat_group, sampled
 
-from ponder import sync
+from ponder import registry, sync
 from ponder.config import from_mapping, load_toml
 from ponder.engines.torch.engine import TorchEngine
 from ponder.errors import PonderError, TrainingDiverged, UserError
 from ponder.models.decoder import DecoderConfig
+from ponder.models.load import load
 from ponder.models.save import save
 from ponder.models.tiny import VOCAB_SIZE, new_model
 from ponder.runs.files import read_lines
 from ponder.training import rl, rl_run
 from ponder.training.interrupt import Interrupted
-from ponder.training.rl import Trainer, has_signal
+from ponder.training.rl import Trainer
 from ponder.training.rl_config import RLConfig
-from ponder.training.rl_run import train
-from ponder.training.rollouts import Sample, to_rollouts
-from ponder.types import Completion, FinishReason, Problem, Response, Segment, SegmentKind, Spend, Verdict, VerdictKind
+from ponder.training.rl_run import source_of, train
+from ponder.training.rollouts import has_signal
+from ponder.training.source import EngineSource
+from ponder.types import Verdict, VerdictKind
 
 ENVIRONMENT = f"{Path(__file__).parent / 'rl_environment.py'}:Even"
 SHAPE = DecoderConfig(VOCAB_SIZE, 32, 64, 2, 2, 1, 16, 256, tie_word_embeddings=True)
@@ -65,8 +67,14 @@ peak_memory_bytes groups_without_signal
 CLOCK = re.compile(r"seconds|per_second|peak_memory")
 
 
+def timeless(value):
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if not CLOCK.search(k)}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
+
+
 def rows(run: Path, name: str = "metrics.jsonl") -> list[dict]:
-    return [{k: v for k, v in r.items() if not CLOCK.search(k)} for r in read_lines(run / name).rows]
+    return [timeless(r) for r in read_lines(run / name).rows]
 
 
 def summary(run: Path) -> dict:
@@ -149,11 +157,13 @@ def test_minutes_are_resolved_to_steps_once_and_written_to_the_config(base, tmp_
 
 
 def trainer(base: str, tmp_path: Path, **changes) -> Trainer:
-    from ponder import registry
-    from ponder.models.load import load
-
     c, model = config(base, tmp_path / "unused", **changes), load(base)
-    return Trainer(c, model, registry.build("environments", c.environment, c.environment_options), TorchEngine(model))
+    environment = registry.build("environments", c.environment, c.environment_options)
+    return Trainer(c, model, source_of(c, environment, TorchEngine(model)))
+
+
+def close(one: Trainer) -> None:
+    sync.run(one.source.engine.close())
 
 
 def test_dynamic_sampling_replaces_groups_without_signal_and_counts_them(base, tmp_path) -> None:
@@ -163,25 +173,25 @@ def test_dynamic_sampling_replaces_groups_without_signal_and_counts_them(base, t
     assert step.row["groups_replaced"] > 0
     assert all(has_signal(g) for g in step.groups)
     assert one.state.drawn == 4 + step.row["groups_replaced"]
-    sync.run(one.engine.close())
+    close(one)
 
 
-def test_shuffled_rewards_keep_each_groups_sum(base, tmp_path) -> None:
-    one = trainer(base, tmp_path)
-    groups, _, _ = sync.run(one._groups())
-    rollouts = to_rollouts(groups, 0, mask_truncated=False)
-    dealt = rl._shuffled(rollouts, 5)
-    assert not torch.equal(dealt.rewards_B, rollouts.rewards_B)
-    assert torch.equal(dealt.rewards_B.view(4, 4).sum(1), rollouts.rewards_B.view(4, 4).sum(1))
-    sync.run(one.engine.close())
+def test_shuffled_rewards_are_dealt_within_a_group_among_those_that_were_judged() -> None:
+    rewards = [[1.0, 0.0, 0.0, 1.0, None, 0.0], [0.0, 1.0, None, 0.0, 0.0, 0.5]]
+    groups = [flat_group([completion((2,), (sampled((3, 4)),))] * 6, r, f"p{i}") for i, r in enumerate(rewards)]
+    dealt = [[s.reward for s in g.samples] for g in rl.shuffled(groups, 5)]
+    assert dealt != rewards
+    for before, after in zip(rewards, dealt, strict=True):
+        assert [r is None for r in before] == [r is None for r in after]
+        assert sorted(r for r in before if r is not None) == sorted(r for r in after if r is not None)
 
 
 def test_a_finite_training_set_is_shuffled_anew_each_epoch_and_used_up_first(base, tmp_path) -> None:
     one = trainer(base, tmp_path, environment_options={"problems": 10})
-    ids = [one._next_problem().id for _ in range(20)]
+    ids = [one.source.problem(i).id for i in range(20)]
     assert len(set(ids[:10])) == len(set(ids[10:])) == 10
     assert ids[:10] != ids[10:]
-    sync.run(one.engine.close())
+    close(one)
 
 
 def test_too_many_failed_judgements_stop_the_run_with_the_reason(base, tmp_path) -> None:
@@ -189,11 +199,11 @@ def test_too_many_failed_judgements_stop_the_run_with_the_reason(base, tmp_path)
         train(config(base, tmp_path / "run", environment_options={"broken": True}))
 
 
-def test_a_failure_of_ours_before_an_update_changes_no_weights_and_can_be_continued(
+def test_an_infrastructure_error_before_an_update_changes_no_weights_and_can_be_continued(
     base, tmp_path, monkeypatch
 ) -> None:
     whole = train(config(base, tmp_path / "whole"))
-    judge, calls = Trainer._judge, []
+    judge, calls = EngineSource._judge, []
 
     async def failing(self, problem, responses):
         calls.append(1)
@@ -201,10 +211,10 @@ def test_a_failure_of_ours_before_an_update_changes_no_weights_and_can_be_contin
             return [Verdict(VerdictKind.JUDGE_ERROR, None, "the disk of the judge is full") for _ in responses]
         return await judge(self, problem, responses)
 
-    monkeypatch.setattr(Trainer, "_judge", failing)
+    monkeypatch.setattr(EngineSource, "_judge", failing)
     with pytest.raises(PonderError, match=r"step 3: .* the disk of the judge is full; .* continue with: ponder train"):
         train(config(base, tmp_path / "parts"))
-    monkeypatch.setattr(Trainer, "_judge", judge)
+    monkeypatch.setattr(EngineSource, "_judge", judge)
     parts = train(config(base, tmp_path / "parts", resume=True))
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
@@ -258,35 +268,3 @@ def test_bad_input_is_refused_before_a_directory_is_made(changes, reason, base, 
 def test_a_value_of_zero_is_refused_by_name(name, base, tmp_path) -> None:
     with pytest.raises(UserError, match=name):
         config(base, tmp_path, **{name: 0})
-
-
-def sample(finish: FinishReason, reward: float | None) -> Sample:
-    kind = VerdictKind.JUDGE_ERROR if reward is None else VerdictKind.CORRECT if reward else VerdictKind.WRONG
-    segments = (
-        Segment(SegmentKind.SAMPLED, (5, 6), (-1.0, -2.0)),
-        Segment(SegmentKind.FORCED, (7,)),
-        Segment(SegmentKind.SAMPLED, (8, 1), (-0.5, -0.1)),
-    )
-    completion = Completion("", finish, Spend(), segments, prompt_ids=(2, 3, 4))
-    return Sample(Problem("p", "x"), completion, Response("x"), Verdict(kind, reward, ""))
-
-
-def test_only_sampled_ids_are_trained_on_and_end_tokens_are_among_them() -> None:
-    r = to_rollouts([[sample(FinishReason.STOP, 1.0), sample(FinishReason.STOP, 0.0)]], 0, mask_truncated=True)
-    assert r.mask_BT[0].tolist() == [False, False, False, True, True, False, True, True]
-    assert r.logprobs_BT[0, 3:].tolist() == pytest.approx([-1.0, -2.0, 0.0, -0.5, -0.1])
-    assert r.prompt_lengths_B.tolist() == [3, 3]
-
-
-@pytest.mark.parametrize("mask_truncated", [True, False])
-def test_truncated_responses_are_masked_by_choice_and_keep_their_reward(mask_truncated) -> None:
-    r = to_rollouts(
-        [[sample(FinishReason.LENGTH, 0.0), sample(FinishReason.STOP, 1.0)]], 0, mask_truncated=mask_truncated
-    )
-    assert bool(r.mask_BT[0].any()) is not mask_truncated
-    assert r.rewards_B.tolist() == [0.0, 1.0]
-
-
-def test_a_failed_judgement_has_no_reward() -> None:
-    r = to_rollouts([[sample(FinishReason.STOP, None)]], 0, mask_truncated=True)
-    assert r.rewards_B.isnan().all()

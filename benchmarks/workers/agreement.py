@@ -8,9 +8,22 @@ from typing import Any
 import torch
 
 from ponder.models.base import LoadedModel
+from ponder.training.batch import token_batch
+from ponder.training.credit import Credit
 from ponder.training.forward import row_logprobs
-from ponder.training.rollouts import Sample, to_rollouts
-from ponder.types import Completion, Problem, Response, Verdict, VerdictKind
+from ponder.training.rollouts import Group, judged_group
+from ponder.types import (
+    Completion,
+    Node,
+    Outcome,
+    Problem,
+    Response,
+    Spend,
+    StopReason,
+    Trace,
+    Verdict,
+    VerdictKind,
+)
 
 MOST_SAMPLED = 2048
 """Most sampled tokens whose distributions are made at once."""
@@ -19,18 +32,23 @@ MOST_SAMPLED = 2048
 @torch.no_grad()
 def agreement(model: LoadedModel, groups: Sequence[Sequence[Completion]]) -> dict[str, Any]:
     """Largest and mean |log-probability of the sampler - of the trainer|, over every sampled token at temperature 1."""
-    problem, verdict = Problem("timed", ""), Verdict(VerdictKind.WRONG, 0.0, "")
-    samples = [[Sample(problem, c, Response(None), verdict) for c in group] for group in groups]
-    rollouts = to_rollouts(samples, model.pad_id, mask_truncated=False)
+    judged = [_group(completions) for completions in groups]
+    batch = token_batch(judged, [[Credit.of_sample(s, 1.0) for s in g.samples] for g in judged])
     worst, total, tokens = 0.0, 0.0, 0
-    for rows in _parts(rollouts.mask_BT.sum(dim=1).tolist()):
-        trainer_N = row_logprobs(model, rollouts, rows, 1.0).logprobs_N.float()
-        sampler_N = rollouts.logprobs_BT[rows][rollouts.mask_BT[rows]].to(trainer_N.device)
+    for rows in _parts(batch.trained_B.tolist()):
+        trainer_N = row_logprobs(model, batch, rows, 1.0).logprobs_N.float()
+        sampler_N = batch.logprobs_N[batch.trained(rows)[0]].to(trainer_N.device)
         difference_N = (trainer_N - sampler_N).abs()
         worst = max(worst, float(difference_N.max()))
         total += float(difference_N.sum())
         tokens += difference_N.numel()
     return {"max": worst, "mean": total / max(1, tokens), "tokens": tokens}
+
+
+def _group(completions: Sequence[Completion]) -> Group:
+    nodes = tuple(Node(i, None, c, Response(None)) for i, c in enumerate(completions))
+    outcome = Outcome(Response(None), None, Trace("timed", nodes), Spend(), StopReason.FINISHED)
+    return judged_group(Problem("timed", ""), outcome, {n.id: Verdict(VerdictKind.WRONG, 0.0, "") for n in nodes})
 
 
 def _parts(sampled: Sequence[int]) -> Iterator[torch.Tensor]:

@@ -15,6 +15,7 @@ from ponder.engines.torch import TorchEngine
 from ponder.models.load import load
 from ponder.training.rl import Trainer
 from ponder.training.rl_config import RLConfig
+from ponder.training.rl_run import source_of
 
 STRATEGY = f"{Path(__file__).parent / 'forced.py'}:ForcedLengths"
 PHASES = ("seconds_sample", "seconds_train", "seconds_publish")
@@ -49,7 +50,7 @@ class Side:
             **options,
         )
         engine = TorchEngine(loaded, max_rows=config.max_rows, compile=compile)
-        self.trainer = Trainer(config, loaded, FileOfProblems(Path(problems)), engine)
+        self.trainer = Trainer(config, loaded, source_of(config, FileOfProblems(Path(problems)), engine))
         forget_peak()
         return {"micro_tokens": config.micro_tokens}
 
@@ -61,7 +62,7 @@ class Side:
         row = step.row
         return {
             "seconds": seconds,
-            "tokens": sum(len(s.completion.ids) for g in step.groups for s in g),
+            "tokens": row["response_tokens"],
             "trained_tokens": row["trained_tokens"],
             "mismatch_max": row["mismatch_max"],
             "peak_bytes": peak_bytes(),

@@ -236,7 +236,7 @@ def _test_time(rl: RLRun, config: QuickstartConfig, who: str, quiet: bool) -> tu
         options = {"thought_tokens": thought_tokens, "answer_tokens": ANSWER_TOKENS}
         return registry.build("search.strategies", "budget_forcing", options)
 
-    environment, engine = rl.trainer.environment, rl.trainer.engine
+    environment, engine = rl.source.environment, rl.source.engine
     total = len(RUNGS) * config.problems
     plan, done = Plan(seed=config.seed), 0
     with Progress(f"{who}: thinking longer", total, unit="responses", quiet=quiet) as progress:
@@ -287,7 +287,7 @@ def _samples(rl: RLRun, before: Any, after: Any) -> list[dict[str, Any]]:
         {
             "problem_id": problem.id,
             "prompt": problem.prompt,
-            "gold": str(rl.trainer.environment.gold(problem).answer),
+            "gold": str(rl.source.environment.gold(problem).answer),
             "before": response(a),
             "after": response(b),
         }

@@ -8,7 +8,8 @@ Every part may be missing, since an RL run, an evaluation and the quickstart wri
 - `metrics.jsonl`: one object a step;
 - `samples.json`: `[{"problem_id", "prompt", "gold", "before": {"text", "verdict", "reason"}, "after": {...}}]`, or
   `"response"` in place of before and after;
-- `rollouts.jsonl`: one search a line, as `search.record.to_row` writes it (those of a training have no `stop`);
+- `rollouts.jsonl`: one search a line, as `search.record.to_row` writes it (those of a training have a `step` too:
+  they are not shown);
 - `summary.json`: `"title"`, `"facts": {name: value}`, `"cost": [{"phase", "seconds", "sampled_tokens",
   "trained_tokens", "flops"}]`, `"verdicts": {kind: count}`, `"next": [command]`.
 """
@@ -98,7 +99,7 @@ def _searches(path: Path, problems: Sequence[str]) -> tuple[tuple[Row, ...], int
     seen: set[tuple[int, int]] = set()
     torn: list[str] = []
     for _, _, line in jsonl.objects(path, torn=torn, some=False):
-        if isinstance(line.get("stop"), str) and isinstance(line.get("samples"), list):
+        if "step" not in line and isinstance(line.get("stop"), str) and isinstance(line.get("samples"), list):
             place = (_whole(line.get("index"), len(seen)), _whole(line.get("sample"), 0))
             seen.add(place)
             if not problems or line.get("problem") in problems:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ponder.training import packing
 from ponder.training.attention import attend
+from ponder.training.batch import TokenBatch
 from ponder.training.head import token_logprobs
 from ponder.training.packing import Packed, Responses, Wave
 from ponder.training.recompute import recomputed
-from ponder.training.rollouts import Rollouts
 
 if TYPE_CHECKING:
     from ponder.models.base import LoadedModel
@@ -43,14 +43,14 @@ class TokenLogprobs:
 
 def micro_batches(
     model: LoadedModel,
-    rollouts: Rollouts,
+    batch: TokenBatch,
     rows_B: Tensor,
     temperature: float,
     *,
     tokens: int,
     gradient_checkpointing: bool = False,
 ) -> Iterator[TokenLogprobs]:
-    """Log-probabilities of the ids that `rollouts.mask_BT` marks in these rows, micro-batch by micro-batch.
+    """Log-probabilities of the ids that `batch.mask_N` marks in these rows, micro-batch by micro-batch.
 
     Each holds at most `tokens` ids with its prompts, unless one row or one prompt alone has more. The caller runs
     `backward` on what it makes of a micro-batch before it asks for the next, and asks until there is none: the last
@@ -59,10 +59,10 @@ def micro_batches(
     """
     with recomputed(model.module, gradient_checkpointing):
         if not model.supports_cache:
-            for rows in _alike(rollouts, rows_B, tokens):
-                yield _padded(model, rollouts, rows, temperature)
+            for rows in _alike(batch, rows_B, tokens):
+                yield _padded(model, batch, rows, temperature)
             return
-        for wave in packing.waves(rollouts, rows_B[_order(rollouts, rows_B)], tokens):
+        for wave in packing.waves(batch, rows_B[_order(batch, rows_B)], tokens):
             prompts = _Prompts.of(model, wave)
             apart = prompts.detached() if torch.is_grad_enabled() else prompts
             computed = len(wave.prompts)
@@ -72,15 +72,15 @@ def micro_batches(
             prompts.backward(apart)
 
 
-def row_logprobs(model: LoadedModel, rollouts: Rollouts, rows: Tensor, temperature: float) -> TokenLogprobs:
+def row_logprobs(model: LoadedModel, batch: TokenBatch, rows: Tensor, temperature: float) -> TokenLogprobs:
     """The same for all of `rows` at once and in their order, as one graph."""
     if not model.supports_cache:
-        return _padded(model, rollouts, rows, temperature)
-    order = _order(rollouts, rows)
-    local_B = torch.unique_consecutive(rollouts.group_B[rows[order]], return_inverse=True)[1]
-    wave = packing.wave(rollouts, rows[order], local_B)
+        return _padded(model, batch, rows, temperature)
+    order = _order(batch, rows)
+    local_B = torch.unique_consecutive(batch.prompt_B[rows[order]], return_inverse=True)[1]
+    wave = packing.wave(batch, rows[order], local_B)
     new = _responses(model, wave.parts[0], _Prompts.of(model, wave), temperature, len(wave.prompts))
-    counts = rollouts.mask_BT[rows[order]].sum(dim=1).tolist()
+    counts = batch.trained_B[rows[order]].tolist()
     back = torch.argsort(order).tolist()
     logprobs, entropy = (torch.cat([x.split(counts)[i] for i in back]) for x in (new.logprobs_N, new.entropy_N))
     return TokenLogprobs(rows, logprobs, entropy, new.computed)
@@ -89,32 +89,34 @@ def row_logprobs(model: LoadedModel, rollouts: Rollouts, rows: Tensor, temperatu
 # Whole rows -------------------------------------------------------------------------------------------------------
 
 
-def _alike(rollouts: Rollouts, rows_B: Tensor, tokens: int) -> Iterator[Tensor]:
+def _alike(batch: TokenBatch, rows_B: Tensor, tokens: int) -> Iterator[Tensor]:
     """Rows of like length, each lot of at most `tokens` ids with padding, or of one row."""
-    order = rows_B[torch.argsort(rollouts.lengths_B[rows_B], stable=True)]
+    order = rows_B[torch.argsort(batch.lengths_B[rows_B], stable=True)]
     start = 0
     while start < len(order):
         end = start + 1
-        while end < len(order) and int(rollouts.lengths_B[order[end]]) * (end + 1 - start) <= tokens:
+        while end < len(order) and int(batch.lengths_B[order[end]]) * (end + 1 - start) <= tokens:
             end += 1
         yield order[start:end]
         start = end
 
 
-def _padded(model: LoadedModel, rollouts: Rollouts, rows: Tensor, temperature: float) -> TokenLogprobs:
-    length = int(rollouts.lengths_B[rows].max())
-    ids_BT = rollouts.ids_BT[rows, :length].to(model.device)
-    chosen_BT = rollouts.mask_BT[rows, 1:length].to(model.device)
+def _padded(model: LoadedModel, batch: TokenBatch, rows: Tensor, temperature: float) -> TokenLogprobs:
+    at_M, row_M, column_M = batch.places(rows)
+    shape = len(rows), int(batch.lengths_B[rows].max())
+    ids_BT = torch.zeros(shape, dtype=torch.long).index_put((row_M, column_M), batch.ids_N[at_M]).to(model.device)
+    mask_BT = torch.zeros(shape, dtype=torch.bool).index_put((row_M, column_M), batch.mask_N[at_M])
+    chosen_BT = mask_BT[:, 1:].to(model.device)
     hidden_BTD = model.module(ids_BT[:, :-1])
     targets_N = ids_BT[:, 1:][chosen_BT]
     logprobs_N, entropy_N = token_logprobs(model.module, hidden_BTD[chosen_BT], targets_N, temperature)
     return TokenLogprobs(rows, logprobs_N, entropy_N, ids_BT.numel())
 
 
-def _order(rollouts: Rollouts, rows_B: Tensor) -> Tensor:
+def _order(batch: TokenBatch, rows_B: Tensor) -> Tensor:
     """Siblings together, and among them those of one length: attention takes these in one call."""
-    by_length = torch.argsort(rollouts.lengths_B[rows_B], stable=True)
-    return by_length[torch.argsort(rollouts.group_B[rows_B][by_length], stable=True)]
+    by_length = torch.argsort(batch.lengths_B[rows_B], stable=True)
+    return by_length[torch.argsort(batch.prompt_B[rows_B][by_length], stable=True)]
 
 
 # Packed rows ------------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Rows laid end to end: where each token stands, for networks that compute over tokens and attention that needs rows.
 
 Every layer but attention treats tokens one by one, so rows of unequal length need no padding there. Attention reads the
-layout: neighbours of one length are read where they lie, in one call of its kernel, and so is the prefix that the rows
-of a group share (their prompt), once for all of them. Where calls are dear (not on a CPU), rows of like length are
-padded to the longest of their bucket instead.
+layout: neighbours of one length are read where they lie, in one call of its kernel, and so is the prompt that rows
+share, once for all of them. Where calls are dear (not on a CPU), rows of like length are padded to the longest of their
+bucket instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponder.training.rollouts import Rollouts
+from ponder.training.batch import TokenBatch
 
 LIKE = 0.8
 """A bucket holds rows of at least this share of its longest: at most a fifth of it is padding, a tenth as a rule."""
@@ -101,40 +101,39 @@ class Wave:
     parts: tuple[Responses, ...]
 
 
-def waves(rollouts: Rollouts, rows_B: Tensor, tokens: int) -> Iterator[Wave]:
+def waves(batch: TokenBatch, rows_B: Tensor, tokens: int) -> Iterator[Wave]:
     """Deal out rows so that prompts and one micro-batch of responses together hold at most `tokens` ids.
 
     One that is longer comes alone, and the responses to a long prompt have at least half of `tokens`. `rows_B` must
-    have siblings together.
+    have rows of one prompt together.
     """
-    groups, group_B = torch.unique_consecutive(rollouts.group_B[rows_B], return_inverse=True)
-    assert len(groups) == len(groups.unique()), "siblings must be neighbours"
-    sizes = torch.bincount(group_B).tolist()
+    prompts, prompt_B = torch.unique_consecutive(batch.prompt_B[rows_B], return_inverse=True)
+    assert len(prompts) == len(prompts.unique()), "siblings must be neighbours"
+    sizes = torch.bincount(prompt_B).tolist()
     members = list(rows_B.split(sizes))
-    lengths = [int(rollouts.prompt_lengths_B[m[0]]) for m in members]
+    lengths = [int(batch.prompt_lengths_B[m[0]]) for m in members]
     for first, last in _runs(lengths, max(1, tokens // 2)):
         rows, local_B = (
             torch.cat(members[first:last]),
             torch.arange(last - first).repeat_interleave(torch.tensor(sizes[first:last])),
         )
-        yield wave(rollouts, rows, local_B, max(tokens - sum(lengths[first:last]), tokens // 2))
+        yield wave(batch, rows, local_B, max(tokens - sum(lengths[first:last]), tokens // 2))
 
 
-def wave(rollouts: Rollouts, rows_B: Tensor, local_B: Tensor, tokens: int | None = None) -> Wave:
-    """The wave of some rows whose groups are numbered 0, 1, … by `local_B`; `tokens` bounds its micro-batches."""
+def wave(batch: TokenBatch, rows_B: Tensor, local_B: Tensor, tokens: int | None = None) -> Wave:
+    """The wave of some rows whose prompts are numbered 0, 1, … by `local_B`; `tokens` bounds its micro-batches."""
     starts = torch.cat((torch.ones(1, dtype=torch.bool), local_B[1:] != local_B[:-1])).nonzero().squeeze(1)
     heads = rows_B[starts]
-    lengths_P = rollouts.prompt_lengths_B[heads]
-    prompts = pack(rollouts.ids_BT[heads], torch.zeros_like(lengths_P), lengths_P)
-    columns = torch.arange(rollouts.ids_BT.shape[1])
-    trained_BT = rollouts.mask_BT[rows_B] & (columns >= rollouts.prompt_lengths_B[rows_B].unsqueeze(1))
-    last_B = torch.where(trained_BT, columns, 0).amax(dim=1)
-    lengths_B = (last_B - rollouts.prompt_lengths_B[rows_B]).clamp(min=0)
+    lengths_P = batch.prompt_lengths_B[heads]
+    prompts = pack(batch.ids_N, batch.offsets_B[heads], torch.zeros_like(lengths_P), lengths_P)
+    at_M, row_M, column_M = batch.places(rows_B)
+    trained_M = batch.mask_N[at_M]
+    # A response is computed up to the token before its last trained one.
+    last_B = torch.zeros_like(rows_B).scatter_reduce(0, row_M[trained_M], column_M[trained_M], "amax")
+    lengths_B = (last_B - batch.prompt_lengths_B[rows_B]).clamp(min=0)
     runs = [(0, len(rows_B))] if tokens is None else _runs(lengths_B.tolist(), max(1, tokens))
     ends_P = lengths_P.cumsum(0)
-    parts = tuple(
-        _responses(rollouts, rows_B[a:b], local_B[a:b], trained_BT[a:b], lengths_B[a:b], ends_P) for a, b in runs
-    )
+    parts = tuple(_responses(batch, rows_B[a:b], local_B[a:b], lengths_B[a:b], ends_P) for a, b in runs)
     return Wave(prompts, ends_P - 1, parts)
 
 
@@ -150,10 +149,8 @@ def _runs(lengths: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
         yield first, len(lengths)
 
 
-def _responses(
-    rollouts: Rollouts, rows_B: Tensor, local_B: Tensor, trained_BT: Tensor, lengths_B: Tensor, ends_P: Tensor
-) -> Responses:
-    prompt_B = rollouts.prompt_lengths_B[rows_B]
+def _responses(batch: TokenBatch, rows_B: Tensor, local_B: Tensor, lengths_B: Tensor, ends_P: Tensor) -> Responses:
+    prompt_B = batch.prompt_lengths_B[rows_B]
     ends_B = lengths_B.cumsum(0)
     numbers, counts = torch.unique_consecutive(local_B, return_counts=True)
     stops = ends_B[counts.cumsum(0) - 1].tolist()
@@ -162,28 +159,33 @@ def _responses(
         for start, stop, n in zip([0, *stops], stops, numbers.tolist(), strict=False)
         if stop > start
     )
-    packed = pack(rollouts.ids_BT[rows_B], prompt_B, lengths_B, prefixes)
-    row_K, column_K = trained_BT.nonzero(as_tuple=True)
-    behind_K = column_K - prompt_B[row_K]
+    packed = pack(batch.ids_N, batch.offsets_B[rows_B] + prompt_B, prompt_B, lengths_B, prefixes)
+    at_M, row_M, column_M = batch.places(rows_B)
+    trained_M = batch.mask_N[at_M]
+    at_K, row_K = at_M[trained_M], row_M[trained_M]
+    behind_K = column_M[trained_M] - prompt_B[row_K]
     source_K = torch.where(behind_K == 0, local_B[row_K], len(ends_P) + (ends_B - lengths_B)[row_K] + behind_K - 1)
-    return Responses(rows_B, packed, source_K, rollouts.ids_BT[rows_B[row_K], column_K])
+    return Responses(rows_B, packed, source_K, batch.ids_N[at_K])
 
 
 def pack(
-    ids_BT: Tensor,
+    ids_N: Tensor,
+    starts_B: Tensor,
     first_B: Tensor,
     lengths_B: Tensor,
     prefixes: tuple[Prefix, ...] = (),
 ) -> Packed:
-    """Lay `lengths_B` ids of each row, from column `first_B` on, end to end. Empty rows are allowed."""
-    columns = torch.arange(ids_BT.shape[1])
-    begin, end = first_B.unsqueeze(1), (first_B + lengths_B).unsqueeze(1)
-    inside_BT = (columns >= begin) & (columns < end)
+    """Lay `lengths_B` ids, from place `starts_B` of `ids_N` on, end to end; the first of each stands at position
+
+    `first_B` of its own text. Empty rows are allowed.
+    """
     offsets_B = lengths_B.cumsum(0) - lengths_B
+    row_N = torch.arange(len(lengths_B)).repeat_interleave(lengths_B)
+    step_N = torch.arange(len(row_N)) - offsets_B[row_N]
     order = torch.argsort(lengths_B, descending=True, stable=True)
     lengths = lengths_B[order].tolist()
     buckets, index, size = [], [], 0
-    place_N = torch.empty(int(lengths_B.sum()), dtype=torch.long)
+    place_N = torch.empty(len(row_N), dtype=torch.long)
     for a, b in _alike(lengths):
         rows, longest = order[a:b], lengths[a]
         steps = torch.arange(longest)
@@ -195,8 +197,8 @@ def pack(
         size += len(index_M)
     none = torch.empty(0, dtype=torch.long)
     return Packed(
-        ids_BT[inside_BT],
-        inside_BT.nonzero(as_tuple=True)[1],
+        ids_N[starts_B[row_N] + step_N],
+        first_B[row_N] + step_N,
         tuple(_equal(lengths_B.tolist())),
         tuple(buckets),
         torch.cat([none, *index]),

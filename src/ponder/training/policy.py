@@ -1,24 +1,25 @@
 """One policy-gradient update: micro-batches, loss, step.
 
-The loss is divided by the token count of the whole batch of the optimiser step: the tokens that are trained on, so
-rows without a signal (advantage 0) are in neither sum.
+The loss says what its sum is divided by; tokens and sequences are counted over the whole batch of the optimiser step,
+those alone that are trained on.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ponder.errors import TrainingDiverged
-from ponder.training.forward import micro_batches
-from ponder.training.losses.base import LossInput, PolicyLoss
+from ponder.errors import TrainingDiverged, UserError
+from ponder.training.batch import TokenBatch
+from ponder.training.forward import TokenLogprobs, micro_batches
+from ponder.training.losses.base import Divisor, LossInput, PolicyLoss
 from ponder.training.optim import clip_gradients, step
-from ponder.training.rollouts import Rollouts
 
 if TYPE_CHECKING:
     from ponder.models.base import LoadedModel
@@ -28,87 +29,143 @@ if TYPE_CHECKING:
 class UpdateStats:
     """What one update was like; means are over trained tokens."""
 
-    tokens: int
+    tokens: int = 0
     """Trained tokens (targets)."""
-    computed_tokens: int
-    """Ids that went through the network, prompts and padding included."""
-    loss: float
-    entropy: float
+    computed_tokens: int = 0
+    """Ids that went through the network for the update, prompts and padding included."""
+    loss: float = 0.0
+    entropy: float = 0.0
     """Of the trainer's distribution, nats."""
-    mismatch_mean: float
+    mismatch_mean: float = 0.0
     """Mean |log-probability of the trainer − of the sampler|."""
-    mismatch_max: float
-    mismatch_k3: float
+    mismatch_max: float = 0.0
+    mismatch_k3: float = 0.0
     """Schulman's k3 estimate of KL(sampler ‖ trainer): mean of r − 1 − log r."""
-    clipped: float
-    """Share of tokens whose gradient the clip removed."""
-    gradient_norm: float
-    seconds: float
+    gradient_norm: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the loss measures, per token; empty if there was nothing to train on."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the tokens of a batch before the update, for losses that need it."""
+
+    old_N: Tensor | None = None
+    """Log-probabilities under the policy before the step's first update; None where this is the first update, so that
+    its own forward pass gives them."""
+    reference_N: Tensor | None = None
+    """Log-probabilities under the model that the run began with."""
+    importance_cap: float = 0.0
+    """Most that an importance weight old / sampler may be; 0 is without such weights."""
+    version: int = 0
+    """The trainer's, before the step."""
 
 
 def update(
     model: LoadedModel,
     optimiser: torch.optim.Optimizer,
     loss: PolicyLoss,
-    rollouts: Rollouts,
-    advantages_BT: Tensor,
+    batch: TokenBatch,
     *,
     temperature: float,
     max_grad_norm: float,
     micro_tokens: int,
     gradient_checkpointing: bool = False,
+    known: Known = Known(),
 ) -> UpdateStats:
-    """Take one optimiser step on the rows whose advantage is not zero everywhere.
+    """Take one optimiser step on the tokens that `batch.mask_N` marks; none if there are none.
 
     Raises `TrainingDiverged` before the weights are touched if loss or gradient is not finite.
     """
     began = time.perf_counter()
-    device = model.device
-    mask_BT = rollouts.mask_BT & (advantages_BT != 0)
-    rows_B = mask_BT.any(dim=1).nonzero().squeeze(1)
-    total = int(rollouts.mask_BT[rows_B].sum())
+    trained_B = batch.trained_B
+    rows_B = trained_B.nonzero().squeeze(1)
+    total = int(trained_B.sum())
     if total == 0:
-        return UpdateStats(0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, time.perf_counter() - began)
+        return UpdateStats(seconds=time.perf_counter() - began)
     optimiser.zero_grad(set_to_none=True)
     sums = dict.fromkeys(("loss", "entropy", "difference", "k3"), 0.0)
-    computed, clipped, worst = 0, 0, 0.0
+    metrics: dict[str, float] = {}
+    divisor, computed, worst = 1.0, 0, 0.0
     for new in micro_batches(
-        model,
-        rollouts,
-        rows_B,
-        temperature,
-        tokens=micro_tokens,
-        gradient_checkpointing=gradient_checkpointing,
+        model, batch, rows_B, temperature, tokens=micro_tokens, gradient_checkpointing=gradient_checkpointing
     ):
-        rows, logprobs_N = new.rows, new.logprobs_N
-        chosen_BT = rollouts.mask_BT[rows]
-        sampler_N = rollouts.logprobs_BT[rows][chosen_BT].to(device)
-        row_N = rows.unsqueeze(1).expand_as(chosen_BT)[chosen_BT].to(device)
-        advantages_N = advantages_BT[rows][chosen_BT].to(device)
-        out = loss(LossInput(logprobs_N, sampler_N, advantages_N, row_N))
-        (out.sum / total).backward()
+        tokens = loss_input(batch, new, known, loss)
+        out = loss(tokens)
+        divisor = _divisor(out.per, total, len(rows_B))
+        (out.sum / divisor).backward()
         with torch.no_grad():
-            ratio = logprobs_N - sampler_N
+            ratio = tokens.logprobs_N - tokens.sampler_logprobs_N
             sums["loss"] += float(out.sum)
             sums["entropy"] += float(new.entropy_N.sum())
             sums["difference"] += float(ratio.abs().sum())
             sums["k3"] += float((ratio.exp() - 1 - ratio).sum())
             worst = max(worst, float(ratio.abs().max()))
-        clipped += out.clipped
+        for name, value in out.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + float(value)
         computed += new.computed
     norm = clip_gradients(model.module, max_grad_norm)
     if not (math.isfinite(norm) and math.isfinite(sums["loss"])):
-        raise TrainingDiverged(f"the loss is {sums['loss'] / total} and the gradient norm {norm}")
+        raise TrainingDiverged(f"the loss is {sums['loss'] / divisor} and the gradient norm {norm}")
     step(optimiser)
     return UpdateStats(
         tokens=total,
         computed_tokens=computed,
-        loss=sums["loss"] / total,
+        loss=sums["loss"] / divisor,
         entropy=sums["entropy"] / total,
         mismatch_mean=sums["difference"] / total,
         mismatch_max=worst,
         mismatch_k3=sums["k3"] / total,
-        clipped=clipped / total,
         gradient_norm=norm,
+        metrics={name: value / total for name, value in metrics.items()},
         seconds=time.perf_counter() - began,
     )
+
+
+def loss_input(batch: TokenBatch, new: TokenLogprobs, known: Known, loss: PolicyLoss) -> LossInput:
+    """What a loss reads of a micro-batch: what it declares to need, and nothing else."""
+    device = new.logprobs_N.device
+    at_K, row_K = (x.to(device) for x in batch.trained(new.rows))
+
+    def chosen(values_N: Tensor) -> Tensor:
+        return values_N.to(device)[at_K]
+
+    sampler_K = chosen(batch.logprobs_N)
+    old_K = new.logprobs_N.detach() if known.old_N is None else chosen(known.old_N)
+    weights_K = None
+    if known.importance_cap:
+        weights_K = torch.exp(old_K - sampler_K).clamp(max=known.importance_cap)
+    return LossInput(
+        new.logprobs_N,
+        sampler_K,
+        chosen(batch.credit_N),
+        row_K,
+        old_K if loss.needs_old else None,
+        chosen(known.reference_N) if loss.needs_reference and known.reference_N is not None else None,
+        weights_K,
+        known.version - chosen(batch.version_N),
+    )
+
+
+def measure(model: LoadedModel, batch: TokenBatch, *, temperature: float, micro_tokens: int) -> tuple[Tensor, int]:
+    """Log-probabilities of the trained tokens under the weights as they are, one per token of the batch (0 for the
+
+    others), without a gradient; and the ids that went through the network.
+    """
+    logprobs_N = torch.zeros(len(batch.ids_N))
+    rows_B, computed = batch.trained_B.nonzero().squeeze(1), 0
+    if len(rows_B):
+        with torch.no_grad():
+            for new in micro_batches(model, batch, rows_B, temperature, tokens=micro_tokens):
+                logprobs_N[batch.trained(new.rows)[0]] = new.logprobs_N.cpu()
+                computed += new.computed
+    return logprobs_N, computed
+
+
+def _divisor(per: Divisor, tokens: int, sequences: int) -> float:
+    if isinstance(per, str):
+        return {"tokens": tokens, "sequences": sequences}[per]
+    if not 0 < per < math.inf:
+        raise UserError(f"the loss is to be divided by {per}: it must be a number above 0")
+    return per

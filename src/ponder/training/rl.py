@@ -1,15 +1,13 @@
-"""Reinforcement learning on answers that can be checked: sample groups, judge, advantage, loss, step, publish weights.
+"""Reinforcement learning on answers that can be checked: collect groups, learn from them, publish the weights.
 
 The loop reads from top to bottom in `Trainer.step`. It is synchronous: every batch is sampled with the weights that it
-updates. Leaves out a KL term and a reference model (Dr. GRPO and DAPO do without), a value function, several devices,
-and environments of several turns (refused with a sentence).
+updates. Where rollouts come from is the source's affair (`source.RolloutSource`). Leaves out a value function and
+several devices.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import math
 import random
 import time
 from collections import Counter
@@ -18,30 +16,33 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ponder import registry
-from ponder.environments.judging import judge
-from ponder.errors import PonderError, Unsupported, UserError
+from ponder.errors import PonderError, UserError
 from ponder.models.base import forward_flops
 from ponder.protocols import WeightsUpdate
 from ponder.runs.manifest import peak_memory_bytes
-from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.training import optim
-from ponder.training.policy import UpdateStats, update
+from ponder.training.batch import TokenBatch, token_batch
+from ponder.training.credit import Credit
+from ponder.training.policy import Known, UpdateStats, measure, update
+from ponder.training.reference import Reference
 from ponder.training.rl_config import RLConfig
-from ponder.training.rollouts import Rollouts, Sample, to_rollouts
-from ponder.types import Problem, Response, Spend, Verdict, VerdictKind
+from ponder.training.rollouts import Group, has_signal, temperature_of
+from ponder.types import Spend, VerdictKind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ponder.engines.torch.engine import TorchEngine
     from ponder.models.base import LoadedModel
-    from ponder.protocols import Environment, Strategy
+    from ponder.protocols import Delivery
+    from ponder.training.advantages.base import Advantage
+    from ponder.training.losses.base import PolicyLoss
+    from ponder.training.source import Collected, RolloutSource
 
 PROBE_STEPS = 6
 """Steps that are timed before `minutes` is turned into a number of steps; the first two are left out."""
 JUDGE_ERRORS = 0.1
-"""Share of a step's samples that may fail in our hands before the run stops."""
+"""Share of a step's samples that may fail to be judged, by infrastructure errors, before the run stops."""
 
 
 @dataclass
@@ -61,120 +62,112 @@ class RLState:
 class Step:
     """What one step did."""
 
-    groups: list[list[Sample]]
-    advantages: list[list[float]]
+    groups: tuple[Group, ...]
+    """That were trained on, with the rewards that they were trained with."""
+    credits: tuple[tuple[Credit, ...], ...]
+    """Of each sample of each group, as it was trained with."""
     row: dict[str, Any]
+    """Its metrics."""
 
 
 @dataclass
 class Trainer:
-    """A model, its engine and its optimiser, and the state of the loop."""
+    """A model and its optimiser, where its rollouts come from, and the state of the loop."""
 
     config: RLConfig
     model: LoadedModel
-    environment: Environment
-    engine: TorchEngine
+    source: RolloutSource
     state: RLState = field(default_factory=RLState)
 
     def __post_init__(self) -> None:
+        """Raises `UserError` for an estimator or a loss that is not there, or does not go with the config."""
         c = self.config
-        if "n" in c.strategy_options:
-            raise UserError("strategy_options: n is the group size; give it as group_size")
-        options = {**c.rollout_options, "n": c.group_size}
-        self.strategy: Strategy = registry.build("search.strategies", c.strategy, options)
-        self.advantage = registry.build("training.advantages", c.advantage)
-        self.loss = registry.build("training.losses", c.loss, c.loss_options)
-        self.temperature = float(getattr(self.strategy, "temperature", 1.0))
-        _refuse_truncated_sampling(self.strategy)
+        self.advantage: Advantage = registry.build("training.advantages", c.advantage, c.advantage_options)
+        self.loss: PolicyLoss = registry.build("training.losses", c.loss, c.loss_options)
+        for name in ("needs_old", "needs_reference", "takes_weights"):
+            if not isinstance(getattr(self.loss, name, None), bool):
+                raise UserError(f"loss {c.loss!r} does not declare {name}: derive it from losses.base.BaseLoss")
+        if c.importance_cap and not self.loss.takes_weights:
+            raise UserError(f"importance_cap = {c.importance_cap:g}: the loss {c.loss!r} takes no importance weights")
         self.optimiser = optim.adamw(
             self.model.module, learning_rate=c.learning_rate, weight_decay=c.weight_decay, betas=(0.9, c.beta2)
         )
-        size = self.environment.size("train")
-        if size is not None and size < c.problems:
-            raise UserError(f"{c.environment}: {size} training problems are fewer than the {c.problems} of a step")
+        self.reference = Reference(self.model.module) if self.loss.needs_reference else None
 
     async def step(self) -> Step:
-        """One step. Raises `PonderError` if too many judgements failed in our hands, `TrainingDiverged`."""
-        c, clock = self.config, time.perf_counter
+        """One step. Raises `PonderError` if too many judgements failed (nothing is updated then), `TrainingDiverged`.
+
+        Each part may be called by itself: `collect`, then `learn`, then `publish`.
+        """
+        clock = time.perf_counter
         began = clock()
-        groups, drawn, rounds = await self._groups()
-        self._refuse_failed_judgements(drawn)
+        collected = await self.collect()
         sampled = clock()
-        rollouts = to_rollouts(groups, self.model.pad_id, mask_truncated=c.mask_truncated)
-        if c.rewards == "shuffled":
-            rollouts = _shuffled(rollouts, derive(c.seed, "shuffle", self.state.step))
-        advantages_BT = self.advantage(rollouts)
-        optim.set_rate(self.optimiser, self._rate())
-        stats = [self._update(rollouts.select(rows), advantages_BT[rows]) for rows in self._parts(rollouts)]
+        step = self.learn(collected)
         trained = clock()
-        self.state.step += 1
-        await self.engine.load_weights(WeightsUpdate(self.model.module, self.state.step))
+        delivery = await self.publish()
         published = clock()
-        row = self._account(groups, drawn, rounds, rollouts, stats, published - began)
-        row.update(
+        # Seconds of the step, not of its samples: those were drawn side by side.
+        self.state.spend = dataclasses.replace(self.state.spend, seconds=self.state.spend.seconds + published - began)
+        step.row.update(
+            weights_version=delivery.version,
             seconds=published - began,
             seconds_sample=sampled - began,
             seconds_train=trained - sampled,
             seconds_publish=published - trained,
-            sampled_tokens_per_second=row["sampled_tokens"] / max(1e-9, sampled - began),
-            trained_tokens_per_second=row["trained_tokens"] / max(1e-9, trained - sampled),
+            sampled_tokens_per_second=step.row["sampled_tokens"] / max(1e-9, sampled - began),
+            trained_tokens_per_second=step.row["trained_tokens"] / max(1e-9, trained - sampled),
         )
-        at = iter(advantages_BT.abs().max(dim=1).values * advantages_BT.sum(dim=1).sign())
-        return Step(groups, [[float(next(at)) for _ in g] for g in groups], row)
+        return step
 
-    def _refuse_failed_judgements(self, groups: list[list[Sample]]) -> None:
-        failed = [s.verdict.reason for g in groups for s in g if s.verdict.kind is VerdictKind.JUDGE_ERROR]
-        total = sum(len(g) for g in groups)
-        if len(failed) > max(5, JUDGE_ERRORS * total):
-            raise PonderError(f"step {self.state.step + 1}: {len(failed)} of {total} judgements failed: {failed[0]}")
+    async def collect(self) -> Collected:
+        """Groups to learn from. The state stays: what fails before an update can be taken again."""
+        return await self.source.groups(self.config.problems, self.state.drawn)
 
-    # Sampling and judging -----------------------------------------------------------------------------------------
+    def learn(self, collected: Collected) -> Step:
+        """Update the weights from groups; the state is one step on.
 
-    async def _groups(self) -> tuple[list[list[Sample]], list[list[Sample]], int]:
-        """The groups to train on, all groups that were drawn (replaced ones too), and the rounds that it took."""
+        Raises, before anything is updated, `PonderError` if too many judgements failed and `UserError` for samples
+        that cannot be trained on (`rollouts.temperature_of`); `TrainingDiverged`.
+        """
         c = self.config
-        kept: list[list[Sample]] = []
-        idle: list[list[Sample]] = []
-        rounds = 0
-        while rounds == 0 or (rounds <= c.resample and len(kept) < c.problems):
-            rounds += 1
-            for group in await self._sample(c.problems if rounds == 1 else c.problems - len(kept)):
-                (kept if has_signal(group) or c.resample == 0 else idle).append(group)
-        return kept + idle[: c.problems - len(kept)], kept + idle, rounds
+        self._refuse_failed_judgements(collected.all)
+        temperature = temperature_of(collected.groups)
+        groups = list(collected.groups)
+        if c.rewards == "shuffled":
+            groups = shuffled(groups, derive(c.seed, "shuffle", self.state.step))
+        credits = [
+            [Credit.none(x) if c.mask_truncated and x.truncated else y for x, y in zip(g.samples, own, strict=True)]
+            for g, own in zip(groups, self.advantage(groups), strict=True)
+        ]
+        # Whole groups, dealt out in turn: one batch for each optimiser step.
+        deals = [range(i, len(groups), c.updates) for i in range(min(c.updates, len(groups)))]
+        batches = [token_batch([groups[i] for i in deal], [credits[i] for i in deal]) for deal in deals]
+        known, measured = self._known(batches, temperature)
+        optim.set_rate(self.optimiser, self._rate())
+        stats = [self._update(batch, what, temperature) for batch, what in zip(batches, known, strict=True)]
+        staleness = max((s for b in batches for s in self._staleness(b)), default=0)
+        self.state.step += 1
+        self.state.drawn = collected.drawn
+        row = {**self._account(collected, stats, measured), "staleness_max": staleness}
+        return Step(tuple(groups), tuple(tuple(own) for own in credits), row)
 
-    async def _sample(self, count: int) -> list[list[Sample]]:
-        first = self.state.drawn
-        problems = [self._next_problem() for _ in range(count)]
-        # A seed for each draw: the same problem drawn twice must not give the same samples.
-        seeds = [derive(self.config.seed, "rollouts", first + i) for i in range(count)]
-        searches = (solve(self.strategy, p, self.engine, seed=s) for p, s in zip(problems, seeds, strict=True))
-        outcomes = await asyncio.gather(*searches)
-        groups = []
-        for problem, outcome in zip(problems, outcomes, strict=True):
-            if len(outcome.trace.nodes) != self.config.group_size:
-                why = (
-                    outcome.reason
-                    or f"the strategy drew {len(outcome.trace.nodes)} samples, not {self.config.group_size}"
-                )
-                raise PonderError(f"{problem.id}: no group to train on: {why}")
-            verdicts = await self._judge(problem, [n.response for n in outcome.trace.nodes])
-            nodes = zip(outcome.trace.nodes, verdicts, strict=True)
-            groups.append([Sample(problem, n.completion, n.response, v) for n, v in nodes])
-        return groups
+    async def publish(self) -> Delivery:
+        """Hand the weights to the source under the number of the step.
 
-    async def _judge(self, problem: Problem, responses: Sequence[Response]) -> list[Verdict]:
-        if not (await self.environment.turn(problem, responses[:1])).done:
-            raise Unsupported(f"{self.environment.name} has several turns; RL trains on single-turn environments")
-        return await asyncio.gather(*(judge(self.environment, problem, r) for r in responses))
+        Raises `PonderError` if what arrived is something else.
+        """
+        delivery = await self.source.publish(WeightsUpdate(self.model.module, self.state.step))
+        if delivery.version != self.state.step:
+            raise PonderError(f"weights {self.state.step} were published and {delivery.version} arrived")
+        return delivery
 
-    def _next_problem(self) -> Problem:
-        """Training problems in order; a finite set is shuffled anew for each epoch."""
-        index, size = self.state.drawn, self.environment.size("train")
-        self.state.drawn += 1
-        if size is None:
-            return self.environment.problem("train", index + self.config.seed * 10_000_000)
-        epoch, place = divmod(index, size)
-        return self.environment.problem("train", _shuffle(size, derive(self.config.seed, "epoch", epoch))[place])
+    def _refuse_failed_judgements(self, groups: Sequence[Group]) -> None:
+        verdicts = [s.verdict for g in groups for s in g.samples]
+        failed = [v.reason for v in verdicts if v.kind is VerdictKind.JUDGE_ERROR]
+        if len(failed) > max(5, JUDGE_ERRORS * len(verdicts)):
+            step, total = self.state.step + 1, len(verdicts)
+            raise PonderError(f"step {step}: {len(failed)} of {total} judgements failed: {failed[0]}")
 
     # Updating -----------------------------------------------------------------------------------------------------
 
@@ -187,88 +180,95 @@ class Trainer:
         share = max(0, step - first) / max(1, c.steps - first) if c.minutes is None else 0.0
         return c.learning_rate * (1 - (1 - c.final_share) * min(1.0, share))
 
-    def _parts(self, rollouts: Rollouts) -> list[list[int]]:
-        """Rows of each optimiser step: whole groups, dealt out in turn."""
-        rows: list[list[int]] = [[] for _ in range(self.config.updates)]
-        for row, group in enumerate(rollouts.group_B.tolist()):
-            rows[group % self.config.updates].append(row)
-        return [r for r in rows if r]
+    def _known(self, batches: Sequence[TokenBatch], temperature: float) -> tuple[list[Known], int]:
+        """What the loss needs of each batch, measured before the first update; and the ids that took."""
+        c, computed = self.config, 0
+        known = [Known(importance_cap=c.importance_cap, version=self.state.step)] * len(batches)
 
-    def _update(self, rollouts: Rollouts, advantages_BT: Tensor) -> UpdateStats:
+        def measured(batch: TokenBatch) -> Tensor:
+            nonlocal computed
+            logprobs_N, ids = measure(self.model, batch, temperature=temperature, micro_tokens=c.micro_tokens)
+            computed += ids
+            return logprobs_N
+
+        if self.loss.needs_old or c.importance_cap:
+            # Of the first batch the update's own forward pass gives them.
+            first, *more = zip(known, batches, strict=True)
+            known = [first[0], *(dataclasses.replace(k, old_N=measured(b)) for k, b in more)]
+        if self.reference is not None:
+            with self.reference.in_place():
+                known = [dataclasses.replace(k, reference_N=measured(b)) for k, b in zip(known, batches, strict=True)]
+        return known, computed
+
+    def _update(self, batch: TokenBatch, known: Known, temperature: float) -> UpdateStats:
         return update(
             self.model,
             self.optimiser,
             self.loss,
-            rollouts,
-            advantages_BT,
-            temperature=self.temperature,
+            batch,
+            temperature=temperature,
             max_grad_norm=self.config.max_grad_norm,
             micro_tokens=self.config.micro_tokens,
             gradient_checkpointing=self.config.gradient_checkpointing,
+            known=known,
         )
+
+    def _staleness(self, batch: TokenBatch) -> list[int]:
+        return [self.state.step - v for v in batch.version_N[batch.mask_N].unique().tolist()]
 
     # Counting -----------------------------------------------------------------------------------------------------
 
-    def _account(
-        self,
-        groups: list[list[Sample]],
-        drawn: list[list[Sample]],
-        rounds: int,
-        rollouts: Rollouts,
-        stats: Sequence[UpdateStats],
-        seconds: float,
-    ) -> dict[str, Any]:
-        samples = [s for g in drawn for s in g]
-        spend = sum((s.completion.spend for s in samples), Spend())
+    def _account(self, collected: Collected, stats: Sequence[UpdateStats], measured: int) -> dict[str, Any]:
+        """Metrics of the step, but for its times; adds to the state's spend. `measured` ids were computed forward."""
+        samples = [s for g in collected.all for s in g.samples]
+        spend = sum((g.spend for g in collected.all), Spend())
         kinds = Counter(s.verdict.kind.value for s in samples)
-        rewards = [s.verdict.reward for s in samples if s.verdict.reward is not None]
+        rewards = [s.reward for s in samples if s.reward is not None]
         trained = sum(u.tokens for u in stats)
         computed = sum(u.computed_tokens for u in stats)
-        context = float(rollouts.lengths_B.float().mean()) / 2
+        lengths = [len(s.transcript.ids) for g in collected.groups for s in g.samples]
+        context = sum(lengths) / len(lengths) / 2
         # Forward once, backward twice that (Kaplan et al. 2020, §2.1).
-        flops = 3 * computed * flops_per_token(self.model, context)
+        flops = (3 * computed + measured) * flops_per_token(self.model, context)
         response_tokens = spend.response_tokens
-        # Seconds of the step, not of its samples: those were drawn side by side.
         total = self.state.spend + spend + Spend(trained_tokens=trained, flops=flops)
-        self.state.spend = dataclasses.replace(total, seconds=self.state.spend.seconds + seconds)
+        self.state.spend = dataclasses.replace(total, seconds=self.state.spend.seconds)
 
         def mean(name: str) -> float | None:
             return sum(getattr(u, name) * u.tokens for u in stats) / trained if trained else None
 
-        return {
+        names = dict.fromkeys(name for u in stats for name in u.metrics)
+        row = {
             "step": self.state.step,
             "reward": sum(rewards) / max(1, len(rewards)),
             "verdicts": {k.value: kinds[k.value] for k in VerdictKind if kinds[k.value]},
             "length": response_tokens / len(samples),
             "truncated": sum(s.truncated for s in samples) / len(samples),
-            "groups": len(groups),
-            "groups_without_signal": sum(not has_signal(g) for g in groups),
-            "groups_replaced": len(drawn) - len(groups),
-            "rounds": rounds,
+            "groups": len(collected.groups),
+            "groups_without_signal": sum(not has_signal(g) for g in collected.groups),
+            "groups_replaced": len(collected.replaced),
+            "rounds": collected.rounds,
             "entropy": mean("entropy"),
             "loss": mean("loss"),
             # Of the first update alone: the later ones differ from the sampler on purpose.
             "mismatch_mean": stats[0].mismatch_mean if stats[0].tokens else None,
             "mismatch_max": stats[0].mismatch_max if stats[0].tokens else None,
             "mismatch_k3": stats[0].mismatch_k3 if stats[0].tokens else None,
-            "clipped": mean("clipped"),
             "gradient_norm": max((u.gradient_norm for u in stats if u.tokens), default=None),
             "learning_rate": self.optimiser.param_groups[0]["lr"],
             "response_tokens": response_tokens,
             "sampled_tokens": spend.sampled_tokens,
             "trained_tokens": trained,
-            "computed_tokens": computed,
+            "computed_tokens": computed + measured,
             "flops": spend.flops + flops,
             "total_flops": self.state.spend.flops,
             "total_sampled_tokens": self.state.spend.sampled_tokens,
             "peak_memory_bytes": peak_memory_bytes(),
-            "weights_version": self.engine.weights_version,
         }
-
-
-def has_signal(group: Sequence[Sample]) -> bool:
-    """True if the rewards of a group differ: else every advantage is 0 and there is nothing to learn from it."""
-    return len({s.verdict.reward for s in group if s.verdict.reward is not None}) > 1
+        taken = [name for name in names if name in row]
+        if taken:
+            raise UserError(f"loss {self.config.loss!r}: {taken[0]} is a metric of the trainer; give it another name")
+        return {**row, **{n: sum(u.metrics.get(n, 0.0) * u.tokens for u in stats) / trained for n in names}}
 
 
 def flops_per_token(model: LoadedModel, context: float) -> float:
@@ -278,30 +278,13 @@ def flops_per_token(model: LoadedModel, context: float) -> float:
     return model.info.flops_per_token + forward_flops(width, layers, 0, 0, context)
 
 
-def _shuffle(size: int, seed: int) -> list[int]:
-    order = list(range(size))
-    random.Random(seed).shuffle(order)
-    return order
-
-
-def _shuffled(rollouts: Rollouts, seed: int) -> Rollouts:
-    """Deal out the rewards of each group at random."""
-    rewards = rollouts.rewards_B.clone()
+def shuffled(groups: Sequence[Group], seed: int) -> list[Group]:
+    """The groups with the rewards of each dealt out at random among its judged samples."""
     rng = random.Random(seed)
-    for group in range(int(rollouts.group_B.max()) + 1):
-        rows = (rollouts.group_B == group).nonzero().squeeze(1).tolist()
-        dealt = rng.sample(rows, len(rows))
-        rewards[rows] = rollouts.rewards_B[dealt]
-    return dataclasses.replace(rollouts, rewards_B=rewards)
-
-
-def _refuse_truncated_sampling(strategy: Any) -> None:
-    cut = [f for f, off in (("top_p", 1.0), ("top_k", 0), ("min_p", 0.0)) if getattr(strategy, f, off) != off]
-    if cut:
-        raise UserError(
-            f"{cut[0]} cuts the distribution that is sampled from, so its log-probabilities are not the model's: "
-            f"train without it (temperature is fine)"
-        )
-    temperature = getattr(strategy, "temperature", 1.0)
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise UserError(f"temperature = {temperature}: RL needs samples that differ; give more than 0")
+    dealt = []
+    for group in groups:
+        judged = [i for i, s in enumerate(group.samples) if s.reward is not None]
+        rewards = {i: group.samples[j].reward for i, j in zip(judged, rng.sample(judged, len(judged)), strict=True)}
+        samples = (dataclasses.replace(s, reward=rewards.get(i)) for i, s in enumerate(group.samples))
+        dealt.append(dataclasses.replace(group, samples=tuple(samples)))
+    return dealt

@@ -53,10 +53,15 @@ class RLConfig:
     """Optimiser steps per batch of rollouts; with more than one the later ones are off-policy and the clip matters."""
     advantage: str = "mean_only"
     """Advantage estimator (see `ponder list advantages`)."""
+    advantage_options: Options = field(default_factory=dict)
+    """Options of the advantage estimator."""
     loss: str = "dapo"
     """Policy loss (see `ponder list losses`)."""
     loss_options: Options = field(default_factory=dict)
     """Options of the loss, such as clip_low and clip_high."""
+    importance_cap: float = 0.0
+    """Weigh each token by how much likelier it is to the trainer than to the sampler, at most by this; 0 is without.
+    For samplers whose numbers differ (another engine, less precision), with a loss that takes weights (grpo)."""
     mask_truncated: bool = False
     """Leave the tokens of truncated responses out of the loss (they are counted either way). With thoughts that are
     closed by force this teaches not to end: what is never punished grows (docs/LOG.md)."""
@@ -125,7 +130,7 @@ class RLConfig:
         for name in ("resample", "eval_every", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
-        for name in ("weight_decay", "max_grad_norm", "final_share"):
+        for name in ("weight_decay", "max_grad_norm", "final_share", "importance_cap"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
         if not 0 <= self.beta2 < 1:

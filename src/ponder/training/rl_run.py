@@ -21,20 +21,21 @@ from ponder.evaluation.intervals import paired_difference
 from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.models.load import load
 from ponder.models.save import save
-from ponder.protocols import WeightsUpdate
+from ponder.protocols import Feedback, Generate, SearchContext
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run, refuse_existing
+from ponder.search.record import to_row
 from ponder.training import checkpoint
 from ponder.training.interrupt import Interrupt, Interrupted
 from ponder.training.rl import PROBE_STEPS, RLState, Step, Trainer
 from ponder.training.rl_config import RLConfig
-from ponder.training.rollouts import Sample
+from ponder.training.rollouts import refuse_untrainable
+from ponder.training.source import EngineSource
 from ponder.types import VerdictKind, to_json
 
 if TYPE_CHECKING:
-    from ponder.models.base import LoadedModel
-    from ponder.protocols import Environment, Strategy
-    from ponder.types import Problem
+    from ponder.protocols import Engine, Environment, Strategy
+    from ponder.types import Problem, Request
 
 
 @dataclass
@@ -43,6 +44,7 @@ class RLRun:
 
     config: RLConfig
     trainer: Trainer
+    source: EngineSource
     eval_strategy: Strategy
     held_out: tuple[Problem, ...]
     _run: Run | None = None
@@ -67,14 +69,17 @@ class RLRun:
         if config.raw_prompts:
             model.take_plain_prompts()
         engine = TorchEngine(model, max_rows=config.max_rows, kv_memory=configs.size(config.kv_memory, "kv_memory"))
-        trainer = Trainer(config, model, environment, engine)
+        source = source_of(config, environment, engine)
+        trainer = Trainer(config, model, source)
         eval_strategy: Strategy = registry.build("search.strategies", *config.evaluation)
         size = environment.size("test")
         if size is not None and size < config.eval_problems:
             raise UserError(f"eval_problems = {config.eval_problems}: {config.environment} has {size} test problems")
         held_out = tuple(environment.problem("test", i) for i in range(config.eval_problems))
-        _check_context(model, (trainer.strategy, eval_strategy), held_out)
-        return cls(config, trainer, eval_strategy, held_out)
+        for request in _first_requests(source.strategy, engine, held_out, Feedback()):
+            refuse_untrainable(request.params)
+        _first_requests(eval_strategy, engine, held_out, environment.feedback)
+        return cls(config, trainer, source, eval_strategy, held_out)
 
     def start(self, run: Run | None = None) -> None:
         """Make or reopen the run directory; within another command's `run` the config is written as `rl.toml`.
@@ -104,7 +109,7 @@ class RLRun:
         trainer.state = configs.from_mapping(RLState, saved.state["loop"], where=str(saved.path))
         self.evaluations = list(saved.state["evaluations"])
         self.before = tuple(saved.state["before"])
-        sync.run(trainer.engine.load_weights(WeightsUpdate(trainer.model.module, trainer.state.step)))
+        sync.run(trainer.publish())
         self.run.truncate_after(trainer.state.step)
 
     def limit(self, *, minutes: float | None = None, steps: int | None = None) -> None:
@@ -150,14 +155,12 @@ class RLRun:
     def _step(self) -> Step:
         """One step; on an error what there is can be continued."""
         state = self.trainer.state
-        drawn = state.drawn
         try:
             return sync.run(self.trainer.step())
         except TrainingDiverged as error:
             where = checkpoint.last_name(self.run.checkpoints)
             raise TrainingDiverged(f"step {state.step + 1}: {error}; {where}") from None
         except PonderError as error:
-            state.drawn = drawn  # nothing was updated: the step can be taken again
             with contextlib.suppress(PonderError):
                 self.checkpoint()
             raise type(error)(f"{error}; when that is mended, continue with: {self._command()}") from None
@@ -189,11 +192,9 @@ class RLRun:
 
     def evaluate(self) -> Evaluation:
         """Evaluate on the held-out problems, the same seeds each time, and add a point to the train-compute curve."""
-        trainer, state = self.trainer, self.trainer.state
+        source, state = self.source, self.trainer.state
         result = sync.run(
-            evaluate(
-                self.eval_strategy, trainer.environment, trainer.engine, self.held_out, Plan(seed=self.config.seed)
-            )
+            evaluate(self.eval_strategy, source.environment, source.engine, self.held_out, Plan(seed=self.config.seed))
         )
         self.evaluations.append(
             {
@@ -207,7 +208,7 @@ class RLRun:
             }
         )
         # A resumed run would lack what the evaluation left in the cache, and differ in the last bits.
-        sync.run(trainer.engine.drop_caches())
+        sync.run(source.engine.drop_caches())
         self.results[state.step] = result
         total = state.evaluation + result.spend
         state.evaluation = dataclasses.replace(total, seconds=state.evaluation.seconds + result.seconds)
@@ -237,17 +238,13 @@ class RLRun:
     def _record(self, step: Step) -> None:
         self.run.log(step.row)
         count = self.config.record_problems
-        for samples, advantages in list(zip(step.groups, step.advantages, strict=True))[: None if count < 0 else count]:
-            self.run.log_rollout(
-                {
-                    "step": step.row["step"],
-                    "problem_id": samples[0].problem.id,
-                    "prompt": to_json(samples[0].problem.prompt),
-                    "samples": [
-                        _sample_row(s, a, self.config.record_tokens) for s, a in zip(samples, advantages, strict=True)
-                    ],
-                }
-            )
+        for group, credits in list(zip(step.groups, step.credits, strict=True))[: None if count < 0 else count]:
+            extra = {
+                s.leaf: {"reward": s.reward, "advantage": c.shown(s.transcript)}
+                for s, c in zip(group.samples, credits, strict=True)
+            }
+            row = to_row(group.problem, group.outcome, extra=extra, logprobs=self.config.record_tokens)
+            self.run.log_rollout({"step": step.row["step"], **row})
 
     def _show(self, progress: Progress, step: Step) -> None:
         row = step.row
@@ -262,23 +259,7 @@ class RLRun:
         )
 
     def close(self) -> None:
-        sync.run(self.trainer.engine.close())
-
-
-def _sample_row(sample: Sample, advantage: float, tokens: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "text": sample.completion.text,
-        "finish_reason": sample.completion.finish_reason.value,
-        "verdict": sample.verdict.kind.value,
-        "reason": sample.verdict.reason,
-        "reward": sample.verdict.reward,
-        "advantage": advantage,
-        "tokens": sample.completion.spend.response_tokens,
-    }
-    if tokens:
-        transcript = sample.completion.transcript
-        row.update(ids=list(transcript.ids), mask=list(transcript.loss_mask), logprobs=list(transcript.logprobs))
-    return row
+        sync.run(self.source.engine.close())
 
 
 def _config_path(out: str) -> Path:
@@ -291,16 +272,40 @@ FREE = ("resume", "out", "steps", "minutes", "checkpoint_every", "keep_checkpoin
 """Fields that may differ when a run is continued."""
 
 
-def _check_context(model: LoadedModel, strategies: Sequence[Strategy], held_out: Sequence[Problem]) -> None:
-    """Refuse responses that cannot fit the context before anything is made."""
-    prompt = max(len(model.prompt_ids(p.prompt)) for p in held_out)
-    for strategy in strategies:
-        response = sum(int(getattr(strategy, f, 0)) for f in ("thought_tokens", "answer_tokens", "max_tokens"))
-        if prompt + response > model.info.context:
+def source_of(config: RLConfig, environment: Environment, engine: Engine) -> EngineSource:
+    """The rollouts of a run. Raises `UserError` if the strategy cannot make them, or there are too few problems."""
+    if "n" in config.strategy_options:
+        raise UserError("strategy_options: n is the group size; give it as group_size")
+    options = {**config.rollout_options, "n": config.group_size}
+    strategy: Strategy = registry.build("search.strategies", config.strategy, options)
+    size = environment.size("train")
+    if size is not None and size < config.problems:
+        raise UserError(
+            f"{config.environment}: {size} training problems are fewer than the {config.problems} of a step"
+        )
+    return EngineSource(strategy, environment, engine, config.group_size, config.resample, config.seed)
+
+
+def _first_requests(
+    strategy: Strategy, engine: Engine, held_out: Sequence[Problem], feedback: Feedback
+) -> list[Request]:
+    """What a search would ask first, of the longest problem; nothing is asked of the engine.
+
+    Raises `UserError` if its responses do not fit the context.
+    """
+    longest = max(held_out, key=lambda p: engine.count_tokens(p.prompt))
+    search = strategy.start(
+        longest, SearchContext(engine.info, engine.capabilities, 0, bool(feedback.checker), bool(feedback.scorer))
+    )
+    requests = [ask.work.request for ask in search.ask() if isinstance(ask.work, Generate)]
+    for request in requests:
+        prompt, response = engine.count_tokens(request.prompt), request.params.max_tokens
+        if prompt + response > engine.info.context:
             raise UserError(
                 f"strategy_options: prompts of {prompt} tokens and responses of {response} do not fit the context of "
-                f"{model.info.context} tokens of {model.info.name}"
+                f"{engine.info.context} tokens of {engine.info.name}"
             )
+    return requests
 
 
 def show(result: Evaluation) -> str:

@@ -1,1 +1,1 @@
-"""Advantage estimators, one file each: `__call__(rollouts) -> advantages_BT`."""
+"""Advantage estimators, one file each: from groups of judged samples (trees) to the credit of each id."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ponder.training.rollouts import Rollouts
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from ponder.training.credit import Credit
+from ponder.training.rollouts import Group, has_signal
 
 
 @dataclass(frozen=True)
@@ -18,18 +17,19 @@ class MeanOnly:
     GRPO's division by the group's standard deviation weighs easy and hard problems up; leaving it out does not.
     """
 
-    def __call__(self, rollouts: Rollouts) -> Tensor:
-        """Advantages, shape B T: the same for each trained token of a sample, 0 elsewhere.
+    def __call__(self, groups: Sequence[Group]) -> list[list[Credit]]:
+        """The same for each sampled id of a sample.
 
-        A sample without a reward (judge error) counts neither in the mean nor in the loss.
+        A sample without a reward (judge error) counts neither in the mean nor in the loss. Nothing is trained of a
+        group whose rewards are all equal: rewards are compared, since by rounding their mean may be none of them. Of a
+        group whose rewards differ all judged samples are trained on, also one whose reward is the mean (there is none
+        where rewards are 0 or 1).
         """
-        import torch
+        return [self._group(group) for group in groups]
 
-        judged_B = ~rollouts.rewards_B.isnan()
-        rewards_B = rollouts.rewards_B.nan_to_num(0.0)
-        groups = int(rollouts.group_B.max()) + 1
-        total_P = torch.zeros(groups).index_add(0, rollouts.group_B, rewards_B)
-        count_P = torch.zeros(groups).index_add(0, rollouts.group_B, judged_B.float())
-        mean_B = (total_P / count_P.clamp(min=1.0))[rollouts.group_B]
-        advantage_B = (rewards_B - mean_B) * judged_B
-        return advantage_B.unsqueeze(1) * rollouts.mask_BT
+    def _group(self, group: Group) -> list[Credit]:
+        if not has_signal(group):
+            return [Credit.none(s) for s in group.samples]
+        rewards = [s.reward for s in group.samples if s.reward is not None]
+        mean = math.fsum(rewards) / len(rewards)
+        return [Credit.none(s) if s.reward is None else Credit.of_sample(s, s.reward - mean) for s in group.samples]

@@ -2,37 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Divisor = Literal["tokens", "sequences"] | float
+
 
 @dataclass(frozen=True, slots=True)
 class LossInput:
-    """The trained tokens of a micro-batch, flat."""
+    """The trained tokens of a micro-batch, flat. A sample's tokens are neighbours and all in one micro-batch."""
 
     logprobs_N: Tensor
     """Of the trainer, with gradient."""
     sampler_logprobs_N: Tensor
-    """Of the policy that sampled them."""
+    """Of the policy that sampled them, as the sampler computed them."""
     advantages_N: Tensor
     row_N: Tensor
     """Number of the sample, for losses that treat a sequence as one."""
+    old_logprobs_N: Tensor | None = None
+    """Of the policy before this step's first update, as the trainer computes them. Where a loss `needs_old`."""
+    reference_logprobs_N: Tensor | None = None
+    """Of the model that the run began with. Where a loss `needs_reference`."""
+    weights_N: Tensor | None = None
+    """Truncated importance weights, min(old / sampler, cap), for a loss that `takes_weights` (config: importance_cap).
+    They correct for a sampler whose numbers differ from the trainer's (Yao et al. 2025, "Your Efficient RL Framework
+    Secretly Brings You Off-Policy RL Training")."""
+    staleness_N: Tensor | None = None
+    """The trainer's version less that of the weights that sampled the token: 0 where they are the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A sum over tokens: the trainer divides it by the token count of the whole batch, so that neither micro-batches
+    """A sum over the tokens of a micro-batch, which the trainer divides.
 
-    nor their order change the gradient.
+    The divisor is counted over the whole batch of the optimiser step, so that neither micro-batches nor their order
+    change the gradient.
     """
 
     sum: Tensor
-    clipped: int
-    """Tokens whose gradient the clip removed."""
+    per: Divisor = "tokens"
+    """By the number of trained tokens, by that of samples with a trained token, or by a constant."""
+    metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
+    """Sums over tokens by name, for the log, which shows them per token."""
 
 
 class PolicyLoss(Protocol):
+    """A frozen dataclass whose fields are its options; what it needs computed it declares."""
+
+    needs_old: ClassVar[bool]
+    needs_reference: ClassVar[bool]
+    takes_weights: ClassVar[bool]
+
     def __call__(self, tokens: LossInput) -> LossOutput: ...
+
+
+class BaseLoss:
+    """A loss that needs nothing more than the log-probabilities of sampler and trainer."""
+
+    needs_old: ClassVar[bool] = False
+    needs_reference: ClassVar[bool] = False
+    takes_weights: ClassVar[bool] = False

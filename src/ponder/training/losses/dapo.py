@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ponder.training.losses.base import LossInput, LossOutput
+from ponder.training.losses.base import BaseLoss, LossInput, LossOutput
 
 
 @dataclass(frozen=True)
-class Dapo:
+class Dapo(BaseLoss):
     """Token-level, globally normalised clipped loss with clip-higher (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 8).
 
     The ratio is against the policy that sampled; the lower and the upper clip are apart, so that unlikely tokens can
@@ -26,5 +26,5 @@ class Dapo:
         ratio_N = torch.exp(tokens.logprobs_N - tokens.sampler_logprobs_N)
         plain_N = ratio_N * tokens.advantages_N
         clipped_N = ratio_N.clamp(1 - self.clip_low, 1 + self.clip_high) * tokens.advantages_N
-        removed = int((clipped_N < plain_N).sum())
-        return LossOutput(-torch.minimum(plain_N, clipped_N).sum(), removed)
+        removed = (clipped_N < plain_N).sum()
+        return LossOutput(-torch.minimum(plain_N, clipped_N).sum(), "tokens", {"clipped": removed})

@@ -1,0 +1,131 @@
+"""Where rollouts come from: what the trainer asks of it, and the source that samples in this process.
+
+The trainer holds no engine. It collects groups, learns, and publishes its weights; who samples, where and on what
+machine is the source's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ponder.environments.judging import judge
+from ponder.errors import PonderError, Unsupported
+from ponder.search.runner import solve
+from ponder.search.seeds import derive
+from ponder.search.trace import samples
+from ponder.training.rollouts import Group, has_signal, judged_group
+from ponder.types import Outcome, Problem, Response, Verdict
+
+if TYPE_CHECKING:
+    from ponder.protocols import Delivery, Engine, Environment, Strategy, WeightsUpdate
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a source gives for a step."""
+
+    groups: tuple[Group, ...]
+    """To train on."""
+    replaced: tuple[Group, ...] = ()
+    """Drawn too, but without a signal and replaced; what they spent counts."""
+    drawn: int = 0
+    """Training problems drawn by now, since the beginning of the run."""
+    rounds: int = 1
+    """How often the source drew problems."""
+
+    @property
+    def all(self) -> tuple[Group, ...]:
+        return self.groups + self.replaced
+
+
+class RolloutSource(Protocol):
+    """Gives judged groups of training problems, and takes the weights that the next ones are sampled with."""
+
+    async def groups(self, count: int, drawn: int) -> Collected:
+        """Groups of `count` problems, the first of them training problem number `drawn` of the run.
+
+        Asked again with the same number, by a resumed run or after a failure, it draws the same problems.
+        """
+        ...
+
+    async def publish(self, update: WeightsUpdate) -> Delivery:
+        """Hand new weights to whoever samples; the proof that they arrived."""
+        ...
+
+
+Reward = Callable[[Problem, Response, Verdict], float]
+"""What a judged response is trained with; any number. Not asked where the judge failed."""
+
+
+@dataclass
+class EngineSource:
+    """Problems of an environment's training split, solved by a strategy over an engine in this process."""
+
+    strategy: Strategy
+    environment: Environment
+    engine: Engine
+    group_size: int
+    """Samples of a problem: what the strategy must draw."""
+    resample: int = 0
+    """Most extra rounds that replace groups without signal by new problems."""
+    seed: int = 0
+    reward: Reward | None = None
+    """In place of the verdict's reward."""
+
+    async def groups(self, count: int, drawn: int) -> Collected:
+        """See `RolloutSource`. Raises `PonderError` for a search that drew too few samples."""
+        kept: list[Group] = []
+        idle: list[Group] = []
+        rounds = 0
+        while rounds == 0 or (rounds <= self.resample and len(kept) < count):
+            rounds += 1
+            more = count if rounds == 1 else count - len(kept)
+            for group in await self._sample(more, drawn):
+                (kept if has_signal(group) or self.resample == 0 else idle).append(group)
+            drawn += more
+        missing = count - len(kept)
+        return Collected((*kept, *idle[:missing]), tuple(idle[missing:]), drawn, rounds)
+
+    async def publish(self, update: WeightsUpdate) -> Delivery:
+        """See `RolloutSource`."""
+        return await self.engine.load_weights(update)
+
+    def problem(self, number: int) -> Problem:
+        """Training problems in order; a finite set is shuffled anew for each epoch."""
+        size = self.environment.size("train")
+        if size is None:
+            return self.environment.problem("train", number + self.seed * 10_000_000)
+        epoch, place = divmod(number, size)
+        order = list(range(size))
+        random.Random(derive(self.seed, "epoch", epoch)).shuffle(order)
+        return self.environment.problem("train", order[place])
+
+    async def _sample(self, count: int, first: int) -> list[Group]:
+        problems = [self.problem(first + i) for i in range(count)]
+        # A seed for each draw: the same problem drawn twice must not give the same samples.
+        seeds = [derive(self.seed, "rollouts", first + i) for i in range(count)]
+        searches = (solve(self.strategy, p, self.engine, seed=s) for p, s in zip(problems, seeds, strict=True))
+        outcomes = await asyncio.gather(*searches)
+        return [await self._judged(p, o) for p, o in zip(problems, outcomes, strict=True)]
+
+    async def _judged(self, problem: Problem, outcome: Outcome) -> Group:
+        leaves = samples(outcome.trace)
+        if len(leaves) != self.group_size:
+            why = outcome.reason or f"the strategy drew {len(leaves)} samples, not {self.group_size}"
+            raise PonderError(f"{problem.id}: no group to train on: {why}")
+        responses = [n.response for n in leaves]
+        if not (await self.environment.turn(problem, responses[:1])).done:
+            raise Unsupported(f"{self.environment.name} has several turns; RL trains on single-turn environments")
+        verdicts = {n.id: v for n, v in zip(leaves, await self._judge(problem, responses), strict=True)}
+        rewards = None
+        if self.reward is not None:
+            by_id = {n.id: n.response for n in leaves}
+            rewards = {i: None if v.reward is None else self.reward(problem, by_id[i], v) for i, v in verdicts.items()}
+        return judged_group(problem, outcome, verdicts, rewards)
+
+    async def _judge(self, problem: Problem, responses: list[Response]) -> list[Verdict]:
+        return await asyncio.gather(*(judge(self.environment, problem, r) for r in responses))
