@@ -114,7 +114,7 @@ def test_a_refused_key_is_named_by_its_variable_and_never_shown(caplog):
             sample(offline(server), ask())
         with pytest.raises(UserError, match="check the key in OPENAI_API_KEY"):
             OpenAI(server.url).open("mock")
-        assert "sk-secret" not in str(refused.value) + caplog.text + repr(offline(server).options)
+        assert "sk-secret" not in str(refused.value) + caplog.text + repr(offline(server).endpoint.options)
 
 
 def test_a_stream_that_breaks_goes_on_where_it_was_for_those_who_watch():

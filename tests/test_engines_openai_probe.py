@@ -11,7 +11,8 @@ from openai_play import ask, fresh
 from openai_server import Behaviour, Fault, Server
 
 from ponder import registry
-from ponder.engines.openai import CAPABILITIES, OpenAI
+from ponder.engines.openai import OpenAI
+from ponder.engines.openai.options import CAPABILITIES
 from ponder.engines.openai.probe import SHARE, forget
 from ponder.errors import UserError
 from ponder.types import FinishReason, Spend

@@ -5,127 +5,26 @@ Importing this is quick; the `openai` client is imported when an endpoint is ope
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from ponder.errors import UserError, nearest
+from ponder.engines.openai.options import EndpointOptions
 from ponder.types import Spend
 
 if TYPE_CHECKING:
     from ponder.engines.openai.engine import OpenAIEngine
 
-HOSTED = "https://api.openai.com/v1"
-CAPABILITIES = ("n", "logprobs", "seed", "prefix", "thinking")
-"""What is probed, and may be declared instead."""
-
 __all__ = ["OpenAI"]
 
 
 @dataclass(frozen=True)
-class OpenAI:
+class OpenAI(EndpointOptions):
     """An OpenAI-compatible endpoint: chat completions, always streamed, so that a cancelled call closes its connection.
 
     Token counts are the endpoint's own `usage`. Before a call is sent, and where a stream was cut or no usage came, a
     stated upper bound takes its place: UTF-8 bytes, or the tokens of `tokenizer`.
     """
-
-    base_url: str = ""
-    """Such as http://localhost:8000/v1; empty: OPENAI_BASE_URL, or OpenAI's own."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; the key itself is never written anywhere."""
-    organization: str = ""
-    """Empty: OPENAI_ORG_ID, if set."""
-    project: str = ""
-    """Empty: OPENAI_PROJECT_ID, if set."""
-    timeout: float = 120.0
-    """Seconds without a byte from the endpoint after which a call has failed."""
-    concurrency: int = 64
-    """Most calls in flight; fewer while the endpoint says that it is too busy."""
-    retries: int = 4
-    """Most times that a call is sent again, as far as what was reserved for it allows."""
-    backoff: float = 0.5
-    """Seconds before the first retry where the endpoint names none; doubled each time."""
-    max_wait: float = 60.0
-    """Longest Retry-After in seconds that is waited for; beyond it the call fails."""
-    context: int = 0
-    """Most tokens of prompt and response; 0: what the endpoint's model list says, else it decides itself."""
-    tokenizer: str = ""
-    """A tokenizer.json, or a folder that holds one: closer bounds before a call."""
-    template_tokens: int = 0
-    """Most tokens that the chat template adds to one message; 0: measured by the probe, 128 without it."""
-    message_tokens: int = 16
-    """Most tokens that the chat template adds to each further message."""
-    in_flight_tokens: int = 8
-    """Tokens per sample that may have been sampled but not arrived when a stream is cut: booked on top."""
-    in_flight_seconds: float = 0.2
-    """The same in seconds, at the fastest pace that the endpoint has shown."""
-    thought_open: str = "<think>"
-    """How thoughts are marked in the response's text; empty: the model does not think aloud."""
-    thought_close: str = "</think>"
-    thought_opened: bool = False
-    """The chat template opens the thought, and the endpoint leaves it in the text."""
-    reasoning_effort: str = ""
-    """Sent with each call if not empty: low, medium, high or what the endpoint knows."""
-    thinking_parameter: str = ""
-    """Field of the body that bounds a thought in tokens, dots for nesting; empty: the probe looks for one."""
-    limit_field: Literal["", "max_tokens", "max_completion_tokens"] = ""
-    """Field of the body that bounds a response; empty: the probe finds it, max_tokens without it."""
-    usage: Literal["", "running", "final", "none"] = ""
-    """How it counts tokens: with each piece, at the end, not at all (then they are booked at a bound); empty: the probe
-    finds it, final without it."""
-    body: dict[str, Any] = field(default_factory=dict)
-    """Further fields of each request's body."""
-    probe: bool = True
-    """Find out what it can do by a few short calls when it is first opened, a quarter of a budget at most."""
-    capabilities: tuple[str, ...] = ()
-    """Without the probe: what the endpoint can do, of n, logprobs, seed, prefix, thinking."""
-
-    def __post_init__(self) -> None:
-        for name, fine, mend in (
-            ("timeout", 0 < self.timeout < math.inf, "more than 0 seconds"),
-            ("concurrency", self.concurrency >= 1, "at least 1"),
-            ("retries", self.retries >= 0, "0 or more"),
-            ("backoff", 0 <= self.backoff < math.inf, "0 seconds or more"),
-            ("max_wait", 0 <= self.max_wait < math.inf, "0 seconds or more"),
-            ("context", self.context >= 0, "0 (not known) or more tokens"),
-            ("template_tokens", self.template_tokens >= 0, "0 (not known) or more"),
-            ("message_tokens", self.message_tokens >= 0, "0 or more"),
-            ("in_flight_tokens", self.in_flight_tokens >= 0, "0 or more"),
-            ("in_flight_seconds", 0 <= self.in_flight_seconds < math.inf, "0 or more"),
-        ):
-            if not fine:
-                raise UserError(f"{name} = {getattr(self, name)!r}: give {mend}")
-        if bool(self.thought_open) != bool(self.thought_close):
-            raise UserError("thought_open and thought_close: give both, or neither")
-        for name in self.capabilities:
-            if name not in CAPABILITIES:
-                raise UserError(f"capabilities: unknown {name!r}{nearest(name, CAPABILITIES)}")
-        if self.probe and self.capabilities:
-            raise UserError("capabilities are for probe = false: with the probe they are found out")
-        if "thinking" in self.capabilities and not self.thinking_parameter:
-            raise UserError("the capability thinking needs thinking_parameter, the field that bounds a thought")
-        url = urlsplit(self.url)
-        if url.scheme not in ("http", "https") or not url.netloc:
-            raise UserError(f"base_url = {self.url!r}: give an address such as http://localhost:8000/v1")
-
-    @property
-    def url(self) -> str:
-        """The address that is called."""
-        return (self.base_url or os.environ.get("OPENAI_BASE_URL") or HOSTED).rstrip("/")
-
-    @property
-    def key(self) -> str:
-        """The key from the environment. Raises `UserError` where one is needed and there is none."""
-        key = os.environ.get(self.api_key_env, "").strip()
-        if key:
-            return key
-        if self.url == HOSTED or self.api_key_env != "OPENAI_API_KEY":
-            raise UserError(f"{self.url} needs a key: set the environment variable {self.api_key_env}")
-        return "none"
 
     def open(self, model: str) -> OpenAIEngine:
         """An engine for a model of the endpoint; probes it first, once in a process, unless `probe` is false.
@@ -165,5 +64,5 @@ class OpenAI:
         engine = OpenAIEngine(self, model, declared(self))
         if self.probe:
             before = recalled(self.url, known)
-            engine.take(*((before, Spend()) if before else await findings(engine, tokens, seconds)))
+            engine.take(*((before, Spend()) if before else await findings(engine.endpoint, tokens, seconds)))
         return engine

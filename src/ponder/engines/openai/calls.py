@@ -8,10 +8,11 @@ import math
 import random
 import time
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ponder.engines._deltas import total
 from ponder.engines.openai import faults
+from ponder.engines.openai.endpoint import Endpoint
 from ponder.engines.openai.faults import EndpointFailed, Fault
 from ponder.engines.openai.lag import Lag
 from ponder.engines.openai.tokens import apportion
@@ -19,9 +20,6 @@ from ponder.engines.openai.wire import Received, Sample, body
 from ponder.errors import EngineClosed, UserError
 from ponder.protocols import Receipt
 from ponder.types import Completion, Delta, FinishReason, Request, Spend, offered_tools
-
-if TYPE_CHECKING:
-    from ponder.engines.openai.engine import OpenAIEngine
 
 LEAST = 0.5
 """Of the length that was asked for: a retry that could be shorter than that would often be cut off."""
@@ -37,12 +35,12 @@ class Call:
     still be, and the meter reserves anew.
     """
 
-    def __init__(self, engine: OpenAIEngine, request: Request, receipt: Receipt) -> None:
-        self.engine = engine
+    def __init__(self, endpoint: Endpoint, request: Request, receipt: Receipt) -> None:
+        self.endpoint = endpoint
         self.request = request
         self.receipt = receipt
-        self.counter = engine.counter
-        prompt = engine.count_tokens(request.prompt)
+        self.counter = endpoint.counter
+        prompt = endpoint.count_tokens(request.prompt)
         assert not isinstance(request.prefix, tuple)
         self.begun = self.counter.response(request.prefix)
         self.prompt_bound = prompt + self.begun
@@ -62,13 +60,13 @@ class Call:
 
     async def run(self) -> AsyncGenerator[Delta, None]:
         """Deltas of the samples. Raises `UserError` if the endpoint refuses, `EndpointFailed` if retries end."""
-        options, attempt = self.engine.options, 0
+        options, attempt = self.endpoint.options, 0
         noise = random.Random(self.request.params.seed)
         while True:
             limit = self.longest if attempt == 0 else self._still()
             received = Received(
                 self.request.n,
-                self.engine.thought,
+                self.endpoint.thought,
                 self.request.prefix,  # type: ignore[arg-type]
                 may_call=bool(offered_tools(self.request.prompt)),
             )
@@ -82,10 +80,10 @@ class Call:
                 self._settle_cut(received, limit)
                 raise
             except Exception as error:
-                if self.engine.closed:
+                if self.endpoint.closed:
                     self._settle_cut(received, limit)
-                    raise EngineClosed(*self.engine.failing(error).args) from None
-                fault = faults.read(error, options.api_key_env, self.engine.key)
+                    raise EngineClosed(*self.endpoint.failing(error).args) from None
+                fault = faults.read(error, options.api_key_env, self.endpoint.key)
                 # An error in this program, such as a wrong type in a chunk that nobody thought of, comes through as it
                 # is.
                 if not fault.retry and not fault.refusal and not fault.sentence.startswith("status"):
@@ -106,13 +104,13 @@ class Call:
         self, fault: Fault, attempt: int, received: Received, limit: int, entered: float | None
     ) -> Exception | None:
         """Book a failed attempt, and settle the call if it was the last; what to raise, None if there is another."""
-        options = self.engine.options
+        options = self.endpoint.options
         completions = self._cut(received, limit, fault.sentence)
         self.wasted = sum((c.spend for c in completions), self.wasted if not completions else Spend())
         self.entered = None
         if fault.busy and entered is not None:
             wait = fault.wait if fault.wait is not None else options.backoff
-            self.engine.lane().gate.slow_down(entered, min(wait, options.max_wait))
+            self.endpoint.lane().gate.slow_down(entered, min(wait, options.max_wait))
         if fault.refusal:
             self.receipt.settle(self.wasted)
             return faults.refuse(options.url, fault)
@@ -144,14 +142,14 @@ class Call:
     async def _attempt(self, received: Received, limit: int) -> AsyncGenerator[Delta, None]:
         from openai import AsyncStream
 
-        engine, options = self.engine, self.engine.options
-        lane = engine.lane()
-        fields = body(self.request, engine.model, engine.findings, limit, options.body, options.reasoning_effort)
+        endpoint, options = self.endpoint, self.endpoint.options
+        lane = endpoint.lane()
+        fields = body(self.request, endpoint.model, endpoint.findings, limit, options.body, options.reasoning_effort)
         entered = await lane.gate.enter()
         well = False
         try:
-            if engine.closed:
-                raise EngineClosed(*engine.failing(RuntimeError()).args)
+            if endpoint.closed:
+                raise EngineClosed(*endpoint.failing(RuntimeError()).args)
             self.entered, self.sent, self.lag = entered, time.perf_counter(), Lag()
             # Chunks as they are: the client's typed ones leave out what is not OpenAI's.
             stream: Any = await lane.client.post(
@@ -169,7 +167,7 @@ class Call:
                 await stream.close()
             received.check()
             well = True
-            engine.fastest = max(engine.fastest, self._pace(received))
+            endpoint.fastest = max(endpoint.fastest, self._pace(received))
         finally:
             lane.gate.leave(well=well)
 
@@ -192,10 +190,10 @@ class Call:
 
     def _completions(self, received: Received, limit: int) -> list[Completion]:
         """The samples of a stream that came to its end; each could have `limit` tokens."""
-        engine, request, counter = self.engine, self.request, self.counter
+        endpoint, request, counter = self.endpoint, self.request, self.counter
         samples, total = received.samples, received.completion_tokens
         if total is None or received.prompt_tokens is None:
-            engine.say_once(
+            endpoint.say_once(
                 "it returns no usage, so tokens are "
                 + ("counted with the tokenizer" if counter.exact else "booked at an upper bound, their bytes")
             )
@@ -208,14 +206,14 @@ class Call:
             tokens = apportion(total, least)
             bounds = [max(1, total - sum(least) + t) for t in least]
         if received.reasoning_tokens and not any(s.apart or self._marked(s) for s in samples):
-            engine.hide()
+            endpoint.hide()
         prompt, cached = received.prompt_tokens, received.cached_tokens
         if prompt is None:
             prompt = self.prompt_bound
         elif not request.prefix:
             short = counter.learn_prompt(request.prompt, prompt)  # type: ignore[arg-type]
             if short:
-                engine.say_once(
+                endpoint.say_once(
                     f"it counted {short} prompt tokens more than were reserved: give template_tokens or tokenizer"
                 )
         completions = []
@@ -236,7 +234,7 @@ class Call:
         prompt = received.prompt_tokens if received.prompt_tokens is not None else self.prompt_bound
         total = received.completion_tokens if received.usage is not None else None
         for i, sample in enumerate(received.samples):
-            if self.engine.findings.hidden:
+            if self.endpoint.findings.hidden:
                 count = limit
             elif sample.finish and sample.running is not None:
                 count = sample.running
@@ -261,7 +259,8 @@ class Call:
 
         Behind a reader who held the stream up there may be all of it.
         """
-        options, pace, behind = self.engine.options, max(self.engine.fastest, self._pace(received)), self.lag.seconds
+        options, behind = self.endpoint.options, self.lag.seconds
+        pace = max(self.endpoint.fastest, self._pace(received))
         if behind > max(MOMENT, options.in_flight_seconds):
             return limit
         return options.in_flight_tokens + math.ceil(pace * (options.in_flight_seconds + behind))
@@ -277,7 +276,7 @@ class Call:
             tokens = max(sample.pieces, self.counter.text(sample.text))
         else:
             tokens = len(sample.logprobs)
-            form = self.engine.thought
+            form = self.endpoint.thought
             if sample.apart and form is not None:
                 # The markers between which the endpoint found the thought have none.
                 tokens += self.counter.text(form.open) + self.counter.text(form.close)
@@ -285,7 +284,7 @@ class Call:
         return tokens + calls + bool(sample.finish)
 
     def _marked(self, sample: Sample) -> bool:
-        form = self.engine.thought
+        form = self.endpoint.thought
         return form is not None and (form.open in sample.raw or form.close in sample.raw)
 
     def _completion(self, sample: Sample, finish: FinishReason, spend: Spend, error: str | None) -> Completion:

@@ -14,18 +14,16 @@ import dataclasses
 import itertools
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ponder.engines.openai.endpoint import Endpoint
 from ponder.engines.openai.faults import EndpointFailed
 from ponder.engines.openai.findings import Findings
+from ponder.engines.openai.options import EndpointOptions
 from ponder.engines.openai.probe_calls import NoRoom, ProbeCalls
 from ponder.engines.openai.wire import Received, Sample
 from ponder.errors import UserError
 from ponder.types import Message, Request, SamplingParams, Spend, Thinking
-
-if TYPE_CHECKING:
-    from ponder.engines.openai import OpenAI
-    from ponder.engines.openai.engine import OpenAIEngine
 
 THINKING = ("thinking_token_budget", "thinking_budget", "chat_template_kwargs.thinking_budget", "reasoning.max_tokens")
 """Fields that bound a thought: vLLM; DashScope and others; templates that know one; OpenRouter."""
@@ -47,7 +45,7 @@ _known: dict[str, concurrent.futures.Future[Findings]] = {}
 _lock = threading.Lock()
 
 
-def declared(options: OpenAI) -> Findings:
+def declared(options: EndpointOptions) -> Findings:
     """What the options say of the endpoint."""
     can = options.capabilities
     return Findings(
@@ -60,13 +58,13 @@ def declared(options: OpenAI) -> Findings:
     )
 
 
-def _stated(options: OpenAI) -> dict[str, Any]:
+def _stated(options: EndpointOptions) -> dict[str, Any]:
     """Fields of the findings that the options give, with the probe and without."""
     return {name: value for name in ("limit_field", "usage") if (value := getattr(options, name))}
 
 
 async def findings(
-    engine: OpenAIEngine, tokens: int | None = None, seconds: float | None = None
+    endpoint: Endpoint, tokens: int | None = None, seconds: float | None = None
 ) -> tuple[Findings, Spend]:
     """What the endpoint can do, and what it has cost to find out: nothing for all who ask after the first.
 
@@ -79,7 +77,7 @@ async def findings(
 
     Warns of each capability that it lacks. Raises `UserError`, `EndpointFailed`.
     """
-    key = f"{engine.options.url}\x1f{engine.model}\x1f{engine.options!r}"
+    key = f"{endpoint.options.url}\x1f{endpoint.model}\x1f{endpoint.options!r}"
     with _lock:
         future = _known.get(key)
         first = future is None
@@ -88,7 +86,7 @@ async def findings(
     if not first:
         found, spend = await asyncio.shield(asyncio.wrap_future(future)), Spend()
     else:
-        probe, began = _Probe(engine, tokens, seconds), time.perf_counter()
+        probe, began = _Probe(endpoint, tokens, seconds), time.perf_counter()
         try:
             found = await probe.run()
         except BaseException as error:
@@ -106,14 +104,14 @@ async def findings(
         future.set_result(found)
         spend = probe.calls.spend + Spend(seconds=time.perf_counter() - began)
     if found.unasked:
-        engine.say_once(
+        endpoint.say_once(
             f"the budget is too small to find out whether it can do {', '.join(found.unasked)} ({found.why}), so that "
             "is taken as absent: give a larger budget, or say what it can do with the engine's options probe=false and "
             "capabilities"
         )
     for name, sentence in _LOST.items():
         if not getattr(found, name) and name not in found.unasked:
-            engine.say_once(f"it {sentence}")
+            endpoint.say_once(f"it {sentence}")
     return found, spend
 
 
@@ -124,11 +122,11 @@ def forget() -> None:
 
 
 class _Probe:
-    def __init__(self, engine: OpenAIEngine, tokens: int | None, seconds: float | None) -> None:
-        self.engine = engine
-        self.calls = ProbeCalls(engine, None if tokens is None else tokens // SHARE)
+    def __init__(self, endpoint: Endpoint, tokens: int | None, seconds: float | None) -> None:
+        self.endpoint = endpoint
+        self.calls = ProbeCalls(endpoint, None if tokens is None else tokens // SHARE)
         self.seconds = None if seconds is None else seconds / SHARE
-        self.found = declared(engine.options)
+        self.found = declared(endpoint.options)
         """What is certain so far."""
         self.unasked = list(_LOST)
         """Capabilities that nothing is known of yet."""
@@ -161,7 +159,7 @@ class _Probe:
             hidden=bool(first.reasoning_tokens) and not any(self._thinks(s) for s in first.samples),
         )
         # The bounds of what follows are closer with it.
-        self.engine.counter.template_tokens = self.engine.options.template_tokens or self.found.template_tokens
+        self.endpoint.counter.template_tokens = self.endpoint.options.template_tokens or self.found.template_tokens
         self._know(*(name for name in tried if name != "seed" or not found.seed))
         self.found = dataclasses.replace(self.found, context=await self._context())
         steps = {"seed": self._seed, "prefix": self._prefix, "thinking": self._thinking}
@@ -186,7 +184,7 @@ class _Probe:
 
     async def _simplest(self) -> tuple[Findings, Received, set[str]]:
         """Fields that it takes, all together or one by one, what it answered, and which of them were tried."""
-        stated = _stated(self.engine.options)
+        stated = _stated(self.endpoint.options)
         everything = Findings(n=True, logprobs=True, seed=True, cuts=True, **{"usage": "running", **stated})
         first = await self._digits(everything)
         if isinstance(first, Received):
@@ -202,7 +200,7 @@ class _Probe:
                 break
             refusal = first
         if isinstance(first, str):
-            raise UserError(f"{self.engine.options.url} refuses the simplest request: {refusal}")
+            raise UserError(f"{self.endpoint.options.url} refuses the simplest request: {refusal}")
         tried: set[str] = set()
         for name in ("n", "logprobs", "seed", "cuts", "usage"):
             if name == "usage" and found.usage in ("none", everything.usage):
@@ -241,8 +239,8 @@ class _Probe:
         return isinstance(answer, str) and "both" in answer and "continue_final_message" in answer
 
     async def _markers(self) -> tuple[tuple[str, int], ...]:
-        form = self.engine.thought
-        if form is None or self.engine.counter.exact:
+        form = self.endpoint.thought
+        if form is None or self.endpoint.counter.exact:
             return ()
         counts = {}
         for text in ("", form.open, form.close):
@@ -256,8 +254,8 @@ class _Probe:
         return tuple((text, n - base) for text, n in counts.items() if n > base)
 
     async def _thinking(self, first: Received) -> Findings:
-        given = self.engine.options.thinking_parameter
-        form = self.engine.thought
+        given = self.endpoint.options.thinking_parameter
+        form = self.endpoint.thought
         # Only a thought that is still open shows whether a bound ends it.
         thinks = form is not None and any(self._thinks(s) and form.close not in s.text for s in first.samples)
         for name in (given,) if given else THINKING if thinks else ():
@@ -267,20 +265,20 @@ class _Probe:
             if isinstance(answer, Received) and form is not None:
                 sample = answer.samples[0]
                 thought, closed, _ = sample.text.partition(form.close)
-                tokens = answer.reasoning_tokens or self.engine.counter.text(thought.removeprefix(form.open))
+                tokens = answer.reasoning_tokens or self.endpoint.counter.text(thought.removeprefix(form.open))
                 if closed and (tokens < _SHORT or bool(given)):
                     return candidate
         return self.found
 
     def _thinks(self, sample: Sample) -> bool:
-        form = self.engine.thought
+        form = self.endpoint.thought
         return sample.apart or (form is not None and form.open in sample.raw)
 
     async def _context(self) -> int:
         """Most tokens of prompt and response by the endpoint's list of models; 0 if it does not say."""
         try:
-            listing: Any = await self.engine.lane().client.get("/models", cast_to=object)
-            entry = next(e for e in listing["data"] if e.get("id") == self.engine.model)
+            listing: Any = await self.endpoint.lane().client.get("/models", cast_to=object)
+            entry = next(e for e in listing["data"] if e.get("id") == self.endpoint.model)
         except Exception:
             # Not every endpoint has a list, and none of what follows depends on it.
             return 0
@@ -292,7 +290,7 @@ class _Probe:
     def _template(self, first: Received) -> int:
         if first.prompt_tokens is None:
             return Findings().template_tokens
-        counter = self.engine.counter
+        counter = self.endpoint.counter
         return max(0, first.prompt_tokens - (counter.text(_DIGITS) - 1 if counter.exact else 1))
 
 

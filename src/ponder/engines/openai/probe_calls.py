@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ponder.engines.openai import faults
+from ponder.engines.openai.endpoint import Endpoint
 from ponder.engines.openai.faults import EndpointFailed
 from ponder.engines.openai.findings import Findings
 from ponder.engines.openai.wire import Malformed, Received, body
 from ponder.types import Request, Spend
-
-if TYPE_CHECKING:
-    from ponder.engines.openai.engine import OpenAIEngine
 
 
 class NoRoom(Exception):
@@ -22,15 +20,15 @@ class NoRoom(Exception):
 class ProbeCalls:
     """Asks the endpoint, and books what each call has cost: one that broke off at its worst case."""
 
-    def __init__(self, engine: OpenAIEngine, tokens: int | None = None) -> None:
+    def __init__(self, endpoint: Endpoint, tokens: int | None = None) -> None:
         """`tokens` is the most that all calls together may cost, prompt and response; None is no limit."""
-        self.engine = engine
+        self.endpoint = endpoint
         self.tokens = tokens
         self.spend = Spend()
 
     def worst(self, request: Request) -> Spend:
         """What a call costs at most; an endpoint may count the prompt for each sample."""
-        prompt = self.engine.count_tokens(request.prompt) + self.engine.counter.text(str(request.prefix))
+        prompt = self.endpoint.count_tokens(request.prompt) + self.endpoint.counter.text(str(request.prefix))
         return Spend(prompt_tokens=request.n * prompt, sampled_tokens=request.n * request.params.max_tokens)
 
     async def ask(self, found: Findings, request: Request, more: dict[str, Any] | None = None) -> Received | str:
@@ -40,12 +38,12 @@ class ProbeCalls:
         """
         from openai import AsyncStream
 
-        engine, options = self.engine, self.engine.options
-        lane = engine.lane()
+        endpoint, options = self.endpoint, self.endpoint.options
+        lane = endpoint.lane()
         assert isinstance(request.prefix, str)
         fields = body(
             request,
-            engine.model,
+            endpoint.model,
             found,
             request.params.max_tokens,
             {**options.body, **(more or {})},
@@ -58,7 +56,7 @@ class ProbeCalls:
                     f"a call may take {worst.tokens} tokens, and {self.tokens - self.spend.tokens} of the "
                     f"{self.tokens} that the budget leaves the probe are left"
                 )
-            received = Received(request.n, engine.thought, request.prefix)
+            received = Received(request.n, endpoint.thought, request.prefix)
             entered = await lane.gate.enter()
             try:
                 stream: Any = await lane.client.post(
@@ -77,7 +75,7 @@ class ProbeCalls:
                 self.spend += worst
                 raise
             except Exception as error:
-                fault = faults.read(error, options.api_key_env, engine.key)
+                fault = faults.read(error, options.api_key_env, endpoint.key)
                 if fault.worked:
                     self.spend += worst
                 if fault.refusal and getattr(error, "status_code", 400) in (401, 403, 404):
@@ -96,7 +94,7 @@ class ProbeCalls:
 
     def _cost(self, request: Request, received: Received) -> Spend:
         """What the endpoint counted of a call that ended, and bounds where it did not."""
-        counter, total, prompt = self.engine.counter, received.completion_tokens, received.prompt_tokens
+        counter, total, prompt = self.endpoint.counter, received.completion_tokens, received.prompt_tokens
         worst = self.worst(request)
         if prompt is None:
             prompt = worst.prompt_tokens
