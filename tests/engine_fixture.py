@@ -12,7 +12,7 @@ import torch
 from ponder.engines.torch import TorchEngine
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
-from ponder.models.decoder import DecoderConfig
+from ponder.models.decoder_config import DecoderConfig
 from ponder.types import Completion, Request, SamplingParams
 
 CONFIG = DecoderConfig(

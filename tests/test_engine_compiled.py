@@ -16,7 +16,7 @@ import torch
 from engine_fixture import make_model, request
 from hypothesis import given
 from hypothesis import strategies as st
-from test_engine_packed import greedy, mismatch
+from test_engine_packed import PARTS, calls_of_parts, greedy, mismatch
 from test_models_parity import ADAPTER, SHAPES, make
 from torch._inductor.exc import InvalidCxxCompiler
 
@@ -27,6 +27,7 @@ from ponder.engines.torch.compiled import CompiledDecoder, Pieces, padded
 from ponder.errors import EngineClosed, Unsupported
 from ponder.models.base import LoadedModel
 from ponder.models.lora import new_adapter
+from ponder.models.taps import Taps, tapped
 from ponder.protocols import WeightsUpdate
 from ponder.types import Completion
 
@@ -117,6 +118,45 @@ def test_all_layers_and_sizes_share_two_graphs_of_each_piece() -> None:
         engine.close_now()
     assert graphs.count == 6
     assert_alike(found, eager(model))
+
+
+def test_a_hook_inside_is_called_once_a_pass_and_then_the_pieces_are_back() -> None:
+    model = make_model(end=False)
+    engine = TorchEngine(model, packed=False)
+    try:
+        decoder, steps = traced(engine), []
+        last = decoder.pieces.last
+        decoder.pieces = decoder.pieces._replace(last=lambda *x: steps.append(1) or last(*x))
+        before = greedy(engine)
+        compiled = len(steps)
+        hooked, calls = calls_of_parts(engine, model, PARTS)
+        assert len(steps) == compiled > 0, "the pieces ran beside a hook"
+        assert calls == dict.fromkeys(PARTS, 1 + len(hooked.ids))
+        with tapped(model.module, Taps(hidden=lambda *_: None)):
+            tapped_too = greedy(engine)
+        assert len(steps) == compiled
+        after = greedy(engine)
+        assert len(steps) == 2 * compiled
+    finally:
+        engine.close_now()
+    assert before.ids == hooked.ids == tapped_too.ids == after.ids
+
+
+@torch.no_grad()
+def test_a_block_in_the_place_of_another_is_used() -> None:
+    model, other = make_model(end=False), make_model(7, end=False)
+    engine = TorchEngine(model, packed=False)
+    try:
+        traced(engine)
+        before = greedy(engine)
+        layers = model.module.get_submodule("model.layers")
+        layers[0] = other.module.get_submodule("model.layers.0")  # type: ignore[operator]
+        engine.drop_caches_now()
+        after = greedy(engine)
+    finally:
+        engine.close_now()
+    assert before.ids != after.ids
+    assert mismatch(model, after) < 1e-4
 
 
 @torch.no_grad()

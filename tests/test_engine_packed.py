@@ -1,5 +1,7 @@
 """Decoding from the packed copy of the matrices: the same numbers, never old ones, and only where it can be had."""
 
+from typing import Any
+
 import psutil
 import pytest
 import torch
@@ -10,6 +12,7 @@ from ponder.engines.torch import TorchEngine
 from ponder.engines.torch.packed import PackedDecoder, Product, can_pack
 from ponder.errors import Unsupported
 from ponder.models.base import LoadedModel
+from ponder.models.taps import Taps, tapped
 from ponder.protocols import WeightsUpdate
 from ponder.types import Completion
 
@@ -91,6 +94,83 @@ def test_steps_of_an_adapter_need_no_new_copy_and_are_seen() -> None:
         engine.close_now()
     assert before.ids != after.ids
     assert mismatch(model, after) < 1e-4
+
+
+def calls_of_parts(engine: TorchEngine, model: LoadedModel, names: list[str]) -> tuple[Completion, dict[str, int]]:
+    """What is sampled with a hook on each of these parts, and how often each was called."""
+    calls = dict.fromkeys(names, 0)
+
+    def count(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    handles = [model.module.get_submodule(name).register_forward_hook(count(name)) for name in names]
+    try:
+        engine.drop_caches_now()
+        return greedy(engine), calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+PARTS = ["", "model", "model.embed_tokens", "model.norm"] + [
+    f"model.layers.{layer}{part}"
+    for layer in range(2)
+    for part in ("", ".self_attn.q_proj", ".mlp", ".self_attn.q_norm")
+]
+
+
+def test_a_hook_inside_is_called_once_a_pass_and_then_the_copy_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(end=False)
+    engine = TorchEngine(model)
+    packed = []
+    run = PackedDecoder.__call__
+    monkeypatch.setattr(PackedDecoder, "__call__", lambda self, *x: packed.append(1) or run(self, *x))
+    try:
+        before, steps = greedy(engine), len(packed)
+        hooked, calls = calls_of_parts(engine, model, PARTS)
+        assert len(packed) == steps > 0, "the copy ran beside a hook"
+        # One pass over the prompt, and a step for each token.
+        assert calls == dict.fromkeys(PARTS, 1 + len(hooked.ids))
+        after = greedy(engine)
+        assert len(packed) == 2 * steps
+    finally:
+        engine.close_now()
+    assert before.ids == hooked.ids == after.ids
+    assert mismatch(model, hooked) < 1e-4
+
+
+def test_a_hook_may_change_what_is_sampled() -> None:
+    model = make_model(end=False)
+    engine = TorchEngine(model)
+    try:
+        before = greedy(engine)
+        handle = model.module.get_submodule("model.layers.0").register_forward_hook(lambda _, x, out: -out)
+        engine.drop_caches_now()
+        steered = greedy(engine)
+        assert mismatch(model, steered) < 1e-4
+        handle.remove()
+        engine.drop_caches_now()
+        assert greedy(engine).ids == before.ids != steered.ids
+    finally:
+        engine.close_now()
+
+
+def test_with_a_tap_the_module_itself_samples_what_the_copy_samples() -> None:
+    model, layers = make_model(end=False), []
+    engine = TorchEngine(model)
+    try:
+        before = greedy(engine)
+        engine.drop_caches_now()
+        with tapped(model.module, Taps(hidden=lambda layer, *_: layers.append(layer))):
+            seen = greedy(engine)
+    finally:
+        engine.close_now()
+    assert layers == [0, 1, 2] * (1 + len(seen.ids))
+    assert seen.ids == before.ids
+    assert seen.transcript.logprobs == pytest.approx(before.transcript.logprobs, abs=1e-5)
 
 
 def test_a_copy_that_would_take_too_much_memory_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ponder.errors import Unsupported, UserError
 from ponder.models import rope
 from ponder.models.architecture import FAMILIES, decoder_config, hf_config, why_not_native
-from ponder.models.decoder import DecoderConfig, DecoderLM
+from ponder.models.decoder import DecoderLM
+from ponder.models.decoder_config import DecoderConfig
 from ponder.models.load import load, why_slower
 from ponder.models.save import save
 from ponder.models.tiny import build_tokenizer

@@ -157,7 +157,7 @@ def test_a_gguf_model_saves_as_a_folder_that_loads_the_same(tmp_path: Path) -> N
 
 
 def test_llama3_rotary_factors_are_recognised_or_refused(tmp_path: Path) -> None:
-    from ponder.models.decoder import DecoderConfig
+    from ponder.models.decoder_config import DecoderConfig
     from ponder.models.rope import frequencies
 
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

@@ -15,7 +15,8 @@ from ponder.cli.main import main
 from ponder.errors import Unsupported, UserError
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
-from ponder.models.decoder import DecoderConfig, DecoderLM
+from ponder.models.decoder import DecoderLM
+from ponder.models.decoder_config import DecoderConfig
 from ponder.models.load import load, resolve, why_slower
 from ponder.models.lora import Lora, LoraConfig, new_adapter, read_config
 from ponder.models.save import save

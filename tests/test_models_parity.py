@@ -8,7 +8,7 @@ from training_play import random_batch
 from ponder.engines.torch import TorchEngine
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
-from ponder.models.decoder import DecoderConfig
+from ponder.models.decoder_config import DecoderConfig
 from ponder.models.lora import LoraConfig, new_adapter
 from ponder.training.losses.dapo import Dapo
 from ponder.training.optim import adamw

@@ -93,6 +93,26 @@ def test_a_head_that_is_more_than_a_matrix_goes_through_its_own_logits(small_chu
     torch.testing.assert_close(summed_logprob(module, hidden, ids), by_autograd(module, hidden, ids, 1.0)[0].sum())
 
 
+def test_a_hook_on_the_head_makes_it_go_through_its_own_logits() -> None:
+    module, hidden, ids, _ = inputs()
+    head = module.lm_head
+    assert plain_head(module) is not None
+    for hook in (head.register_forward_hook, head.register_forward_pre_hook):
+        handle = hook(lambda *_: None)
+        assert plain_head(module) is None
+        handle.remove()
+    handle = head.register_full_backward_hook(lambda *x: seen.append(x))
+    seen: list[object] = []
+    assert plain_head(module) is None
+    token_logprobs(module, hidden, ids)[0].sum().backward()
+    assert seen
+    handle.remove()
+    head.forward = lambda h: torch.nn.Linear.forward(head, h)
+    assert plain_head(module) is None
+    del head.forward
+    assert plain_head(module) is head.weight
+
+
 def test_without_gradients_the_numbers_are_the_same(small_chunks: None) -> None:
     module, hidden, ids, _ = inputs()
     want, entropy = token_logprobs(module, hidden, ids, 0.7)

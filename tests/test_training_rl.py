@@ -14,7 +14,7 @@ from ponder import registry, sync
 from ponder.config import from_mapping, load_toml
 from ponder.engines.torch.engine import TorchEngine
 from ponder.errors import PonderError, TrainingDiverged, UserError
-from ponder.models.decoder import DecoderConfig
+from ponder.models.decoder_config import DecoderConfig
 from ponder.models.load import load
 from ponder.models.save import save
 from ponder.models.tiny import VOCAB_SIZE, new_model

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ponder.errors import Unsupported, UserError
 
 if TYPE_CHECKING:
-    from ponder.models.decoder import DecoderConfig
+    from ponder.models.decoder_config import DecoderConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def decoder_config(config: Mapping[str, Any], where: str) -> DecoderConfig:
 
     Raises `UserError` for a field that is missing or makes no sense, `Unsupported` for what `models.decoder` has not.
     """
-    from ponder.models.decoder import DecoderConfig
+    from ponder.models.decoder_config import DecoderConfig
 
     if reason := why_not_native(config, where):
         raise Unsupported(f"{where}: not a model that ponder runs by itself: {reason}")

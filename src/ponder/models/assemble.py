@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from ponder.models.decoder import DecoderConfig, DecoderLM
+    from ponder.models.decoder import DecoderLM
+    from ponder.models.decoder_config import DecoderConfig
 
 DTYPES = ("float32", "bfloat16", "float16")
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from ponder.models.adapter import LoraConfig
-    from ponder.models.decoder import Cache
+    from ponder.models.cache import Cache
 
 
 class CausalLM(Protocol):

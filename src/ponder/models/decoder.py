@@ -3,11 +3,11 @@
 One module with switches: biases of the projections (Qwen2), norms of queries and keys (Qwen3), scaled rotary embeddings
 (`models.rope`), grouped queries, tied or untied head. `models.architecture` says which family has which.
 
-Leaves out what neither sampler nor trainer needs: dropout, attention maps, quantisation, sliding windows (a model whose
-window is shorter than its context runs through transformers). The key-value cache belongs to the engine: attention
-hands its rotated queries, keys and values to `cache.attend`, so that an engine may keep them padded, paged or shared
-without a change here. Without a cache attention is causal over the whole row, which is all that training needs: rows
-are padded on the right, where causal attention never looks.
+Leaves out what neither sampler nor trainer needs: dropout, quantisation, sliding windows (a model whose window is
+shorter than its context runs through transformers). Attention hands its rotated queries, keys and values to
+`cache.attend` (`models.cache`), so that an engine may keep them padded, paged or shared without a change here. Without
+a cache attention is causal over whole rows, padded on the right, where causal attention never looks. Hidden states and
+attention probabilities are seen through `models.taps`.
 
 Source: Touvron et al. 2023 (arXiv:2302.13971); Jiang et al. 2023 (arXiv:2310.06825); Qwen2 (arXiv:2407.10671) and
 Qwen3 (arXiv:2505.09388) technical reports.
@@ -16,55 +16,15 @@ Qwen3 (arXiv:2505.09388) technical reports.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ponder.models import fused, rope
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderConfig:
-    """The fields of Hugging Face's `config.json` that shape the network."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: Mapping[str, Any] = field(default_factory=dict)
-    """Empty, or Hugging Face's dictionary with a `rope_type` of `models.rope`."""
-    tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    """Of the query, key and value projections."""
-    output_bias: bool = False
-    """Of the attention's output projection."""
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    """Queries and keys are normalised in each head."""
-    initializer_range: float = 0.02
-    model_type: str = "llama"
-    """Under which name of `architecture.FAMILIES` it is saved."""
-
-
-class Cache(Protocol):
-    """What an engine gives a forward pass with a key-value cache."""
-
-    def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
-        """Store the new keys and values of this layer and return the attention output, shape B H T D.
-
-        The rotation is already applied. H is the number of query heads, K that of key-value heads.
-        """
-        ...
+from ponder.models.cache import Attends, Cache, WholeRows
+from ponder.models.decoder_config import DecoderConfig
+from ponder.models.taps import Taps, Watch
 
 
 class RMSNorm(nn.Module):
@@ -111,7 +71,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Attends) -> Tensor:
         def split(x_ND: Tensor) -> Tensor:
             return x_ND.view(rows, -1, x_ND.shape[1] // self.head_dim, self.head_dim).transpose(1, 2)
 
@@ -119,12 +79,7 @@ class Attention(nn.Module):
         key_NKD = self.k_norm(self.k_proj(x_ND).view(-1, self.kv_heads, self.head_dim))
         query, key = (split(rope.rotate(x, cos_N1D, sin_N1D).flatten(1)) for x in (query_NHD, key_NKD))
         value = split(self.v_proj(x_ND))
-        if cache is None:
-            out = F.scaled_dot_product_attention(
-                query, key, value, is_causal=True, enable_gqa=self.heads != self.kv_heads
-            )
-        else:
-            out = cache.attend(self.layer, query, key, value)
+        out = cache.attend(self.layer, query, key, value)
         return self.o_proj(out.transpose(1, 2).reshape(len(x_ND), self.heads * self.head_dim))
 
 
@@ -150,7 +105,7 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Cache | None) -> Tensor:
+    def forward(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Attends) -> Tensor:
         x_ND = x_ND + self.self_attn(self.input_layernorm(x_ND), rows, cos_N1D, sin_N1D, cache)
         return x_ND + self.mlp(self.post_attention_layernorm(x_ND))
 
@@ -164,11 +119,32 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
+    def forward(
+        self, ids_BT: Tensor, positions_BT: Tensor, rope_table: Tensor, cache: Cache, taps: tuple[Taps, ...] = ()
+    ) -> Tensor:
+        """Hidden states after the last norm, shape B T D."""
+        rows, length = ids_BT.shape
+        watch = Watch(taps, ids_BT, positions_BT, cache) if taps else None
+        seen: Attends = cache if watch is None else watch
+        # Without the dimension of rows: the blocks compute over tokens, and only attention looks at their order.
+        x_ND = self.embed_tokens(ids_BT.reshape(-1))
+        cos, sin = rope.widened(rope_table[positions_BT.reshape(-1)].to(x_ND.dtype).unsqueeze(1))
+        for layer, block in enumerate(self.layers):
+            if watch is not None:
+                watch.hidden(layer, x_ND)
+            x_ND = block(x_ND, rows, cos, sin, seen)
+        x_ND = self.norm(x_ND)
+        if watch is not None:
+            watch.hidden(len(self.layers), x_ND)
+        return x_ND.view(rows, length, -1)
+
 
 class DecoderLM(nn.Module):
     """A causal language model. `forward` gives hidden states, `logits` the head: callers choose the positions."""
 
     rope_table: Tensor
+    taps: tuple[Taps, ...] = ()
+    """Who looks inside; set by `models.taps.tapped`."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -187,12 +163,13 @@ class DecoderLM(nn.Module):
         rows, length = ids_BT.shape
         if positions_BT is None:
             positions_BT = torch.arange(length, device=ids_BT.device).expand(rows, length)
-        # Without the dimension of rows: the blocks compute over tokens, and only attention looks at their order.
-        x_ND = self.model.embed_tokens(ids_BT.reshape(-1))
-        cos, sin = rope.widened(self.rope_table[positions_BT.reshape(-1)].to(x_ND.dtype).unsqueeze(1))
-        for block in self.model.layers:
-            x_ND = block(x_ND, rows, cos, sin, cache)
-        return self.model.norm(x_ND).view(rows, length, -1)
+        if cache is None:
+            cache = WholeRows(rows, length)
+        return self.model(ids_BT, positions_BT, self.rope_table, cache, self.taps)
+
+    @property
+    def layer_count(self) -> int:
+        return self.config.num_hidden_layers
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Unnormalised log-probabilities over the vocabulary, shape N V (any leading shape), in float32."""

@@ -23,7 +23,7 @@ from ponder.errors import MissingExtra, Unsupported, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ponder.models.decoder import DecoderConfig
+    from ponder.models.decoder_config import DecoderConfig
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """GGUF's names of what is read here; Mistral's models are `llama` there."""
@@ -259,7 +259,7 @@ def decoder_config(header: Header) -> DecoderConfig:
     """Shape of the network. Raises `UserError` for missing fields, `Unsupported` for what `models.decoder` has not."""
     from ponder.models.architecture import decoder_config as checked
     from ponder.models.architecture import hf_config
-    from ponder.models.decoder import DecoderConfig
+    from ponder.models.decoder_config import DecoderConfig
 
     if header.get("expert_count", 0):
         raise Unsupported(f"{header.path}: a mixture of experts; only dense models are read from GGUF")

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ponder.errors import MissingExtra, Unsupported, UserError
+from ponder.models.cache import WholeRows
+from ponder.models.taps import Watch
 
 if TYPE_CHECKING:
-    from ponder.models.decoder import Cache
+    from ponder.models.cache import Cache
+    from ponder.models.taps import Taps
 
 
 class TransformersLM(nn.Module):
@@ -29,6 +32,9 @@ class TransformersLM(nn.Module):
     models that scale or cap their logits, `forward` gives the logits (as "hidden", shape B T V) and `logits` passes
     them on. A probe with random ids at construction decides which.
     """
+
+    taps: tuple[Taps, ...] = ()
+    """Who looks inside; set by `models.taps.tapped`."""
 
     whole: list[Any]
     """The transformers model; in a list, so that torch registers only its children, under their own names."""
@@ -62,12 +68,56 @@ class TransformersLM(nn.Module):
     def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Hidden states (or logits, see the class), shape B T D. Raises `Unsupported` if a cache is given."""
         if cache is not None:
-            raise Unsupported("this architecture runs through transformers' forward, which takes no cache of ours")
+            raise Unsupported("this architecture runs through transformers' forward, which takes no cache of an engine")
         model: Any = self.whole[0]
-        more = {} if positions_BT is None or not self.takes_positions else {"position_ids": positions_BT}
-        if self.split:
-            return model.base_model(input_ids=ids_BT, use_cache=False, **more).last_hidden_state
-        return model(input_ids=ids_BT, use_cache=False, **more).logits
+        options: dict[str, Any] = {"input_ids": ids_BT, "use_cache": False}
+        if positions_BT is not None and self.takes_positions:
+            options["position_ids"] = positions_BT
+        inner = model.base_model if self.split else model
+        out = self._tapped(inner, options, positions_BT) if self.taps else inner(**options)
+        return out.last_hidden_state if self.split else out.logits
+
+    def _tapped(self, inner: Any, options: dict[str, Any], positions_BT: Tensor | None) -> Any:
+        """What `inner` returns, and what it did to whoever asked for it (`models.taps`)."""
+        ids_BT = options["input_ids"]
+        rows, length = ids_BT.shape
+        if positions_BT is None:
+            positions_BT = torch.arange(length, device=ids_BT.device).expand(rows, length)
+        # Nothing asks this cache for attention: transformers gives it at the end, layer by layer.
+        watch = Watch(self.taps, ids_BT, positions_BT, WholeRows(rows, length))
+        states = any(taps.hidden is not None for taps in self.taps)
+        maps = any(taps.attention is not None for taps in self.taps)
+        with self._eager() if maps else contextlib.nullcontext():
+            out = inner(**options, output_hidden_states=states, output_attentions=maps)
+        for layer, x_BTD in enumerate(self._each(out, "hidden_states", self.layer_count + 1) if states else ()):
+            watch.hidden(layer, x_BTD.flatten(0, 1))
+        for layer, weights_BHTT in enumerate(self._each(out, "attentions", self.layer_count) if maps else ()):
+            watch.attention(layer, weights_BHTT.detach().float().transpose(1, 2).flatten(0, 1))
+        return out
+
+    @property
+    def layer_count(self) -> int:
+        return int(self.whole[0].config.get_text_config().num_hidden_layers)
+
+    def _each(self, out: Any, what: str, count: int) -> tuple[Tensor, ...]:
+        found = tuple(x for x in getattr(out, what, None) or () if isinstance(x, Tensor))
+        if len(found) != count:
+            raise Unsupported(
+                f"transformers' {type(self.whole[0]).__name__} gives {what.replace('_', ' ')} for {len(found)} of "
+                f"{count} layers: leave them out of the taps, or put a hook on the modules of interest"
+            )
+        return found
+
+    @contextlib.contextmanager
+    def _eager(self) -> Iterator[None]:
+        """Transformers' fused attention kernels give no probabilities."""
+        model: Any = self.whole[0]
+        before = model.config._attn_implementation
+        model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Unnormalised log-probabilities over the vocabulary, shape N V (any leading shape), in float32."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-if TYPE_CHECKING:
-    from ponder.models.decoder import DecoderConfig
+from ponder.models.decoder_config import DecoderConfig
 
 
 def frequencies(config: DecoderConfig) -> tuple[Tensor, float]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import tokenizers
 
     from ponder.models.base import LoadedModel
-    from ponder.models.decoder import DecoderConfig
+    from ponder.models.decoder_config import DecoderConfig
 
 END = "<|end|>"
 PAD = "<|pad|>"
@@ -71,7 +71,7 @@ def build_tokenizer() -> tokenizers.Tokenizer:
 
 def architecture() -> DecoderConfig:
     """The shape of the network: 0.9 million parameters."""
-    from ponder.models.decoder import DecoderConfig
+    from ponder.models.decoder_config import DecoderConfig
 
     return DecoderConfig(
         vocab_size=VOCAB_SIZE,

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ponder.models.cache import causal
 from ponder.training.packing import Packed, Run
 
 LANES = 16
@@ -82,6 +83,26 @@ def plainly(
         )
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return torch.cat(parts)[layout.place_N]
+
+
+@torch.no_grad()
+def probabilities(
+    query_NHD: Tensor, key_NKD: Tensor, layout: Packed, positions_N: Tensor, prefix_key_MKD: Tensor | None = None
+) -> Tensor:
+    """What each token attends to, shape N H S, float32; column s is the place s in its own text. Row by row."""
+    out_NHS = query_NHD.new_zeros(*query_NHD.shape[:2], int(positions_N.max()) + 1, dtype=torch.float32)
+    prefixes = iter(layout.prefixes)
+    prefix = next(prefixes, None)
+    for run in layout.runs:
+        for start in range(run.at.start, run.at.stop, run.length):
+            tokens, key = slice(start, start + run.length), key_NKD[start : start + run.length]
+            while prefix is not None and prefix.tokens.stop <= start:
+                prefix = next(prefixes, None)
+            if prefix is not None and prefix_key_MKD is not None:
+                key = torch.cat((prefix_key_MKD[prefix.source], key))
+            weights = causal(_one(query_NHD[tokens]), _one(key))[0]
+            out_NHS[tokens, :, : weights.shape[-1]] = weights.transpose(0, 1)
+    return out_NHS
 
 
 class _PackedAttention(torch.autograd.Function):

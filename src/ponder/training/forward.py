@@ -3,7 +3,7 @@
 Two kinds of passes: the prompts of some groups, whose keys and values are kept, then micro-batches of their responses,
 which attend to them. Rows lie end to end (`packing`), so that nothing but attention sees padding. The gradient flows
 through both: the responses leave theirs at the prompts' keys and values, and when all micro-batches are done it goes on
-through the prompts, once. Models whose attention does not go through `models.decoder.Cache` take plain passes over
+through the prompts, once. Models whose attention does not go through `models.cache.Cache` take plain passes over
 padded rows of like length.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ponder.training import packing
-from ponder.training.attention import attend
+from ponder.training.attention import attend, probabilities
 from ponder.training.batch import TokenBatch
 from ponder.training.head import token_logprobs
 from ponder.training.packing import Packed, Responses, Wave
@@ -141,6 +141,15 @@ class _Rows:
         else:
             out = attend(query, key, value, self.layout, self.prompts.keys[layer], self.prompts.values[layer])
         return out.transpose(0, 1).unsqueeze(0)
+
+    def rows(self) -> Tensor:
+        lengths = torch.tensor([run.length for run in self.layout.runs for _ in range(run.rows)])
+        return torch.arange(len(lengths)).repeat_interleave(lengths)
+
+    def attention(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor) -> Tensor:
+        query, key = (x[0].transpose(0, 1) for x in (query_BHTD, key_BKTD))
+        prefix_key = None if self.prompts is None else self.prompts.keys[layer]
+        return probabilities(query, key, self.layout, self.layout.positions_N, prefix_key)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def summed_logprob(module: nn.Module, hidden_ND: Tensor, ids_N: Tensor) -> Tenso
 
 
 def plain_head(module: nn.Module) -> Tensor | None:
-    """Weights of a head that is one matrix, shape V D; None where `logits` does more than multiply by it."""
+    """Weights of a head that is one matrix, shape V D; None where `logits` does more, as with a hook."""
+    from ponder.models.as_written import hooked
     from ponder.models.decoder import DecoderLM
     from ponder.models.other import TransformersLM
 
@@ -79,8 +80,7 @@ def plain_head(module: nn.Module) -> Tensor | None:
         head = module.lm_head
     elif isinstance(module, TransformersLM) and module.split:
         head = module.whole[0].get_output_embeddings()
-    hooked = isinstance(head, nn.Module) and bool(head._forward_hooks or head._forward_pre_hooks)
-    return head.weight if type(head) is nn.Linear and head.bias is None and not hooked else None
+    return head.weight if type(head) is nn.Linear and head.bias is None and not hooked(head) else None
 
 
 class _Chosen(torch.autograd.Function):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ponder.engines.torch.cache import CacheShape, KVCache, cut_blocks
 from ponder.engines.torch.prefix import Node, spans
+from ponder.models.cache import causal
 
 PADDING = 1.25
 """Fresh prompts attend together as long as padding makes them no more than this much longer."""
@@ -62,6 +63,7 @@ class Step:
         self.rows_B = torch.arange(len(positions_B), device=device)
         self.positions_B = torch.as_tensor(positions_B, device=device)
         columns = positions_B - bases_B
+        self.bases_B = torch.as_tensor(bases_B, device=device)
         self.columns_B = torch.as_tensor(columns, device=device)
         self.scale = 1.0 / math.sqrt(cache.shape.head_dim)
         self.blocks: list[tuple[int, int, int, Tensor]] = []
@@ -97,6 +99,28 @@ class Step:
         if total is not None:
             out = self._merge(layer, query, out, total)
         return out.view(rows, heads, 1, dim)
+
+    def rows(self) -> Tensor:
+        return self.rows_B
+
+    def attention(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor) -> Tensor:
+        query = query_BHTD.unflatten(1, (self.cache.shape.kv_heads, -1)).squeeze(3)
+        columns = [(start, end, torch.arange(length, device=query.device)) for start, end, length, _ in self.blocks]
+        seen = int(self.positions_B.max()) + 1
+        # A block reads columns that its shorter rows have not reached: room for them, cut off at the end.
+        width = max([seen, *(int(self.bases_B[a:b].max()) + len(at) for a, b, at in columns)])
+        scores_BKGS = query.new_full((*query.shape[:3], width), -torch.inf, dtype=torch.float32)
+        for a, b, at in columns:
+            own = (query[a:b] @ self.cache.keys[layer][a:b, :, :, : len(at)]).float() * self.scale
+            own.masked_fill_((at > self.columns_B[a:b, None])[:, None, None], -torch.inf)
+            places = (self.bases_B[a:b, None] + at)[:, None, None].expand_as(own)
+            scores_BKGS[a:b].scatter_(3, places, own)
+        for part in self.shared:
+            rows = self.rows_B if part.rows is None else part.rows
+            length = part.kv.shape[3]
+            scores = (query[rows] @ part.kv[layer, 0].transpose(1, 2)).float() * self.scale
+            scores_BKGS[rows, :, :, part.start : part.start + length] = scores
+        return scores_BKGS[..., :seen].softmax(-1).flatten(1, 2)
 
     def _merge(self, layer: int, query: Tensor, out: Tensor, total: Tensor) -> Tensor:
         kv_heads = self.cache.shape.kv_heads
@@ -165,6 +189,12 @@ class Stretch:
         """It is the beginning of its prompt."""
         return self.first == 0
 
+    def keys_and_values(self, layer: int) -> Tensor:
+        """Of one layer, of all positions up to its last id, once it is stored: (2, kv heads, positions, head dim)."""
+        past = [node.kv[layer, :, :, a:b] for node, a, b in spans(self.parent, 0, self.base)]
+        own = self.kv[layer, :, :, : self.first + self.count - self.base]
+        return torch.cat([*past, own], dim=2) if past else own
+
 
 class PromptPass:
     """Stretches of several prompts packed into one row, one after another, without padding between them."""
@@ -188,6 +218,19 @@ class PromptPass:
         for later in self._later:
             later.attend(layer, query, out)
         return out.unsqueeze(0)
+
+    def rows(self) -> Tensor:
+        counts = torch.tensor([s.count for s, _ in self.places])
+        return torch.arange(len(counts)).repeat_interleave(counts)
+
+    def attention(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor) -> Tensor:
+        seen = max(s.first + s.count for s, _ in self.places)
+        out_NHS = query_BHTD.new_zeros(self.tokens, query_BHTD.shape[1], seen, dtype=torch.float32)
+        for s, at in self.places:
+            key_KSD = s.keys_and_values(layer)[0]
+            weights = causal(query_BHTD[:, :, at : at + s.count], key_KSD.unsqueeze(0))[0]
+            out_NHS[at : at + s.count, :, : weights.shape[-1]] = weights.transpose(0, 1)
+        return out_NHS
 
     def store(self, layer: int, key_KND: Tensor, value_KND: Tensor) -> None:
         """Put keys and values of all stretches where they belong."""
@@ -248,7 +291,6 @@ class _Continued:
     def __init__(self, stretch: Stretch, at: int, shape: CacheShape) -> None:
         s = self.stretch = stretch
         self.at = at
-        self.past = [node.kv[:, :, :, a:b] for node, a, b in spans(s.parent, 0, s.base)]
         end = s.first + s.count
         rows = torch.arange(s.first, end, device=shape.device)
         hidden = torch.arange(end, device=shape.device) > rows[:, None]
@@ -256,8 +298,7 @@ class _Continued:
 
     def attend(self, layer: int, query: Tensor, out: Tensor) -> None:
         s = self.stretch
-        own = s.kv[layer, :, :, : s.first + s.count - s.base]
-        kv = torch.cat([*(p[layer] for p in self.past), own], dim=2) if self.past else own
+        kv = s.keys_and_values(layer)
         mine = slice(self.at, self.at + s.count)
         out[:, mine] = F.scaled_dot_product_attention(
             query[None, :, mine], kv[None, 0], kv[None, 1], attn_mask=self.bias, enable_gqa=len(query) != kv.shape[1]

@@ -1,4 +1,4 @@
-"""Decoding steps of our decoder through `torch.compile`, piece by piece: everything but attention over the cache.
+"""Decoding steps of a native decoder through `torch.compile`, piece by piece: everything but attention over the cache.
 
 A step of few rows on a GPU costs what starting its small operations costs. What lies between two attentions (output
 projection, norm, SwiGLU, the next block's norm, projections and rotation) is one compiled function; on CUDA inductor
@@ -7,9 +7,10 @@ change at every step. The head stays outside too: it is one product, and rows ar
 
 Weights are arguments, so that all blocks share one compiled function, and are read where the trainer has them: nothing
 is copied, an optimiser's step in place is seen, and a parameter or adapter that was put in place of another is found
-by identity before each step. Compiled once for one row and once for any more; rows are padded to a few sizes, so that
-few graphs are recorded. In float32 the log-probabilities are the eager ones up to rounding; in bf16 fused operations
-keep float32 between them, so they differ as two bf16 passes do.
+by identity before each step. Where the module does more than its classes say (`models.as_written`: a hook, a tap), the
+module computes. Compiled once for one row and once for any more; rows are padded to a few sizes, so that few graphs
+are recorded. In float32 the log-probabilities are the eager ones up to rounding; in bf16 fused operations keep float32
+between them, so they differ as two bf16 passes do.
 
 Piecewise compilation and padded sizes as in vLLM (docs/design, "torch.compile integration") and SGLang.
 """
@@ -32,7 +33,8 @@ from torch import Tensor, nn
 
 from ponder.errors import Unsupported
 from ponder.models import fused, rope
-from ponder.models.decoder import Block, Cache, DecoderLM, Linear, RMSNorm
+from ponder.models.cache import Attends
+from ponder.models.decoder import Block, DecoderLM, Linear, RMSNorm
 from ponder.models.lora import Lora
 
 if TYPE_CHECKING:
@@ -192,9 +194,9 @@ class CompiledDecoder:
         """
         if self.cuda:
             _give_thread_its_graphs()
-        self._gather()
+        self.gather()
 
-    def _gather(self) -> None:
+    def gather(self) -> None:
         """Collect the arguments of the pieces, and where each of them is found again (`fits`)."""
         self._places: list[tuple[dict[str, Any], str, Any]] = []
         model = self.module.model
@@ -249,13 +251,13 @@ class CompiledDecoder:
             except Exception as error:
                 raise Unsupported(f"decoding cannot be compiled here: {_reason(error)}: leave compile out") from error
 
-    def __call__(self, ids_B: np.ndarray, positions_B: np.ndarray, cache: Cache) -> Tensor:
+    def __call__(self, ids_B: np.ndarray, positions_B: np.ndarray, cache: Attends) -> Tensor:
         """Hidden states after the last norm, shape B D, valid until the next call.
 
         Raises `Unsupported` if dynamo's limit of compilations is reached.
         """
         if not self.fits():
-            self._gather()
+            self.gather()
         rows = len(ids_B)
         size = padded(rows)
         ids_N, positions_N = (self._filled(x, size) for x in (ids_B, positions_B))
@@ -272,7 +274,7 @@ class CompiledDecoder:
                 "compile out or raise that limit"
             ) from error
 
-    def _run(self, ids_N: Tensor, positions_N: Tensor, rows: int, cache: Cache) -> Tensor:
+    def _run(self, ids_N: Tensor, positions_N: Tensor, rows: int, cache: Attends) -> Tensor:
         first, between, last = self.pieces
         mixed_NE = self._handover(len(ids_N))
         # No output of a piece is kept longer than the next pieces need it: in a graph's memory it lives until then,

@@ -133,7 +133,8 @@ class _Tile:
     def __init__(self, owner: Exact, positions: np.ndarray, tile: int) -> None:
         self.shape: CacheShape = owner.shape
         self.count, self.tile = len(positions), tile
-        self.pages = int(positions.max()) // PAGE + 1
+        self.seen = int(positions.max()) + 1
+        self.pages = (self.seen - 1) // PAGE + 1
         self.stage = owner.buffer(self.pages, tile)
         last = np.zeros(tile, dtype=np.int64)
         last[: self.count] = positions
@@ -158,6 +159,10 @@ class _Tile:
         if length > whole * PAGE:
             self.stage[:, page + whole, first:last, :, : length - whole * PAGE] = kv[:, None, :, whole * PAGE :]
 
+    def rows(self) -> Tensor:
+        """Without what fills the tile up."""
+        raise NotImplementedError
+
     def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
         self.write(layer, key_BKTD[: self.count, :, 0], value_BKTD[: self.count, :, 0])
         self.read(layer)
@@ -179,6 +184,14 @@ class _Tile:
             out = out + torch.bmm(weights[page], values[page])
         return (out.view(tile, heads, dim) / total.unsqueeze(-1)).unsqueeze(2)
 
+    def attention(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor) -> Tensor:
+        self.read(layer)
+        query = query_BHTD[: self.count].unflatten(1, (self.shape.kv_heads, -1)).squeeze(3)
+        keys = self.stage[0, :, : self.count]
+        scores = torch.einsum("mkgd,pmksd->mkgps", query * self.scale, keys).flatten(1, 2)
+        scores = (scores + self.bias[:, : self.count].permute(1, 2, 0, 3)).flatten(2)
+        return scores.softmax(-1)[..., : self.seen]
+
 
 class _StepTile(_Tile):
     """The tokens of the slots from `first` on."""
@@ -195,7 +208,7 @@ class _StepTile(_Tile):
     ) -> None:
         super().__init__(owner, positions, tile)
         self.slots = slots
-        self.rows = torch.arange(first, first + self.count)
+        self.slots_M = torch.arange(first, first + self.count)
         self.columns = torch.from_numpy(positions - bases)
         self.own: list[tuple[int, int, Tensor, Tensor]] = []
         for base in np.unique(bases).tolist():
@@ -209,9 +222,12 @@ class _StepTile(_Tile):
             if len(members):
                 self.nodes.append((part.kv, part.start, torch.from_numpy(members)))
 
+    def rows(self) -> Tensor:
+        return self.slots_M
+
     def write(self, layer: int, key_MKD: Tensor, value_MKD: Tensor) -> None:
-        self.slots.keys[layer][self.rows, :, :, self.columns] = key_MKD
-        self.slots.values[layer][self.rows, :, self.columns] = value_MKD
+        self.slots.keys[layer][self.slots_M, :, :, self.columns] = key_MKD
+        self.slots.values[layer][self.slots_M, :, self.columns] = value_MKD
 
     def read(self, layer: int) -> None:
         keys, values = self.slots.keys[layer], self.slots.values[layer]
@@ -246,6 +262,10 @@ class _PromptTile(_Tile):
             self.runs.append((stretch, first, last, stretch.first + offset - stretch.base))
             first = last
         self.past = [spans(s.parent, 0, s.base) for s, *_ in self.runs]
+
+    def rows(self) -> Tensor:
+        counts = torch.tensor([last - first for _, first, last, _ in self.runs])
+        return torch.arange(len(counts)).repeat_interleave(counts)
 
     def write(self, layer: int, key_MKD: Tensor, value_MKD: Tensor) -> None:
         both = torch.stack((key_MKD, value_MKD)).transpose(1, 2)

@@ -1,6 +1,6 @@
-"""How the next hidden state of every row is computed: with our own cache, or by running whole rows again.
+"""How the next hidden state of every row is computed: with a cache of keys and values, or by running whole rows again.
 
-`Native` is for modules whose attention goes through `models.decoder.Cache`. `Recompute` is for any other
+`Native` is for modules whose attention goes through `models.cache.Cache`. `Recompute` is for any other
 `module(ids_BT)`: right, slow, and without memory; it runs each row from its first token at every step.
 """
 
@@ -16,13 +16,15 @@ from torch import Tensor
 from ponder.engines.torch.attention import PromptPass, Shared, Step, Stretch
 from ponder.engines.torch.cache import CacheShape, KVCache, rounded
 from ponder.engines.torch.compiled import CompiledDecoder
-from ponder.engines.torch.packed import PackedDecoder, as_written, can_pack, copy_fits
+from ponder.engines.torch.packed import PackedDecoder, can_pack, copy_fits
 from ponder.engines.torch.weights import lay_out
+from ponder.models.as_written import AsWritten
 from ponder.models.base import forward_flops
 
 if TYPE_CHECKING:
     from ponder.models.base import CausalLM, LoadedModel
-    from ponder.models.decoder import Cache, DecoderLM
+    from ponder.models.cache import Cache
+    from ponder.models.decoder import DecoderLM
 
 
 class _Costs:
@@ -67,6 +69,8 @@ class Native:
         self.copy: PackedDecoder | None = None
         self.compiled: CompiledDecoder | None = None
         """What takes the decoding steps, if somebody asked for it (`compile`)."""
+        self.as_written = AsWritten(module)
+        self._structure = self.as_written.structure
         if self.device.type == "cpu" and not self.packs:
             lay_out(module)
         self.shape = CacheShape(
@@ -99,8 +103,19 @@ class Native:
         copy = self._copy()
         return self.module.logits(hidden_ND) if copy is None else copy.logits(hidden_ND)
 
+    def _stands_in(self) -> bool:
+        """Whether another form of the module may compute; drops what was made of modules that are gone."""
+        if not self.as_written():
+            return False
+        if self._structure != self.as_written.structure:
+            self._structure = self.as_written.structure
+            self.copy = None
+            if self.compiled is not None:
+                self.compiled.gather()
+        return True
+
     def _copy(self) -> PackedDecoder | None:
-        if not (self.packs and as_written(cast("DecoderLM", self.module))):
+        if not (self.packs and self._stands_in()):
             return None
         if self.copy is None or not self.copy.fits():
             self.copy = None  # first, so that there are never two
@@ -124,7 +139,7 @@ class Native:
     def step(self, ids_B: np.ndarray, positions_B: np.ndarray, bases_B: np.ndarray, shared: Sequence[Shared]) -> Tensor:
         """Hidden states (B D) of the tokens at these positions of the slots 0 … B - 1; their keys and values stay."""
         view = Step(self.slots, positions_B, bases_B, shared)
-        if self.compiled is not None and as_written(cast("DecoderLM", self.module)):
+        if self.compiled is not None and self._stands_in():
             return self.compiled(ids_B, positions_B, view)
         return self.network(ids_B, positions_B, len(ids_B), view)
 

@@ -7,7 +7,7 @@ limit). Projections that read the same input are packed as one: fewer operations
 The copy belongs to the engine and costs as much memory as the weights; it is made when it is first needed and made
 anew as soon as a weight has changed (`fits` looks at the tensors' own version counters, so that a step of an optimiser
 that nobody announced is seen too). Adapters are not packed: they are applied beside the product, from their own
-tensors.
+tensors. Where the module does more than its classes say (`models.as_written`: a hook, a tap), the module computes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ponder.models import fused, rope
-from ponder.models.decoder import Block, Cache, DecoderLM
+from ponder.models.cache import Attends
+from ponder.models.decoder import Block, DecoderLM
 
 if TYPE_CHECKING:
     from ponder.engines.torch.attention import PromptPass
@@ -32,16 +33,11 @@ MOST_OF_FREE = 0.25
 
 
 def can_pack(module: nn.Module) -> bool:
-    """Whether this module's products can be packed at all: our decoder in float32 on a CPU, and a torch with MKL."""
+    """Whether products can be packed at all: those of a native decoder in float32 on a CPU, and a torch with MKL."""
     if not isinstance(module, DecoderLM) or not torch.backends.mkl.is_available():
         return False
     weight = module.lm_head.weight
     return weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear")
-
-
-def as_written(module: nn.Module) -> bool:
-    """Whether nobody put a `forward` or `logits` of his own in place of the class's, which a copy would pass by."""
-    return not {"forward", "logits"} & vars(module).keys()
 
 
 def copy_fits(module: nn.Module) -> bool:
@@ -85,7 +81,7 @@ class PackedBlock:
         self.gate_up = Product([mlp.gate_proj, mlp.up_proj])
         self.down = Product([mlp.down_proj])
 
-    def __call__(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Cache) -> Tensor:
+    def __call__(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Attends) -> Tensor:
         """`Block.forward`; `x_ND` is overwritten."""
         query, key, value = self._project(x_ND, rows, cos_N1D, sin_N1D)
         out = cache.attend(self.block.self_attn.layer, query, key, value)
@@ -121,19 +117,21 @@ class PackedDecoder:
         self.blocks = [PackedBlock(b) for b in module.model.layers if isinstance(b, Block)]
         self.head = Product([module.lm_head])
         products = [self.head, *(p for b in self.blocks for p in (b.qkv, b.output, b.gate_up, b.down))]
-        self.layers = [layer for product in products for layer in product.layers]
+        layers = [layer for product in products for layer in product.layers]
+        # Through the dictionaries, as `nn.Module.__getattr__` is slow and this is looked at before every step.
+        self.places = [layer._parameters for layer in layers]
         self.made_of = self._state()
 
     def _state(self) -> list[tuple[int, int]]:
         """Where each packed matrix lies and how often it was written to."""
-        weights = [layer.weight for layer in self.layers]
-        return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights]
+        weights = [place["weight"] for place in self.places]
+        return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights if w is not None]
 
     def fits(self) -> bool:
         """Whether the matrices are still those that were packed."""
         return self.made_of == self._state()
 
-    def __call__(self, ids_N: Tensor, positions_N: Tensor, rows: int, cache: Cache) -> Tensor:
+    def __call__(self, ids_N: Tensor, positions_N: Tensor, rows: int, cache: Attends) -> Tensor:
         """Hidden states after the last norm, shape N D, of `rows` rows that lie one after another."""
         x_ND, cos, sin = self._embedded(ids_N, positions_N)
         for block in self.blocks:
