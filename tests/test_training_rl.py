@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from ponder.models.save import save
 from ponder.models.tiny import VOCAB_SIZE, new_model
 from ponder.runs.files import read_lines
 from ponder.training import rl, rl_run
+from ponder.training.advantages.mean_only import MeanOnly
+from ponder.training.credit import Credit
 from ponder.training.interrupt import Interrupted
 from ponder.training.rl import Trainer
 from ponder.training.rl_config import RLConfig
@@ -94,9 +97,13 @@ def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_seed_another(b
     assert rows(tmp_path / "a") != rows(tmp_path / "c")
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_a_stopped_and_resumed_run_equals_one_that_was_not(stop, base, tmp_path, monkeypatch) -> None:
-    whole = train(config(base, tmp_path / "whole"))
+GRPO = {"loss": "grpo", "loss_options": {"kl": 0.5}, "updates": 2, "importance_cap": 2.0}
+
+
+@pytest.mark.parametrize(("stop", "changes"), [(1, {}), (2, {}), (3, {}), (3, GRPO)])
+def test_a_stopped_and_resumed_run_equals_one_that_was_not(stop, changes, base, tmp_path, monkeypatch) -> None:
+    """With a reference model too: it is what the run began with, not what it was resumed from."""
+    whole = train(config(base, tmp_path / "whole", **changes))
     step = Trainer.step
     interrupts = []
     interrupt = rl_run.Interrupt
@@ -113,7 +120,7 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_not(stop, base, tmp_path,
     monkeypatch.setattr(rl_run, "Interrupt", made)
     monkeypatch.setattr(Trainer, "step", stopping)
     with pytest.raises(Interrupted, match=r"continue with: ponder train rl --config .*config.toml --resume") as error:
-        train(config(base, tmp_path / "parts"))
+        train(config(base, tmp_path / "parts", **changes))
     assert error.value.exit_code == 130
     monkeypatch.setattr(Trainer, "step", step)
     written = from_mapping(RLConfig, load_toml(tmp_path / "parts" / "config.toml"), "config.toml")
@@ -144,6 +151,51 @@ def test_the_policy_gradient_raises_the_reward(base, tmp_path) -> None:
     )
     rewards = [r["reward"] for r in read_lines(run / "metrics.jsonl").rows]
     assert sum(rewards[-3:]) / 3 > 0.3 + sum(rewards[:3]) / 3
+
+
+@dataclass(frozen=True)
+class BySegment:
+    """Credit that differs within a sample: the thought's as `mean_only`, less by `less` in each later segment."""
+
+    less: float = 0.0
+
+    def __call__(self, groups):
+        flat = MeanOnly()(groups)
+        pairs = (zip(g.samples, own, strict=True) for g, own in zip(groups, flat, strict=True))
+        return [[self._credit(sample, credit) for sample, credit in own] for own in pairs]
+
+    def _credit(self, sample, flat):
+        if not any(flat.trained):
+            return flat
+        value = flat.values[flat.trained.index(True)]
+        return Credit.of_segments(sample, [value - self.less * i for i in range(len(sample.transcript.segments))])
+
+
+def test_a_line_of_rollouts_is_a_search_with_rewards_advantages_and_tokens(base, tmp_path) -> None:
+    """An estimator of one's own may give credit per segment, which is recorded so."""
+    run = tmp_path / "run"
+    mine = f"{__file__}:BySegment"
+    train(config(base, run, steps=2, advantage=mine, advantage_options={"less": 0.25}))
+    lines = read_lines(run / "rollouts.jsonl").rows
+    assert [line["step"] for line in lines] == [1] * 4 + [2] * 4
+    varied = 0
+    for line in lines:
+        rewards = [n["reward"] for n in line["samples"]]
+        mean = sum(rewards) / len(rewards)
+        assert line["problem"].startswith("even-train-")
+        assert rewards == [n["verdict"]["reward"] for n in line["samples"]]
+        for node in line["samples"]:
+            kinds = [s["kind"] for s in node["segments"]]
+            assert len(node["prompt_ids"]) > 0
+            assert set(kinds) <= {"sampled", "forced"}
+            if len(set(rewards)) == 1:
+                assert node["advantage"] == 0.0
+            elif kinds.count("sampled") > 1:
+                varied += 1
+                want = [None, *(node["reward"] - mean - 0.25 * (i + 1) for i in range(len(kinds)))]
+                want = [w if k == "sampled" else None for w, k in zip(want, ["given", *kinds], strict=True)]
+                assert node["advantage"] == pytest.approx(want)
+    assert varied
 
 
 def test_minutes_are_resolved_to_steps_once_and_written_to_the_config(base, tmp_path) -> None:

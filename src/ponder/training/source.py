@@ -115,8 +115,11 @@ class EngineSource:
     async def _judged(self, problem: Problem, outcome: Outcome) -> Group:
         leaves = samples(outcome.trace)
         if len(leaves) != self.group_size:
-            why = outcome.reason or f"the strategy drew {len(leaves)} samples, not {self.group_size}"
-            raise PonderError(f"{problem.id}: no group to train on: {why}")
+            said = outcome.reason and f" ({outcome.reason})"
+            raise PonderError(
+                f"{problem.id}: no group to train on: the strategy drew {len(leaves)} samples, not "
+                f"{self.group_size}{said}"
+            )
         responses = [n.response for n in leaves]
         if not (await self.environment.turn(problem, responses[:1])).done:
             raise Unsupported(f"{self.environment.name} has several turns; RL trains on single-turn environments")
