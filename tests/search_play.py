@@ -26,7 +26,7 @@ from ponder.protocols import (
 )
 from ponder.scorers.base import BaseScorer
 from ponder.search import solve
-from ponder.search.clusters import TextAnswers, parties
+from ponder.search.clusters import TextAnswers, cluster_answers
 from ponder.types import Outcome, Problem, Response, Spend, StopReason
 
 
@@ -78,7 +78,7 @@ def answer_to(
         case Score(responses):
             return tuple(scorer(r.text) for r in responses)
         case Group(responses):
-            return parties(TextAnswers(), problem, responses)
+            return cluster_answers(TextAnswers(), problem, responses)
     return None
 
 

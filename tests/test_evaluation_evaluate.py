@@ -266,7 +266,7 @@ def test_results_of_an_earlier_run_are_not_run_again_and_count_alike():
 
 
 def test_votes_go_by_the_environments_answers():
-    """Two texts that say the same are one party: what the environment's `answers` say, not their spelling."""
+    """Two texts that say the same are one cluster: what the environment's `answers` say, not their spelling."""
 
     class Answers:
         def extract(self, problem, response):

@@ -219,7 +219,7 @@ def test_truncated_responses_abstain_and_finished_ones_are_judged_by_text(tmp_pa
     pool = judged(tmp_path / "p.jsonl", row("a", [1, 2, None, {"text": "The answer is 1", "tokens": 5}, "1.0"]))
     problem = pool.problems[0]
     assert list(problem.correct_G) == [1, 0, 0, 1, 1]
-    assert list(problem.party_G) == [0, 1, -1, 0, 0]
+    assert list(problem.cluster_G) == [0, 1, -1, 0, 0]
     assert list(problem.answered_G) == [True, True, False, True, True]
     assert pool.kinds == {"correct": 3, "wrong": 1, "no_answer": 1}
     assert "1 samples have no finish_reason" in pool.notes[0]
@@ -243,7 +243,7 @@ def test_a_row_without_gold_is_left_out_unless_what_was_recorded_is_trusted(tmp_
     assert "1 of 2 rows have no gold (the first: line 2) and are left out" in pool.notes
     trusted = judged(tmp_path / "p.jsonl", *rows, trust_recorded=True)
     assert list(trusted.problems[1].correct_G) == [1, 1, 0]
-    assert list(trusted.problems[1].party_G) == [0, 0, 1]
+    assert list(trusted.problems[1].cluster_G) == [0, 0, 1]
     assert trusted.kinds == {"correct": 3, "wrong": 3}
     with pytest.raises(UserError, match=r"no row has a gold .* --environment .* --trust-recorded"):
         judged(tmp_path / "p.jsonl", bare)
@@ -259,7 +259,7 @@ def test_thoughts_are_no_answers(tmp_path):
         judged(tmp_path / "p.jsonl", row("a", [closed, open_ended], thought=thought)),
         judged(tmp_path / "p.jsonl", row("a", [closed, open_ended]), thought=ThoughtFormat("<think>", "</think>")),
     ):
-        assert list(pool.problems[0].party_G) == [0, -1]
+        assert list(pool.problems[0].cluster_G) == [0, -1]
 
 
 def test_what_our_judge_fails_on_is_left_out_as_if_never_drawn(tmp_path):
@@ -299,7 +299,7 @@ def test_a_gold_that_the_verifier_cannot_read_is_named_by_line(tmp_path):
         judged(path, row("a", [1], gold={"x": 1}))
 
 
-def test_equal_formulas_are_one_party_marked_or_not(tmp_path):
+def test_equal_formulas_are_one_cluster_marked_or_not(tmp_path):
     pytest.importorskip("math_verify")
     texts = [
         "so \\boxed{\\frac{1}{2}}",
@@ -311,13 +311,13 @@ def test_equal_formulas_are_one_party_marked_or_not(tmp_path):
     path = write(tmp_path / "p.jsonl", row("a", [{"text": t, "tokens": 1} for t in texts], gold="\\frac{1}{2}"))
     pool = judge_pool(read_pool(path), VerifierJudge(Math(), "math"))
     assert list(pool.problems[0].correct_G) == [1, 1, 1, 1, 0]
-    assert list(pool.problems[0].party_G) == [0, 0, 0, 0, 1]
+    assert list(pool.problems[0].cluster_G) == [0, 0, 0, 0, 1]
 
 
-def test_parties_are_those_of_the_verifier(tmp_path):
+def test_clusters_are_those_of_the_verifier(tmp_path):
     path = write(tmp_path / "p.jsonl", row("a", ["Paris", "paris", "Rome"], gold="Paris"))
     pool = judge_pool(read_pool(path), VerifierJudge(Exact(), "exact"))
-    assert list(pool.problems[0].party_G) == [0, 0, 1]
+    assert list(pool.problems[0].cluster_G) == [0, 0, 1]
 
 
 def test_an_environment_judges_its_own_problems_and_no_others(tmp_path):
@@ -353,7 +353,7 @@ def test_the_environments_own_answers_decide_votes(tmp_path):
 
     path = write(tmp_path / "p.jsonl", {"problem_id": "1", "samples": [sample(i) for i in (2, 4, 5, 7)]})
     pool = judge_pool(read_pool(path), EnvironmentJudge(Even(), "even"))
-    assert list(pool.problems[0].party_G) == [0, 0, 1, 1]
+    assert list(pool.problems[0].cluster_G) == [0, 0, 1, 1]
 
 
 def test_problems_with_fewer_samples_are_left_out_when_asked(tmp_path):

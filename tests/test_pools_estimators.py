@@ -14,13 +14,13 @@ from ponder.evaluation.estimators import majority_of_k, pass_at_k
 from ponder.search.stopping import beta, dirichlet
 
 
-def voted(party, correct, k):
-    """Majority of k over every order of drawing; a tie goes to the party that was drawn first."""
+def voted(cluster, correct, k):
+    """Majority of k over every order of drawing; a tie goes to the cluster that was drawn first."""
     gains = []
-    for order in itertools.permutations(range(len(party)), k):
-        votes = Counter(party[i] for i in order if party[i] is not None)
+    for order in itertools.permutations(range(len(cluster)), k):
+        votes = Counter(cluster[i] for i in order if cluster[i] is not None)
         best = max(votes.values(), default=0)
-        first = next((i for i in order if party[i] is not None and votes[party[i]] == best), None)
+        first = next((i for i in order if cluster[i] is not None and votes[cluster[i]] == best), None)
         gains.append(0.0 if first is None else correct[first])
     return sum(gains) / len(gains)
 
@@ -28,21 +28,21 @@ def voted(party, correct, k):
 @settings(max_examples=40)
 @given(st.lists(st.tuples(st.sampled_from([None, "a", "b", "c", "d"]), st.booleans()), min_size=1, max_size=5))
 def test_majority_of_k_is_the_mean_over_every_order_of_drawing(samples):
-    party, correct = zip(*samples, strict=True)
+    cluster, correct = zip(*samples, strict=True)
     correct = [float(c) for c in correct]
-    names = sorted({p for p in party if p is not None})
-    sizes = [party.count(p) for p in names]
+    names = sorted({p for p in cluster if p is not None})
+    sizes = [cluster.count(p) for p in names]
     gains = [np.mean([c for q, c in samples if q == p]) for p in names]
-    counts = range(1, len(party) + 1)
-    exact = majority_of_k(sizes, gains, len(party), counts)
+    counts = range(1, len(cluster) + 1)
+    exact = majority_of_k(sizes, gains, len(cluster), counts)
     for k in counts:
-        assert exact[k - 1] == pytest.approx(voted(party, correct, k), abs=1e-12)
+        assert exact[k - 1] == pytest.approx(voted(cluster, correct, k), abs=1e-12)
 
 
 @settings(max_examples=30)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(0, 5), st.data())
 def test_someone_wins_whenever_someone_votes(sizes, abstain, data):
-    """The chances of all parties to win add up to the chance that a draw holds a vote."""
+    """The chances of all clusters to win add up to the chance that a draw holds a vote."""
     n = sum(sizes) + abstain
     k = data.draw(st.integers(1, n))
     wins = [majority_of_k(sizes, [float(i == j) for i in range(len(sizes))], n, [k])[0] for j in range(len(sizes))]
@@ -66,8 +66,8 @@ def test_majority_of_many_samples_neither_overflows_nor_cancels():
 
 @pytest.mark.parametrize(
     ("sizes", "gains", "n", "counts", "said"),
-    [([2], [1.0], 2, [3], "counts"), ([2], [1.0], 2, [0], "counts"), ([3], [1.0], 2, [1], "parties"),
-     ([1, 1], [1.0], 2, [1], "parties"), ([0], [1.0], 2, [1], "parties"), ([1], [1.0], 1001, [1], "n = 1001")],
+    [([2], [1.0], 2, [3], "counts"), ([2], [1.0], 2, [0], "counts"), ([3], [1.0], 2, [1], "clusters"),
+     ([1, 1], [1.0], 2, [1], "clusters"), ([0], [1.0], 2, [1], "clusters"), ([1], [1.0], 1001, [1], "n = 1001")],
 )  # fmt: skip
 def test_majority_of_k_refuses_the_impossible(sizes, gains, n, counts, said):
     with pytest.raises(ValueError, match=said):
@@ -86,12 +86,12 @@ def test_the_dirichlet_posterior_is_the_beta_one_for_two_answers_and_that_of_dra
 
 def test_votes_of_a_random_pool_agree_with_drawing_it():
     rng = random.Random(1)
-    party = [rng.choice([None, 0, 0, 1, 1, 2]) for _ in range(24)]
-    sizes = [party.count(i) for i in range(3)]
+    cluster = [rng.choice([None, 0, 0, 1, 1, 2]) for _ in range(24)]
+    sizes = [cluster.count(i) for i in range(3)]
     exact = majority_of_k(sizes, [1.0, 0.0, 0.0], 24, [9])[0]
     hits = []
     for _ in range(5_000):
-        drawn = rng.sample(party, 9)
+        drawn = rng.sample(cluster, 9)
         votes = Counter(p for p in drawn if p is not None)
         best = max(votes.values(), default=0)
         hits.append(next((p for p in drawn if p is not None and votes[p] == best), None) == 0)

@@ -14,7 +14,7 @@ from ponder.environments.countdown import Countdown
 from ponder.environments.gsm8k import Gsm8k
 from ponder.environments.jsonl import Jsonl
 from ponder.protocols import Answers
-from ponder.search.clusters import parties
+from ponder.search.clusters import cluster_answers
 from ponder.types import Problem, Response
 from ponder.verifiers.answers import MarkedText, VerifierAnswers
 from ponder.verifiers.exact import Exact
@@ -29,10 +29,10 @@ def read(answers, text, problem=PROBLEM):
 
 def groups(answers, *texts, problem=PROBLEM):
     """The texts by what they say."""
-    votes = parties(answers, problem, [Response(t) for t in texts])
+    votes = cluster_answers(answers, problem, [Response(t) for t in texts])
     found = {}
     for text, vote in zip(texts, votes, strict=True):
-        found.setdefault(None if vote is None else vote.party, []).append(text)
+        found.setdefault(None if vote is None else vote.cluster, []).append(text)
     return list(found.values())
 
 

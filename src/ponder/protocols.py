@@ -354,9 +354,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """What a response votes for. Equal answers have the same `party`: the index of the first response with it."""
+    """What a response votes for. Equal answers have the same `cluster`: the index of the first response with it."""
 
-    party: int
+    cluster: int
     answer: str
 
 

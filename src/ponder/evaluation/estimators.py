@@ -87,12 +87,12 @@ MOST_VOTES = 1_000
 def majority_of_k(sizes: Sequence[int], gains: Sequence[float], n: int, counts: Sequence[int]) -> Floats:
     """Expected accuracy of a majority vote over k of n samples drawn without replacement, for each k in `counts`.
 
-    `sizes` are the samples of each party (answers that say the same) and `gains` the share of each party's samples
-    that is correct; what is left of `n` abstains. The party with the most votes wins; a tie goes to the party that was
+    `sizes` are the samples of each cluster (answers that say the same) and `gains` the share of each cluster's samples
+    that is correct; what is left of `n` abstains. The cluster with the most votes wins; a tie goes to the one that was
     drawn first, which over all orders of drawing is each of them equally often. Without a vote the problem is lost.
 
     Exact: with m the winner's votes, the ways to draw k are the coefficient of z^k in
-    Π_small (1+z)^s · Π_large [Σ_{x<m} C(s,x) z^x + u C(s,m) z^m], where large parties have at least m samples, small
+    Π_small (1+z)^s · Π_large [Σ_{x<m} C(s,x) z^x + u C(s,m) z^m], where large clusters have at least m samples, small
     ones and abstentions fewer, and the power of u counts those that tie. All terms are positive, so nothing cancels.
     Raises `ValueError` unless 1 ≤ k ≤ n and sizes are at least 1 and at most n together.
     """
@@ -101,19 +101,19 @@ def majority_of_k(sizes: Sequence[int], gains: Sequence[float], n: int, counts: 
     if any(not 1 <= k <= n for k in counts):
         raise ValueError(f"counts {list(counts)}: give 1 to n ({n})")
     if len(gains) != len(sizes) or any(s < 1 for s in sizes) or sum(sizes) > n:
-        raise ValueError(f"parties of {list(sizes)} samples do not go with {len(gains)} gains and n = {n}")
-    parties = tuple(sorted(zip(sizes, gains, strict=True), reverse=True))
-    return np.array(_majority(parties, n, tuple(counts)))
+        raise ValueError(f"clusters of {list(sizes)} samples do not go with {len(gains)} gains and n = {n}")
+    clusters = tuple(sorted(zip(sizes, gains, strict=True), reverse=True))
+    return np.array(_majority(clusters, n, tuple(counts)))
 
 
 @functools.lru_cache(maxsize=65_536)
-def _majority(parties: tuple[tuple[int, float], ...], n: int, counts: tuple[int, ...]) -> tuple[float, ...]:
+def _majority(clusters: tuple[tuple[int, float], ...], n: int, counts: tuple[int, ...]) -> tuple[float, ...]:
     most = max(counts, default=0)
     won = np.zeros(most + 1)
-    for m in range(1, min(most, parties[0][0] if parties else 0) + 1):
-        large = [p for p in parties if p[0] >= m]
+    for m in range(1, min(most, clusters[0][0] if clusters else 0) + 1):
+        large = [p for p in clusters if p[0] >= m]
         small = n - sum(size for size, _ in large)
-        # ways[t, x]: t parties have m votes, x samples are drawn; gain: the same, times the gains of those t.
+        # ways[t, x]: t clusters have m votes, x samples are drawn; gain: the same, times the gains of those t.
         ways, gain = np.zeros((2, min(len(large), most // m) + 1, most + 1))
         ways[0, : small + 1] = _binomials(small)[: most + 1]
         for size, share in large:
@@ -138,7 +138,7 @@ def _times(ways: Floats, polynomial: Floats) -> Floats:
 
 
 def _tied(ways: Floats, factor: float, m: int) -> Floats:
-    """Each row times factor · u · z^m: one more party has m votes."""
+    """Each row times factor · u · z^m: one more cluster has m votes."""
     product = np.zeros_like(ways)
     product[1:, m:] = factor * ways[:-1, :-m]
     return product

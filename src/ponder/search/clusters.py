@@ -1,7 +1,7 @@
 """Votes: which answer each response gives, and which of them are the same.
 
 An answer that cannot be read abstains. Equal answers are found over all pairs of different texts and closed under
-"the same as" (union-find), so that the parties do not depend on the order of the responses, even where an equality
+"the same as" (union-find), so that the clusters do not depend on the order of the responses, even where an equality
 test is not transitive (0.33 = 1/3 within a tolerance, say).
 """
 
@@ -30,7 +30,7 @@ class TextAnswers:
         return a.casefold() == b.casefold()
 
 
-def parties(answers: Answers, problem: Problem, responses: Sequence[Response]) -> tuple[Vote | None, ...]:
+def cluster_answers(answers: Answers, problem: Problem, responses: Sequence[Response]) -> tuple[Vote | None, ...]:
     """The vote of each response; None where it abstains.
 
     Raises what `answers` raises, `PonderError` for an answer that it reads as anything but text.
@@ -62,14 +62,14 @@ def parties(answers: Answers, problem: Problem, responses: Sequence[Response]) -
 async def group(
     answers: Answers, problem: Problem, responses: Sequence[Response], slow: bool = False
 ) -> tuple[Vote | None, ...]:
-    """`parties`, on a thread if reading and comparing them is `slow`."""
+    """`cluster_answers`, on a thread if reading and comparing them is `slow`."""
     if slow:
-        return await asyncio.to_thread(parties, answers, problem, responses)
-    return parties(answers, problem, responses)
+        return await asyncio.to_thread(cluster_answers, answers, problem, responses)
+    return cluster_answers(answers, problem, responses)
 
 
 @dataclass(frozen=True, slots=True)
-class Party:
+class Cluster:
     """All that vote for one answer."""
 
     answer: str
@@ -80,34 +80,34 @@ class Party:
     """Sum of their weights: their number, where every vote counts the same."""
 
 
-def standings(votes: Mapping[int, Vote | None], weights: Mapping[int, float] | None = None) -> tuple[Party, ...]:
-    """The parties, the heaviest first; of equals the one whose first sample has the lowest index.
+def standings(votes: Mapping[int, Vote | None], weights: Mapping[int, float] | None = None) -> tuple[Cluster, ...]:
+    """The clusters, the heaviest first; of equals the one whose first sample has the lowest index.
 
-    `votes` are by sample index, their `party` a sample index too. `weights` are 1 if not given; one that is missing
+    `votes` are by sample index, their `cluster` a sample index too. `weights` are 1 if not given; one that is missing
     is 0.
     """
     members: dict[int, list[int]] = {}
     for index in sorted(votes):
         vote = votes[index]
         if vote is not None:
-            members.setdefault(vote.party, []).append(index)
-    parties = []
+            members.setdefault(vote.cluster, []).append(index)
+    clusters = []
     for of in members.values():
         first = votes[of[0]]
         assert first is not None
         weight = float(len(of)) if weights is None else math.fsum(weights.get(i, 0.0) for i in of)
-        parties.append(Party(first.answer, tuple(of), weight))
-    return tuple(sorted(parties, key=lambda p: (-p.weight, p.members[0])))
+        clusters.append(Cluster(first.answer, tuple(of), weight))
+    return tuple(sorted(clusters, key=lambda c: (-c.weight, c.members[0])))
 
 
 def by_index(votes: Sequence[Vote | None], indices: Sequence[int]) -> dict[int, Vote | None]:
     """The answer of a `Group`, by the indices of the samples that it was asked about."""
-    return {i: None if v is None else Vote(indices[v.party], v.answer) for i, v in zip(indices, votes, strict=True)}
+    return {i: None if v is None else Vote(indices[v.cluster], v.answer) for i, v in zip(indices, votes, strict=True)}
 
 
-def result(parties: Sequence[Party]) -> str:
+def result(clusters: Sequence[Cluster]) -> str:
     """What the votes came to, as a clause: `5 of 8 votes for 42`."""
-    leader, cast = parties[0], sum(len(p.members) for p in parties)
+    leader, cast = clusters[0], sum(len(c.members) for c in clusters)
     return f"{len(leader.members)} of {cast} vote{'s' * (cast > 1)} for {shown(leader.answer)}"
 
 

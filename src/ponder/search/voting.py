@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ponder.protocols import Ask, Group, Vote
-from ponder.search.clusters import Party, TextAnswers, by_index, parties, result, shown, standings
+from ponder.search.clusters import Cluster, TextAnswers, by_index, cluster_answers, result, shown, standings
 from ponder.search.sampling import Sampling
 from ponder.types import FinishReason, Node, Outcome, Response, Spend, StopReason
 
@@ -59,12 +59,12 @@ class Voting(Sampling):
         """The weight of each sample's vote; None is 1 for all."""
         return None
 
-    def standings(self) -> tuple[Party, ...]:
-        """The parties by what is known, the leader first; empty if nobody votes."""
+    def standings(self) -> tuple[Cluster, ...]:
+        """The clusters by what is known, the leader first; empty if nobody votes."""
         votes = self._votes_now()
         return standings(votes, self.weights(votes))
 
-    def explain(self, ranked: tuple[Party, ...]) -> str:
+    def explain(self, ranked: tuple[Cluster, ...]) -> str:
         """Why the leader of `standings` won, in a sentence."""
         said = result(ranked)
         if len(ranked) > 1 and ranked[1].weight == ranked[0].weight:
@@ -85,20 +85,20 @@ class Voting(Sampling):
             response = Response(None, first.response.thought, first.response.text)
             return Outcome(response, None, first.trace, spend, stop, reason="no response had an answer to vote with")
         total = sum(p.weight for p in ranked)
-        node = self.leaves[self.speaker(ranked[0])]
+        node = self.leaves[self.representative(ranked[0])]
         confidence = ranked[0].weight / total if total > 0 else None
         return Outcome(node.response, confidence, first.trace, spend, stop, node.id, self.explain(ranked))
 
-    def speaker(self, party: Party) -> int:
-        """The sample whose response stands for a party: the first."""
-        return party.members[0]
+    def representative(self, cluster: Cluster) -> int:
+        """The sample that represents a cluster: the first."""
+        return cluster.members[0]
 
     def _votes_now(self) -> dict[int, Vote | None]:
         return self._text_votes(self.answered()) if self.votes is None else self.votes
 
     def _text_votes(self, indices: tuple[int, ...]) -> dict[int, Vote | None]:
         responses = [self.leaves[i].response for i in indices]
-        return by_index(parties(TextAnswers(), self.problem, responses), indices)
+        return by_index(cluster_answers(TextAnswers(), self.problem, responses), indices)
 
     def late(self) -> set[int]:
         """Samples that have ended and were not looked at."""

@@ -64,42 +64,42 @@ class Adaptive(OneByOne):
 
     def _run(self, problem: JudgedProblem, orders: Ints) -> tuple[Floats, Ints]:
         """Whether the leader is right after each sample, per order, and after how many samples the rule stops."""
-        parties = int(problem.party_G.max(initial=-1)) + 1
-        if not parties:
+        clusters = int(problem.cluster_G.max(initial=-1)) + 1
+        if not clusters:
             return np.zeros(orders.shape), np.full(len(orders), problem.n, dtype=np.int64)
-        rows = max(1, _CELLS // (problem.n * parties))
-        parts = [self._some(problem, orders[i : i + rows], parties) for i in range(0, len(orders), rows)]
+        rows = max(1, _CELLS // (problem.n * clusters))
+        parts = [self._some(problem, orders[i : i + rows], clusters) for i in range(0, len(orders), rows)]
         return np.concatenate([right for right, _ in parts]), np.concatenate([stop for _, stop in parts])
 
-    def _some(self, problem: JudgedProblem, orders: Ints, parties: int) -> tuple[Floats, Ints]:
-        """`_run` for some of the orders (`_O`), over all samples (`_G`) and parties (`_P`) at once."""
+    def _some(self, problem: JudgedProblem, orders: Ints, clusters: int) -> tuple[Floats, Ints]:
+        """`_run` for some of the orders (`_O`), over all samples (`_G`) and clusters (`_C`) at once."""
         n = problem.n
-        party_OG = problem.party_G[orders]
-        speaks_OGP = party_OG[:, :, None] == np.arange(parties)
-        votes_OGP = speaks_OGP.cumsum(axis=1, dtype=np.int32)
-        first_OP = np.where(votes_OGP[:, -1] > 0, speaks_OGP.argmax(axis=1), n)
+        cluster_OG = problem.cluster_G[orders]
+        member_OGC = cluster_OG[:, :, None] == np.arange(clusters)
+        votes_OGC = member_OGC.cumsum(axis=1, dtype=np.int32)
+        first_OC = np.where(votes_OGC[:, -1] > 0, member_OGC.argmax(axis=1), n)
         # Of answers with as many votes the one that came first leads.
-        leader_OG = (votes_OGP * np.int32(n + 1) - first_OP[:, None, :].astype(np.int32)).argmax(axis=2)
-        most_OG = np.take_along_axis(votes_OGP, leader_OG[:, :, None], axis=2)[:, :, 0]
-        speaker_OP = np.take_along_axis(orders, np.minimum(first_OP, n - 1), axis=1)
-        speaker_OG = np.take_along_axis(speaker_OP, leader_OG, axis=1)
-        right_OG = np.where(most_OG > 0, problem.correct_G[speaker_OG], 0.0)
-        over_OG = (most_OG > 0) & (self._agreed(party_OG) if self.rule == "esc" else self._decided(votes_OGP))
+        leader_OG = (votes_OGC * np.int32(n + 1) - first_OC[:, None, :].astype(np.int32)).argmax(axis=2)
+        most_OG = np.take_along_axis(votes_OGC, leader_OG[:, :, None], axis=2)[:, :, 0]
+        representative_OC = np.take_along_axis(orders, np.minimum(first_OC, n - 1), axis=1)
+        representative_OG = np.take_along_axis(representative_OC, leader_OG, axis=1)
+        right_OG = np.where(most_OG > 0, problem.correct_G[representative_OG], 0.0)
+        over_OG = (most_OG > 0) & (self._agreed(cluster_OG) if self.rule == "esc" else self._decided(votes_OGC))
         return right_OG, np.where(over_OG.any(axis=1), over_OG.argmax(axis=1) + 1, n)
 
-    def _agreed(self, party_OG: Ints) -> NDArray[np.bool_]:
+    def _agreed(self, cluster_OG: Ints) -> NDArray[np.bool_]:
         """Where a window ends whose samples all gave one answer."""
-        window, (orders, n) = int(self.limit), party_OG.shape
+        window, (orders, n) = int(self.limit), cluster_OG.shape
         over_OG = np.zeros((orders, n), dtype=bool)
-        blocks = party_OG[:, : n // window * window].reshape(orders, -1, window)
+        blocks = cluster_OG[:, : n // window * window].reshape(orders, -1, window)
         over_OG[:, window - 1 :: window] = (blocks == blocks[:, :, :1]).all(axis=2) & (blocks[:, :, 0] >= 0)
         return over_OG
 
-    def _decided(self, votes_OGP: NDArray[np.int32]) -> NDArray[np.bool_]:
+    def _decided(self, votes_OGC: NDArray[np.int32]) -> NDArray[np.bool_]:
         """Where the leader stays with a chance of `limit`."""
-        ranked_OGP = -np.sort(-votes_OGP, axis=2)
-        first_OG = ranked_OGP[:, :, 0]
-        second_OG = ranked_OGP[:, :, 1] if ranked_OGP.shape[2] > 1 else np.zeros_like(first_OG)
+        ranked_OGC = -np.sort(-votes_OGC, axis=2)
+        first_OG = ranked_OGC[:, :, 0]
+        second_OG = ranked_OGC[:, :, 1] if ranked_OGC.shape[2] > 1 else np.zeros_like(first_OG)
         stays = _chances(int(first_OG.max()))
         beats_second_OG = stays[first_OG, second_OG]
         if self.rule == "beta":
@@ -107,13 +107,13 @@ class Adaptive(OneByOne):
         # The leader beats all at most as often as it beats the second, and fails at most as often as it fails to beat
         # each of them: between these bounds alone the integral is needed, and only up to where it is sure to stop.
         open_OG = (first_OG > 0) & (beats_second_OG >= self.limit - _MARGIN)
-        ranked_SP = ranked_OGP[open_OG]
+        ranked_SC = ranked_OGC[open_OG]
         fails = np.where(np.arange(len(stays)) > 0, 1.0 - stays, 0.0)
-        least_S = beats_second_OG[open_OG] - fails[ranked_SP[:, :1], ranked_SP[:, 2:]].sum(axis=1)
+        least_S = beats_second_OG[open_OG] - fails[ranked_SC[:, :1], ranked_SC[:, 2:]].sum(axis=1)
         over_OG = np.zeros(open_OG.shape, dtype=bool)
         over_OG[open_OG] = least_S >= self.limit + _MARGIN
         open_OG &= ~np.logical_or.accumulate(over_OG, axis=1)
-        states = [tuple(filter(None, state)) for state in ranked_OGP[open_OG].tolist()]
+        states = [tuple(filter(None, state)) for state in ranked_OGC[open_OG].tolist()]
         stop = {state: dirichlet(state) >= self.limit for state in set(states)}
         over_OG[open_OG] = [stop[state] for state in states]
         return over_OG

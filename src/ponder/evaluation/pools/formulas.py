@@ -102,9 +102,9 @@ class Majority(OneByOne):
 
     def one(self, problem: JudgedProblem, counts: Sequence[int]) -> Reached:
         fit = [k for k in counts if k <= problem.n]
-        party, correct = problem.party_G, problem.correct_G
-        sizes = [int((party == j).sum()) for j in range(party.max(initial=-1) + 1)]
-        gains = [float(correct[party == j].mean()) for j in range(len(sizes))]
+        cluster, correct = problem.cluster_G, problem.correct_G
+        sizes = [int((cluster == j).sum()) for j in range(cluster.max(initial=-1) + 1)]
+        gains = [float(correct[cluster == j].mean()) for j in range(len(sizes))]
         accuracy = majority_of_k(sizes, gains, problem.n, fit) if fit else np.zeros(0)
         return _exact(problem, counts, accuracy, _vote(problem, np.ones(problem.n), max(counts)))
 
@@ -227,26 +227,26 @@ def _values(problem: JudgedProblem, by: By) -> Floats:
 
 def _vote(problem: JudgedProblem, weight: Floats, k: int) -> float:
     """Whether a weighted vote over the first k samples as recorded is right; ties to the first."""
-    party, weight = problem.party_G[:k], weight[:k]
-    voting = party >= 0
+    cluster, weight = problem.cluster_G[:k], weight[:k]
+    voting = cluster >= 0
     if not voting.any():
         return 0.0
     if not (weight[voting] > 0).any():
         weight = np.ones(len(weight))
-    sums = {j: math.fsum(weight[party == j]) for j in dict.fromkeys(party[voting].tolist())}
+    sums = {j: math.fsum(weight[cluster == j]) for j in dict.fromkeys(cluster[voting].tolist())}
     most = max(sums.values())
     leader = next(j for j, s in sums.items() if s >= most * (1 - 1e-12))
-    return float(problem.correct_G[int((party == leader).argmax())])
+    return float(problem.correct_G[int((cluster == leader).argmax())])
 
 
 def _weighted_votes(problem: JudgedProblem, weight: Floats, drawn: Ints) -> Floats:
-    """For each draw (rows of sample indices) the expected gain: the mean over the samples of the leading parties."""
-    parties = int(problem.party_G.max(initial=-1)) + 1
-    if not parties:
+    """For each draw (rows of sample indices) the expected gain: the mean over the samples of the leading clusters."""
+    clusters = int(problem.cluster_G.max(initial=-1)) + 1
+    if not clusters:
         return np.zeros(len(drawn))
-    member = problem.party_G[:, None] == np.arange(parties)
+    member = problem.cluster_G[:, None] == np.arange(clusters)
     gains = np.empty(len(drawn))
-    rows = max(1, 2_000_000 // (drawn.shape[1] * parties))
+    rows = max(1, 2_000_000 // (drawn.shape[1] * clusters))
     for i in range(0, len(drawn), rows):
         chosen = drawn[i : i + rows]
         votes = member[chosen].sum(axis=1)

@@ -22,7 +22,7 @@ from ponder.engines.recorded import RecordedPool, RecordedRow, RecordedSample
 from ponder.errors import UserError
 from ponder.evaluation.estimators import Floats
 from ponder.evaluation.pools.judges import EnvironmentJudge, Judge
-from ponder.search.clusters import TextAnswers, parties
+from ponder.search.clusters import TextAnswers, cluster_answers
 from ponder.types import FinishReason, Problem, Response, ThoughtFormat, Verdict, VerdictKind, split_response
 
 
@@ -52,7 +52,7 @@ class JudgedProblem:
     responses: tuple[Response, ...]
     correct_G: Floats
     """1 or 0."""
-    party_G: NDArray[np.int64]
+    cluster_G: NDArray[np.int64]
     """What each votes for, numbered from 0; -1 abstains."""
     tokens_G: Floats
     """Response tokens."""
@@ -180,8 +180,8 @@ def _judged(
                 )
             )
     answers = judge.answers or _Read(cache)
-    votes = parties(answers, problem, responses)
-    numbers = {party: i for i, party in enumerate(dict.fromkeys(v.party for v in votes if v is not None))}
+    votes = cluster_answers(answers, problem, responses)
+    numbers = {cluster: i for i, cluster in enumerate(dict.fromkeys(v.cluster for v in votes if v is not None))}
     samples = [row.samples[i] for i in kept]
     judged = JudgedProblem(
         problem,
@@ -189,7 +189,7 @@ def _judged(
         tuple(kept),
         tuple(responses),
         np.array(correct, dtype=np.float64),
-        np.array([-1 if v is None else numbers[v.party] for v in votes], dtype=np.int64),
+        np.array([-1 if v is None else numbers[v.cluster] for v in votes], dtype=np.int64),
         np.array([s.tokens for s in samples], dtype=np.float64),
         _column(samples, "score"),
         _column(samples, "mean_logprob"),

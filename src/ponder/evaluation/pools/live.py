@@ -171,14 +171,14 @@ class _Known(BaseScorer):
         self._votes: Mapping[Response, str | None] = problem.votes
         self.correct = dict(zip(problem.responses, problem.correct_G.tolist(), strict=True))
         self._scores = dict(zip(problem.responses, problem.score_G.tolist(), strict=True))
-        parties = zip(problem.responses, problem.party_G.tolist(), strict=True)
-        self._party = {problem.votes[response]: party for response, party in parties}
+        clusters = zip(problem.responses, problem.cluster_G.tolist(), strict=True)
+        self._cluster = {problem.votes[response]: cluster for response, cluster in clusters}
 
     def extract(self, problem: Problem, response: Response) -> str | None:
         return self._votes.get(response)
 
     def same(self, a: str, b: str) -> bool:
-        return self._party[a] == self._party[b]
+        return self._cluster[a] == self._cluster[b]
 
     def value(self, problem: Problem, response: Response) -> float:
         return self._scores[response]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ponder.errors import BudgetExceeded, UserError
 from ponder.protocols import SearchContext
-from ponder.search.clusters import Party
+from ponder.search.clusters import Cluster
 from ponder.search.options import SamplingOptions, check_choice
 from ponder.search.stopping import beta, dirichlet
 from ponder.search.voting import Voting
@@ -145,7 +145,7 @@ class _Adaptive(Voting):
     def late(self) -> set[int]:
         return {i for i in self.leaves if self._why and i >= self._seen} | super().late()
 
-    def explain(self, ranked: tuple[Party, ...]) -> str:
+    def explain(self, ranked: tuple[Cluster, ...]) -> str:
         said = super().explain(ranked)
         return f"{said}; stopped after {self._seen} of {self.n}: {self._why}" if self._why else said
 

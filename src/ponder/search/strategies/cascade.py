@@ -11,7 +11,7 @@ from ponder import registry
 from ponder.config import Options
 from ponder.errors import Unsupported, UserError
 from ponder.protocols import Ask, Check, Search, SearchContext, Strategy
-from ponder.search.clusters import Party, result, shown
+from ponder.search.clusters import Cluster, result, shown
 from ponder.search.confidence import mean_logprob, usable
 from ponder.search.nested import Nested, chosen, context_of, moved
 from ponder.search.options import SamplingOptions, check_choice, check_share
@@ -96,8 +96,8 @@ class _Fast(Voting):
 
     def grouped(self, upto: int) -> None:
         if self._by == "checker":
-            for party in self.standings():
-                first = party.members[0]
+            for cluster in self.standings():
+                first = cluster.members[0]
                 self.push(Ask(-2 - self.n - first, Check(self.leaves[first].response)))
 
     def told_more(self, ask_id: int, answer: Any) -> None:
@@ -106,13 +106,13 @@ class _Fast(Voting):
         elif not isinstance(answer, Exception):
             self.tree.check(self.leaves[-2 - self.n - ask_id].id, answer)
 
-    def standings(self) -> tuple[Party, ...]:
+    def standings(self) -> tuple[Cluster, ...]:
         """What the checker accepted comes first."""
         ranked = super().standings()
         return tuple(sorted(ranked, key=lambda p: not self._accepted(p)))
 
-    def _accepted(self, party: Party) -> bool:
-        check = self.tree[self.leaves[party.members[0]].id].check
+    def _accepted(self, cluster: Cluster) -> bool:
+        check = self.tree[self.leaves[cluster.members[0]].id].check
         return check is not None and check.correct
 
     def outcome(self, spend: Spend, stop: StopReason) -> Outcome:

@@ -188,13 +188,13 @@ class TreeSearch(Stepping):
             if vote is not None:
                 value = self.value(step)
                 weight = step.draws * (self.puct.scaled(value) if math.isfinite(value) else 0.0)
-                weights[vote.party] = weights.get(vote.party, 0.0) + weight
+                weights[vote.cluster] = weights.get(vote.cluster, 0.0) + weight
         if best is None or best.rank == 2 or not weights:
             return super().outcome(spend, stop)
-        party = max(weights, key=lambda p: (weights[p], -p))
-        voters = [s for s, v in zip(self._voters, self._votes, strict=True) if v is not None and v.party == party]
+        cluster = max(weights, key=lambda p: (weights[p], -p))
+        voters = [s for s, v in zip(self._voters, self._votes, strict=True) if v is not None and v.cluster == cluster]
         best = max(voters, key=lambda s: (self.value(s), -s.id))
         total = math.fsum(weights.values())
-        share = weights[party] / total if total else 1.0 / len(weights)
+        share = weights[cluster] / total if total else 1.0 / len(weights)
         reason = f"{share:.0%} of the votes, weighted by value"
         return Outcome(self.tree[best.id].response, share, self.tree.trace(), spend, stop, best.id, reason)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ponder.errors import Unsupported, UserError
 from ponder.protocols import Ask, Score, SearchContext, Vote
-from ponder.search.clusters import Party, shown
+from ponder.search.clusters import Cluster, shown
 from ponder.search.confidence import (
     TOP_LOGPROBS,
     Measure,
@@ -118,11 +118,11 @@ class _Weighted(Voting):
         highest, below = max(voting.values()), min(voting.values()) < 0
         return {i: math.exp(voting[i] - highest) if below else voting[i] for i in kept}
 
-    def speaker(self, party: Party) -> int:
+    def representative(self, cluster: Cluster) -> int:
         """Its most confident response."""
-        return max(party.members, key=lambda i: (self._found.get(i, -math.inf), -i))
+        return max(cluster.members, key=lambda i: (self._found.get(i, -math.inf), -i))
 
-    def explain(self, ranked: tuple[Party, ...]) -> str:
+    def explain(self, ranked: tuple[Cluster, ...]) -> str:
         said = super().explain(ranked)
         if not self._found:
             return f"{said}; there was no {_WORDS[self._options.by]} to weigh by, so every vote counted 1"
