@@ -17,8 +17,9 @@ from typing import ClassVar
 
 from ponder.engines._deltas import collected, total
 from ponder.engines.base import BaseEngine
-from ponder.errors import EngineClosed, UserError
-from ponder.protocols import Answers, Delivery, Feedback, Receipt, Turn, WeightsUpdate
+from ponder.environments.turns import OneStep
+from ponder.errors import EngineClosed, TooLong
+from ponder.protocols import Answers, Delivery, Episode, Feedback, Receipt, WeightsUpdate
 from ponder.types import (
     Capabilities,
     Completion,
@@ -65,6 +66,7 @@ class MockEngine(BaseEngine):
     capabilities: Capabilities = ALL
     thought: ThoughtFormat | None = THOUGHT
     context: int = 100_000
+    chat: bool = False
     delay: Callable[[Request], float] | float = 0.0
     """Seconds that a call takes; a stream spreads them over its tokens."""
     fail: Callable[[int, Request], BaseException | None] | None = None
@@ -86,7 +88,9 @@ class MockEngine(BaseEngine):
     closed: bool = False
 
     def __post_init__(self) -> None:
-        self.info = ModelInfo("mock", self.context, parameters=1000, flops_per_token=2000.0, thought=self.thought)
+        self.info = ModelInfo(
+            "mock", self.context, parameters=1000, flops_per_token=2000.0, thought=self.thought, chat=self.chat
+        )
 
     def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
         return len(self._prompt_ids(prompt))
@@ -194,7 +198,7 @@ class MockEngine(BaseEngine):
             raise EngineClosed("the mock engine is closed")
         number, prompt = self.calls, self.count_tokens(request.prompt)
         if prompt + request.params.max_tokens > self.context:
-            raise UserError(
+            raise TooLong(
                 f"a prompt of {prompt} tokens and max_tokens {request.params.max_tokens} do not fit the context of "
                 f"{self.context}"
             )
@@ -255,6 +259,7 @@ class MockEnvironment:
     count: int = 100
     checked: bool = True
     slow_judge: bool = False
+    turns: bool = False
     broken: Callable[[int], bool] = lambda i: False
     """Problems that the judge fails on, by index."""
     judged: int = 0
@@ -301,8 +306,8 @@ class MockEnvironment:
     def gold_response(self, problem: Problem) -> str:
         return str(2 * problem.public["number"])
 
-    async def turn(self, problem: Problem, responses: Sequence[Response]) -> Turn:
-        return Turn()
+    def episode(self, problem: Problem) -> Episode:
+        return OneStep()
 
 
 def showing(take):
@@ -318,8 +323,8 @@ def doubler(share: float, thought: int = 20) -> Callable[[Request, random.Random
     """Texts of a model that doubles correctly with a probability, after about `thought` characters of thought."""
 
     def text(request: Request, rng: random.Random) -> str:
-        assert isinstance(request.prompt, str)
-        number = int(re.findall(r"\d+", request.prompt)[-1])
+        asked = request.prompt if isinstance(request.prompt, str) else request.prompt[-1].content  # type: ignore[union-attr]
+        number = int(re.findall(r"\d+", asked)[-1])
         answer = 2 * number if rng.random() < share else 2 * number + 1
         return "." * rng.randint(0, 2 * thought) + f"</think>{answer}"
 

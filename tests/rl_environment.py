@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 from ponder.environments.base import SingleTurn
-from ponder.types import Gold, Problem, Response, Split, Verdict, VerdictKind
+from ponder.protocols import Turn
+from ponder.types import Gold, Message, Problem, Response, Split, Verdict, VerdictKind
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,31 @@ class Even(SingleTurn):
             return Verdict(VerdictKind.JUDGE_ERROR, None, "the judge is broken")
         right = response.text[:1].isdigit() if self.digits else len(response.text) % 2 == 0
         return Verdict(VerdictKind.CORRECT if right else VerdictKind.WRONG, float(right), f"{len(response.text)}")
+
+
+@dataclass(frozen=True)
+class Twice(Even):
+    """The same in two turns, the first of which earns 2 where its response has an even number of characters."""
+
+    name = "twice"
+    turns = True
+
+    def problem(self, split: Split, index: int) -> Problem:
+        return Problem(f"twice-{split}-{index}", f"{split} {index}")
+
+    def episode(self, problem: Problem) -> _Asks:
+        return _Asks()
+
+
+class _Asks:
+    def __init__(self) -> None:
+        self.heard = 0
+
+    async def step(self, response: Response) -> Turn:
+        self.heard += 1
+        if self.heard == 2:
+            return Turn()
+        return Turn((Message("user", "Again."),), done=False, reward=2.0 * (len(response.text) % 2 == 0))
+
+    def fork(self) -> _Asks:
+        return copy.copy(self)

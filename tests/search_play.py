@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import random
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from mocks import MockEngine
 
 from ponder.protocols import (
+    Act,
     Answers,
     Ask,
     Check,
@@ -23,11 +25,13 @@ from ponder.protocols import (
     Search,
     SearchContext,
     Strategy,
+    Turn,
+    TurnPlayer,
 )
 from ponder.scorers.base import BaseScorer
 from ponder.search import solve
 from ponder.search.clusters import TextAnswers, cluster_answers
-from ponder.types import Outcome, Problem, Response, Spend, StopReason
+from ponder.types import Message, Outcome, Problem, Response, Spend, StopReason
 
 
 def searched(
@@ -40,8 +44,28 @@ def searched(
     answers: Answers | None = None,
     **options: Any,
 ) -> Outcome:
-    """`solve` by itself, the parts of its feedback by name."""
-    return asyncio.run(solve(strategy, problem, engine, feedback=Feedback(checker, scorer, answers), **options))
+    """`solve` by itself, the parts of its feedback by name; strategies that play turns play those of `Asks`."""
+    feedback = Feedback(checker, scorer, answers, episode=(lambda p: Asks()) if plays(strategy) else None)
+    return asyncio.run(solve(strategy, problem, engine, feedback=feedback, **options))
+
+
+def plays(strategy: Strategy) -> bool:
+    return isinstance(strategy, TurnPlayer) and strategy.plays_turns
+
+
+class Asks:
+    """An episode that asks one thing more, then ends."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    async def step(self, response: Response) -> Turn:
+        assert self.turns < 2
+        self.turns += 1
+        return Turn((Message("user", "2 * 21 ="),), done=False) if self.turns == 1 else Turn()
+
+    def fork(self) -> Asks:
+        return copy.copy(self)
 
 
 class Rule(BaseScorer):
@@ -77,6 +101,10 @@ def answer_to(
             return checker(problem, response)
         case Score(responses):
             return tuple(scorer(r.text) for r in responses)
+        case Act(responses):
+            episode = Asks()
+            episode.turns = len(responses) - 1
+            return asyncio.run(episode.step(responses[-1]))
         case Group(responses):
             return cluster_answers(TextAnswers(), problem, responses)
     return None

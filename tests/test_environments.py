@@ -16,6 +16,7 @@ from ponder import registry
 from ponder.environments._expressions import evaluate, write
 from ponder.environments.arithmetic import Arithmetic
 from ponder.environments.base import SingleTurn, split_of
+from ponder.environments.calculator import Calculator
 from ponder.environments.countdown import Countdown
 from ponder.environments.selfcheck import self_check
 from ponder.errors import UserError
@@ -31,6 +32,7 @@ COMPUTED = {
     "arithmetic, one digit": SMALL,
     "arithmetic, nested": Arithmetic(digits=1, max_operands=6, nesting=3, negative=True, spaces=True),
     "arithmetic, examples in chat": Arithmetic(max_operands=2, operations="+", few_shot=3),
+    "calculator": Calculator(few_shot=1),
     "arithmetic, examples as text": Arithmetic(digits=1, few_shot=2, few_shot_style="text"),
 }
 
@@ -48,7 +50,7 @@ def test_the_self_check_passes(environment):
 def test_it_is_an_environment_and_one_turn_ends_it(environment):
     assert isinstance(environment, Environment)
     problem = environment.problem("train", 0)
-    assert asyncio.run(environment.turn(problem, [Response("1")])).done
+    assert environment.turns or asyncio.run(environment.episode(problem).step(Response("1"))).done
 
 
 def test_the_same_index_gives_the_same_problem_in_any_order_and_any_copy(environment):

@@ -12,7 +12,7 @@ from engine_fixture import make_model, request
 from test_models_other import make as make_other
 from test_models_parity import SHAPES, make
 from torch import Tensor, nn
-from training_play import random_batch
+from training_play import dense, random_batch
 
 from ponder.engines.torch import TorchEngine
 from ponder.engines.torch.forward import Native
@@ -160,8 +160,8 @@ def test_rows_of_a_pass_tell_texts_apart() -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trainings_packed_rows_show_the_numbers_of_a_whole_pass(checkpointing: bool) -> None:
     model, batch = make("qwen2"), random_batch(everything=True)
-    rows = torch.arange(len(batch))
-    texts = [whole_pass(model, ids.tolist()) for ids in batch.ids_N.split(batch.lengths_B.tolist())]
+    rows, ids_BT = torch.arange(len(batch)), dense(batch).ids_BT
+    texts = [whole_pass(model, ids_BT[i, : batch.lengths_B[i]].tolist()) for i in rows.tolist()]
     seen = Seen()
     with tapped(model.module, seen.taps()):
         for new in micro_batches(model, batch, rows, 1.0, tokens=60, gradient_checkpointing=checkpointing):

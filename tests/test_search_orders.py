@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mocks import ALL, MockEngine, MockEnvironment, doubler
-from search_play import Rule, answer_to, context, play, searched
+from search_play import Rule, answer_to, context, play, plays, searched
 
 from ponder import registry
 from ponder.scorers.base import BaseScorer
@@ -49,8 +49,8 @@ def build(name, options):
     return registry.build(ROOM, name, options)
 
 
-def engine_of(capabilities=ALL, share=0.4):
-    return MockEngine(doubler(share, thought=12), capabilities=capabilities)
+def engine_of(name, capabilities=ALL, share=0.4):
+    return MockEngine(doubler(share, thought=12), capabilities=capabilities, chat=name == "turns")
 
 
 def result(outcome):
@@ -74,10 +74,11 @@ def test_the_order_of_answers_and_telling_them_twice_change_nothing(name, option
     @settings(max_examples=6, deadline=None)
     @given(st.integers(0, 2**32), st.sampled_from(ENGINES), st.sampled_from([0.0, 0.4, 0.9]))
     def check(order, capabilities, share):
-        engine, strategy = engine_of(capabilities, share), build(name, options)
+        engine, strategy = engine_of(name, capabilities, share), build(name, options)
         outcomes = []
         for rng in (None, random.Random(order)):
-            search = strategy.start(PROBLEM, context(engine, checker, True))
+            given = dataclasses.replace(context(engine, checker, True), turns=plays(strategy))
+            search = strategy.start(PROBLEM, given)
             outcome, _, _ = play(search, lambda a: answer_to(a, PROBLEM, engine, ENV.checker), rng)
             assert search.outcome(outcome.spend, outcome.stop) == outcome, "asking for the outcome changes it"
             outcomes.append(result(outcome))
@@ -94,17 +95,17 @@ def run(strategy, engine, **options):
 @pytest.mark.parametrize("share", [0.2, 0.9])
 def test_a_search_that_was_cut_anywhere_is_continued_to_the_same_outcome(name, options, share):
     strategy, whole, rng = build(name, options), Journal(), random.Random(5)
-    wanted = result(run(strategy, engine_of(share=share), journal=whole))
+    wanted = result(run(strategy, engine_of(name, share=share), journal=whole))
     rows, order = whole.to_json(), list(whole.answers)
     cuts = [order[:length] for length in range(len(order) + 1)]
     cuts += [rng.sample(order, rng.randrange(len(order))) for _ in range(4)]
     for kept in cuts:
         part = [row for row in rows["answers"] if row["ask"] in kept]
         journal = Journal.from_json(json.loads(json.dumps(rows | {"answers": part})))
-        engine = engine_of(share=share)
+        engine = engine_of(name, share=share)
         assert result(run(strategy, engine, journal=journal)) == wanted
         assert engine.calls > 0 or len(kept) > 0
-    engine = engine_of(share=share)
+    engine = engine_of(name, share=share)
     run(strategy, engine, journal=whole)
     assert engine.calls == 0, "a finished search calls the engine again"
 
@@ -114,7 +115,7 @@ def test_a_budget_of_any_size_gives_an_outcome_and_is_kept(name, options):
     strategy = build(name, options)
     for capabilities in ENGINES:
         for tokens in (0, 1, 7, 10, 15, 23, 40, 64, 101, 200, 400):
-            engine = engine_of(capabilities)
+            engine = engine_of(name, capabilities)
             outcome = run(strategy, engine, budget=Budget(tokens=tokens))
             assert outcome.spend.tokens <= tokens
             assert outcome.spend.tokens == engine.used.tokens
@@ -173,7 +174,7 @@ def test_a_search_goes_on_without_a_checker_a_scorer_or_a_comparison_that_fails(
         def extract(self, problem, response):
             fail("comparison")
 
-    engine = MockEngine("</think>4")
+    engine = MockEngine("</think>4", chat=name == "turns")
     broken = {"checker": lambda p, r: fail("checker"), "scorer": Broken(), "answers": Broken()}
     outcome = searched(build(name, options), PROBLEM, engine, **broken)
     assert outcome.response.answer == "4"
@@ -202,7 +203,7 @@ def test_what_a_checker_a_scorer_or_a_comparison_cannot_mean_is_a_failure_of_it(
         wrong.append("the checker failed: it gave a bool, not a verdict")
         return True
 
-    engine = MockEngine("</think>4")
+    engine = MockEngine("</think>4", chat=name == "turns")
     outcome = searched(build(name, options), PROBLEM, engine, checker=check, scorer=Wrong(), answers=Wrong())
     assert outcome.response.answer == "4"
     assert bool(wrong) == asks(name, options)
@@ -231,7 +232,7 @@ def test_scores_that_are_not_one_number_for_each_response_are_a_failed_scorer(st
 @each
 def test_an_engine_that_fails_at_some_call_leaves_the_best_so_far(name, options):
     for at in range(4):
-        engine = engine_of()
+        engine = engine_of(name)
         engine.fail = lambda k, r, at=at: ConnectionError("gone") if k >= at else None
         outcome = run(build(name, options), engine)
         if engine.calls > at:

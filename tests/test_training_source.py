@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 from mocks import MockEngine
-from rl_environment import Even
+from rl_environment import Even, Twice
 from training_play import PARAMS, random_groups
 
 from ponder import sync
 from ponder.engines.torch.engine import TorchEngine
 from ponder.errors import PonderError, Unsupported, UserError
 from ponder.models.tiny import new_model
-from ponder.protocols import Delivery, Turn, WeightsUpdate
+from ponder.protocols import Delivery, WeightsUpdate
 from ponder.search.strategies.majority import Majority
 from ponder.training.losses.base import BaseLoss, LossInput, LossOutput
 from ponder.training.rl import Trainer
@@ -103,16 +102,11 @@ def test_what_was_replaced_is_told_and_counts() -> None:
         assert len({s.reward for s in group.samples}) == 1
 
 
-class Chatty(Even):
-    """Has more to say after a response."""
-
-    async def turn(self, problem: Problem, responses: Sequence[Response]) -> Turn:
-        return Turn(done=False)
-
-
-def test_an_environment_of_several_turns_is_refused() -> None:
-    with pytest.raises(Unsupported, match="several turns"):
-        sync.run(source(environment=Chatty()).groups(2, 0))
+def test_an_environment_of_several_turns_is_refused_for_a_strategy_of_one() -> None:
+    one = source(environment=Twice())
+    with pytest.raises(Unsupported, match="several turns, and Majority gives one response"):
+        sync.run(one.groups(2, 0))
+    assert one.engine.calls == 0
 
 
 def test_a_strategy_that_draws_another_number_of_samples_is_refused_with_the_numbers() -> None:

@@ -30,6 +30,10 @@ class Unsupported(UserError):
     """The engine, model or environment cannot do what was asked; the message says which can."""
 
 
+class TooLong(UserError):
+    """A prompt that does not fit the context with its response; the message has the numbers."""
+
+
 class MissingExtra(UserError):
     """An optional dependency is not installed; the message gives the install command."""
 

@@ -107,7 +107,7 @@ class Engine(Protocol):
     async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
         """Sample `request.n` completions, in sample order.
 
-        Raises `UserError` if the prompt and `max_tokens` do not fit the context (with the numbers),
+        Raises `TooLong` if the prompt and `max_tokens` do not fit the context (with the numbers),
         `Unsupported` if the request asks for what `capabilities` denies, `EngineClosed`.
         """
         ...
@@ -192,7 +192,10 @@ class Turn:
 
 
 class Episode(Protocol):
-    """One conversation with an environment, opened for a problem."""
+    """One conversation with an environment, opened for a problem.
+
+    What it says depends on the problem and the responses alone, so that it can be repeated from its opening.
+    """
 
     async def step(self, response: Response) -> Turn:
         """Take the model's next response. Tools run here. Raises `ValueError` after the end."""
@@ -225,6 +228,8 @@ class Environment(Protocol):
     """A seeded, index-addressable source of problems with a judge. `environments.base.SingleTurn` does most of it."""
 
     name: str
+    turns: bool
+    """Its problems are conversations: its episodes answer to responses. Only strategies that play turns solve them."""
     slow_judge: bool
     """Judging may take so long that it is done on a thread (`environments.judging.judge`)."""
 
@@ -253,8 +258,8 @@ class Environment(Protocol):
         """An answer text (no thought) that the judge gives reward 1; for the self-check."""
         ...
 
-    async def turn(self, problem: Problem, responses: Sequence[Response]) -> Turn:
-        """The environment's answer to the last response. Single-turn environments are done at once."""
+    def episode(self, problem: Problem) -> Episode:
+        """Open a conversation; without `turns` it ends with the first response."""
         ...
 
 
@@ -361,6 +366,16 @@ class Vote:
 
 
 @dataclass(frozen=True, slots=True)
+class Act:
+    """Give the environment the last of these responses, which follow from one another; the answer is a `Turn`.
+
+    The turn's reward is taken off.
+    """
+
+    responses: tuple[Response, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
     """Keep the cache of these ids until the search is done or `Release`d; the answer is None.
 
@@ -377,7 +392,7 @@ class Release:
     ask: int
 
 
-Work = Generate | Check | Score | Group | Hold | Release
+Work = Generate | Check | Score | Group | Act | Hold | Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,6 +448,8 @@ class SearchContext:
     scorer: bool = False
     others: Mapping[str, tuple[ModelInfo, Capabilities]] = field(default_factory=dict)
     """Further engines by the name under which `Generate` asks for them."""
+    turns: bool = False
+    """The environment has more to say than one question: it may be asked with `Act`."""
 
 
 class Strategy(Protocol):
@@ -441,3 +458,10 @@ class Strategy(Protocol):
     def start(self, problem: Problem, context: SearchContext) -> Search:
         """Begin a search. Raises `Unsupported` if the context lacks what the strategy needs."""
         ...
+
+
+@runtime_checkable
+class TurnPlayer(Protocol):
+    """A strategy that may be given an environment with `turns`; those that do not say so may not."""
+
+    plays_turns: bool

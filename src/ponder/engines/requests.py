@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ponder.engines.text import Vocabulary
-from ponder.errors import Unsupported, UserError
+from ponder.errors import TooLong, Unsupported, UserError
 from ponder.types import Request, SamplingParams, Thinking
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def resolve(
     check_ids(p.stop_ids, "stop_ids", model, vocabulary)
     total = len(prompt) + p.max_tokens
     if total > model.info.context:
-        raise UserError(
+        raise TooLong(
             f"the prompt has {len(prompt)} tokens and max_tokens is {p.max_tokens}: together {total}, but "
             f"{model.info.name} has a context of {model.info.context}; shorten the prompt or lower max_tokens"
         )

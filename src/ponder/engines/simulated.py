@@ -19,7 +19,7 @@ from ponder.engines._deltas import collected, total
 from ponder.engines._simulated_sample import Sample
 from ponder.engines.base import BaseEngine
 from ponder.engines.reasoner import CLOSE_TEXT, OPEN_TEXT, Mind, prompt_text
-from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
+from ponder.errors import EngineClosed, PonderError, TooLong, Unsupported, UserError
 from ponder.protocols import Delivery, Receipt, WeightsUpdate
 from ponder.types import (
     Capabilities,
@@ -286,7 +286,7 @@ class SimulatedEngine(BaseEngine):
         if request.n < 1 or params.max_tokens < 1:
             raise UserError(f"n is {request.n} and max_tokens {params.max_tokens}: ask for at least one of each")
         if prompt + params.max_tokens > self.options.context:
-            raise UserError(
+            raise TooLong(
                 f"the prompt has {prompt} tokens and max_tokens is {params.max_tokens}: together more than the "
                 f"context of {self.options.context}; shorten the prompt or lower max_tokens"
             )

@@ -12,13 +12,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from ponder.environments.turns import OneStep
 from ponder.errors import UserError
-from ponder.protocols import Answers, Checker, Feedback, Scorer, Turn
+from ponder.protocols import Answers, Checker, Episode, Feedback, Scorer
 from ponder.types import Gold, Problem, Prompt, Response, Split, Verdict, VerdictKind
 from ponder.verifiers.base import answer_text, too_long, verdict
 
@@ -67,6 +68,8 @@ class SingleTurn:
     """
 
     name: str = ""
+    turns: bool = False
+    """A subclass whose episodes go on after a response says True and gives `episode`."""
     slow_judge: bool = False
     """Judging may take so long that it is done on a thread."""
 
@@ -113,14 +116,16 @@ class SingleTurn:
     @property
     def feedback(self) -> Feedback:
         """What a search of its problems may ask."""
-        return Feedback(self.checker, self.scorer, self.answers, self.slow)
+        episode = self.episode if self.turns else None
+        return Feedback(self.checker, self.scorer, self.answers, self.slow, episode)
 
     def gold_response(self, problem: Problem) -> str:
         """An answer text that the judge gives reward 1."""
         return str(self.gold(problem).answer)
 
-    async def turn(self, problem: Problem, responses: Sequence[Response]) -> Turn:
-        return Turn(done=True)
+    def episode(self, problem: Problem) -> Episode:
+        """Open a conversation: here it ends with the first response."""
+        return OneStep()
 
     def address(self, problem: Problem) -> tuple[Split, int]:
         """Split and index of a problem, from its id `NAME-SPLIT-INDEX`."""

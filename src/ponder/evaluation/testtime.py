@@ -19,7 +19,7 @@ from ponder.evaluation.estimators import Floats, best_of_k, pass_at_k
 from ponder.evaluation.evaluate import CONCURRENCY, Faults, Plan, each, evaluate, failed
 from ponder.evaluation.intervals import mean_of_problems
 from ponder.evaluation.results import Evaluation, Progress
-from ponder.protocols import Checker, Engine, Environment, Strategy
+from ponder.protocols import Checker, Engine, Environment, Feedback, Strategy
 from ponder.search.runner import solve
 from ponder.search.trace import samples as samples_of
 from ponder.search.trace import spent_tokens
@@ -197,6 +197,7 @@ async def sample_pool(
     if not problems:
         raise UserError("there are no problems to evaluate")
     checker, slow = environment.feedback.checker, environment.feedback.slow
+    turns = Feedback(episode=environment.feedback.episode)
     meter = Meter(parent=parent)
     faults = Faults(len(problems))
     results: list[list[tuple[float, float, float, VerdictKind]]] = [[] for _ in problems]
@@ -215,7 +216,7 @@ async def sample_pool(
         """Sample a problem and judge the samples; true if one is correct."""
         problem = problems[number]
         try:
-            outcome = await solve(strategy, problem, engine, seed=seed, parent=meter)
+            outcome = await solve(strategy, problem, engine, feedback=turns, seed=seed, parent=meter)
         except Unsupported:
             raise
         except UserError as error:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from ponder.errors import UserError
-from ponder.protocols import Ask, Generate, Hold, Release, Strategy, Vote, Work
+from ponder.protocols import Ask, Generate, Hold, Release, Strategy, Turn, Vote, Work
 from ponder.types import Completion, FinishReason, Problem, Spend, Verdict, to_json
 
 _KINDS: dict[str, Any] = {
@@ -24,6 +24,7 @@ _KINDS: dict[str, Any] = {
     "verdict": Verdict,
     "votes": tuple[Vote | None, ...],
     "scores": tuple[float, ...],
+    "turn": Turn,
     "nothing": None,
 }
 
@@ -122,6 +123,8 @@ def _kind(answer: Any) -> str:
         return "nothing"
     if isinstance(answer, Verdict):
         return "verdict"
+    if isinstance(answer, Turn):
+        return "turn"
     first = next((a for a in answer if a is not None), None)
     if isinstance(first, Completion):
         return "completions"

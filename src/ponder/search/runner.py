@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from ponder.budget.caller import MeteredEngine
 from ponder.budget.meter import Meter
 from ponder.budget.streams import Reader
-from ponder.errors import BudgetExceeded, CallCancelled, CallFailed, PonderError, Unsupported, UserError
+from ponder.errors import BudgetExceeded, CallCancelled, CallFailed, PonderError, TooLong, Unsupported, UserError
 from ponder.protocols import (
+    Act,
     Ask,
     Check,
     Engine,
@@ -27,12 +29,15 @@ from ponder.protocols import (
     Scorer,
     SearchContext,
     Strategy,
+    Turn,
+    TurnPlayer,
 )
 from ponder.search.clusters import TextAnswers, group
+from ponder.search.episodes import Episodes
 from ponder.search.journal import Journal
 from ponder.search.leading import Leader
 from ponder.search.solving import Solving
-from ponder.types import Budget, Completion, Outcome, Problem, Response, StopReason
+from ponder.types import Budget, Completion, Outcome, Problem, Response, Spend, StopReason
 
 if TYPE_CHECKING:
     from ponder.protocols import PrefixHolder
@@ -73,6 +78,11 @@ async def solve(
         feedback = Feedback() if feedback is None else feedback.feedback
     engines = {"": engine, **(others or {})}
     _check_scorer(feedback.scorer, engines)
+    if feedback.episode is not None and not (isinstance(strategy, TurnPlayer) and strategy.plays_turns):
+        raise Unsupported(
+            f"{problem.id} is a conversation of several turns, and {type(strategy).__name__} gives one response: use "
+            "the strategy turns"
+        )
     context = SearchContext(
         engine.info,
         engine.capabilities,
@@ -80,6 +90,7 @@ async def solve(
         feedback.checker is not None,
         feedback.scorer is not None,
         {name: (e.info, e.capabilities) for name, e in engines.items() if name},
+        turns=feedback.episode is not None,
     )
     search = strategy.start(problem, context)
     meter = Meter(budget, parent=parent, passed=0.0 if journal is None else journal.seconds)
@@ -207,6 +218,7 @@ class _Calls:
         self._meter = meter
         self._feedback = feedback
         self._answers = feedback.answers or TextAnswers()
+        self._episodes = None if feedback.episode is None else Episodes(problem, feedback.episode)
         self._leader = None if on_delta is None else Leader(on_delta)
         self._receipts: dict[int, Receipt] = {}
         """Of calls that have not ended well."""
@@ -231,6 +243,8 @@ class _Calls:
                 case Group(responses):
                     async with self._meter.clocked():
                         return await group(self._answers, self._problem, responses, self._feedback.slow)
+                case Act(responses):
+                    return await self._act(responses)
                 case Hold(ids):
                     return await self._hold(ask.id, ids)
                 case Release(held):
@@ -242,8 +256,14 @@ class _Calls:
             self.reason = self.reason or str(error)
             return error
         except Exception as error:
-            # Without its checker, scorer, votes or a lease a search goes on; without its engine it has failed.
-            if isinstance(work, Generate):
+            # Without its checker, scorer, votes or a lease a search goes on; without its engine it has failed. A prompt
+            # that grew too long is no failure of the engine.
+            if isinstance(work, Generate) and isinstance(error, TooLong):
+                self.reason = self.reason or str(error)
+            elif isinstance(work, Act):
+                self.stop = StopReason.FAILED
+                self.reason = f"the environment failed: {_sentence(error)}"
+            elif isinstance(work, Generate):
                 self.stop = StopReason.FAILED
                 self.reason = _sentence(error)
                 if (sampled := self.sampled(ask.id)) and not isinstance(error, UserError):
@@ -291,6 +311,16 @@ class _Calls:
             return await self._meter.score(scorer, self._problem, responses)
         async with MeteredEngine(self._meter, self._engines[scorer.engine]) as engine:
             return await self._meter.score(scorer, self._problem, responses, engine)
+
+    async def _act(self, responses: tuple[Response, ...]) -> Turn:
+        if self._episodes is None:
+            raise Unsupported("the search gives responses to an environment that has one question and no more to say")
+        async with self._meter.clocked():
+            started = time.perf_counter()
+            try:
+                return await self._episodes.turn(responses)
+            finally:
+                self._meter.add(Spend(seconds=time.perf_counter() - started))
 
     async def _hold(self, ask_id: int, ids: tuple[int, ...]) -> None:
         engine = self._engines[""]

@@ -86,9 +86,11 @@ def plainly(
 
 
 @torch.no_grad()
-def probabilities(query_NHD: Tensor, key_NKD: Tensor, layout: Packed, prefix_key_MKD: Tensor | None = None) -> Tensor:
+def probabilities(
+    query_NHD: Tensor, key_NKD: Tensor, layout: Packed, positions_N: Tensor, prefix_key_MKD: Tensor | None = None
+) -> Tensor:
     """What each token attends to, shape N H S, float32; column s is the place s in its own text. Row by row."""
-    out_NHS = query_NHD.new_zeros(*query_NHD.shape[:2], int(layout.positions_N.max()) + 1, dtype=torch.float32)
+    out_NHS = query_NHD.new_zeros(*query_NHD.shape[:2], int(positions_N.max()) + 1, dtype=torch.float32)
     prefixes = iter(layout.prefixes)
     prefix = next(prefixes, None)
     for run in layout.runs:

@@ -149,7 +149,7 @@ class _Rows:
     def attention(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor) -> Tensor:
         query, key = (x[0].transpose(0, 1) for x in (query_BHTD, key_BKTD))
         prefix_key = None if self.prompts is None else self.prompts.keys[layer]
-        return probabilities(query, key, self.layout, prefix_key)
+        return probabilities(query, key, self.layout, self.layout.positions_N, prefix_key)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class RLRun:
         if size is not None and size < config.eval_problems:
             raise UserError(f"eval_problems = {config.eval_problems}: {config.environment} has {size} test problems")
         held_out = tuple(environment.problem("test", i) for i in range(config.eval_problems))
-        for request in _first_requests(source.strategy, engine, held_out, Feedback()):
+        for request in _first_requests(source.strategy, engine, held_out, source.feedback):
             refuse_untrainable(request.params)
         _first_requests(eval_strategy, engine, held_out, environment.feedback)
         return cls(config, trainer, source, eval_strategy, held_out)
@@ -295,7 +295,15 @@ def _first_requests(
     """
     longest = max(held_out, key=lambda p: engine.count_tokens(p.prompt))
     search = strategy.start(
-        longest, SearchContext(engine.info, engine.capabilities, 0, bool(feedback.checker), bool(feedback.scorer))
+        longest,
+        SearchContext(
+            engine.info,
+            engine.capabilities,
+            0,
+            bool(feedback.checker),
+            bool(feedback.scorer),
+            turns=feedback.episode is not None,
+        ),
     )
     requests = [ask.work.request for ask in search.ask() if isinstance(ask.work, Generate)]
     for request in requests:

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from ponder.environments.judging import judge
-from ponder.errors import PonderError, Unsupported
+from ponder.environments.judging import judge, judge_path
+from ponder.errors import PonderError
+from ponder.protocols import Feedback
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.search.trace import samples
 from ponder.training.rollouts import Group, has_signal, judged_group
-from ponder.types import Outcome, Problem, Response, Verdict
+from ponder.types import Outcome, Problem, Response, StopReason, Verdict
 
 if TYPE_CHECKING:
     from ponder.protocols import Delivery, Engine, Environment, Strategy, WeightsUpdate
@@ -74,10 +75,18 @@ class EngineSource:
     """Most extra rounds that replace groups without signal by new problems."""
     seed: int = 0
     reward: Reward | None = None
-    """In place of the verdict's reward."""
+    """In place of the verdict's reward and what the turns of a conversation earned."""
+
+    @property
+    def feedback(self) -> Feedback:
+        """What its searches may ask: the environment's turns alone, so that what is trained is the model's doing."""
+        return Feedback(episode=self.environment.feedback.episode)
 
     async def groups(self, count: int, drawn: int) -> Collected:
-        """See `RolloutSource`. Raises `PonderError` for a search that drew too few samples."""
+        """See `RolloutSource`. Raises `PonderError` for a search that failed or drew too few samples, `Unsupported`
+
+        for conversations with a strategy that plays no turns.
+        """
         kept: list[Group] = []
         idle: list[Group] = []
         rounds = 0
@@ -108,23 +117,33 @@ class EngineSource:
         problems = [self.problem(first + i) for i in range(count)]
         # A seed for each draw: the same problem drawn twice must not give the same samples.
         seeds = [derive(self.seed, "rollouts", first + i) for i in range(count)]
-        searches = (solve(self.strategy, p, self.engine, seed=s) for p, s in zip(problems, seeds, strict=True))
+        feedback = self.feedback
+        searches = (
+            solve(self.strategy, p, self.engine, feedback=feedback, seed=s)
+            for p, s in zip(problems, seeds, strict=True)
+        )
         outcomes = await asyncio.gather(*searches)
         return [await self._judged(p, o) for p, o in zip(problems, outcomes, strict=True)]
 
     async def _judged(self, problem: Problem, outcome: Outcome) -> Group:
         leaves = samples(outcome.trace)
+        if outcome.stop is StopReason.FAILED:
+            raise PonderError(f"{problem.id}: no group to train on: {outcome.reason}")
         if len(leaves) != self.group_size:
             said = outcome.reason and f" ({outcome.reason})"
             raise PonderError(
                 f"{problem.id}: no group to train on: the strategy drew {len(leaves)} samples, not "
                 f"{self.group_size}{said}"
             )
-        responses = [n.response for n in leaves]
-        if not (await self.environment.turn(problem, responses[:1])).done:
-            raise Unsupported(f"{self.environment.name} has several turns; RL trains on single-turn environments")
-        verdicts = {n.id: v for n, v in zip(leaves, await self._judge(problem, responses), strict=True)}
-        rewards = None
+        rewards: dict[int, float | None] | None = None
+        if self.environment.turns:
+            paths = ([m.response for m in outcome.trace.path(n.id)] for n in leaves)
+            found = await asyncio.gather(*(judge_path(self.environment, problem, path) for path in paths))
+            verdicts = {n.id: f.verdict for n, f in zip(leaves, found, strict=True)}
+            rewards = {n.id: f.reward for n, f in zip(leaves, found, strict=True)}
+        else:
+            judged = await self._judge(problem, [n.response for n in leaves])
+            verdicts = {n.id: v for n, v in zip(leaves, judged, strict=True)}
         if self.reward is not None:
             by_id = {n.id: n.response for n in leaves}
             rewards = {i: None if v.reward is None else self.reward(problem, by_id[i], v) for i, v in verdicts.items()}

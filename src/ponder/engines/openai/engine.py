@@ -13,7 +13,7 @@ from ponder.engines.openai.endpoint import Endpoint
 from ponder.engines.openai.findings import Findings, written
 from ponder.engines.openai.gate import CLOSED
 from ponder.engines.openai.options import EndpointOptions
-from ponder.errors import EngineClosed, Unsupported, UserError
+from ponder.errors import EngineClosed, TooLong, Unsupported, UserError
 from ponder.protocols import Delivery, Receipt, WeightsUpdate
 from ponder.types import Completion, Delta, ModelInfo, Prompt, Request, Spend
 
@@ -97,7 +97,7 @@ class OpenAIEngine(BaseEngine):
             if wanted:
                 raise Unsupported(f"{endpoint.model} at {endpoint.options.url} cannot do {what}; the torch engine can")
         if tokens + p.max_tokens > self.info.context and endpoint.counter.exact:
-            raise UserError(
+            raise TooLong(
                 f"the prompt has {tokens} tokens and max_tokens is {p.max_tokens}: that is more than the context of "
                 f"{self.info.context} tokens of {endpoint.model}; shorten the prompt or lower max_tokens"
             )

@@ -1,0 +1,99 @@
+"""Conversations with an environment: one question and one answer, or tools that the model calls in between.
+
+An environment whose problems have several turns says `turns = True` and opens an episode for a problem; `ToolEpisode`
+is one for tools. What an episode says may depend on the responses alone (and its problem): a search that branches goes
+on from a fork, or from the same responses given to a new episode.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ponder.errors import nearest
+from ponder.protocols import Turn
+from ponder.types import Message, Response, Tool, ToolCall
+
+
+class OneStep:
+    """The episode of an environment with one question and one answer: it says nothing more, and judges nothing."""
+
+    def __init__(self) -> None:
+        self._over = False
+
+    async def step(self, response: Response) -> Turn:
+        """Raises `ValueError` the second time."""
+        if self._over:
+            raise ValueError("the episode is over: it has one turn")
+        self._over = True
+        return Turn(done=True)
+
+    def fork(self) -> OneStep:
+        return copy.copy(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A tool and what it does."""
+
+    tool: Tool
+    run: Callable[..., Awaitable[Any]]
+    """Takes the arguments by name; its result is shown as text. What it raises becomes a result, too."""
+
+
+class ToolEpisode:
+    """An episode that runs the tools that a response calls, and ends with a response that calls none.
+
+    The calls of a response run at the same time. A call that fails, takes too long or is none of a tool gets a result
+    that says so in one sentence, so that the model can go on: it is the model's doing. After `most_turns` responses the
+    episode ends in any case, and calls of the last one are not run.
+    """
+
+    def __init__(self, offers: Sequence[Offer], *, most_turns: int = 8, seconds: float = 10.0) -> None:
+        """`seconds` is the limit of one call. The tools are offered by the problem's prompt (`Message.tools`)."""
+        self._offers = {offer.tool.name: offer for offer in offers}
+        self._most_turns, self._seconds = most_turns, seconds
+        self._taken = 0
+        self._over = False
+
+    async def step(self, response: Response) -> Turn:
+        """Raises `ValueError` after the end."""
+        if self._over:
+            raise ValueError(f"the episode is over, after {self._taken} turns")
+        self._taken += 1
+        if not response.tool_calls or self._taken >= self._most_turns:
+            self._over = True
+            return Turn(done=True)
+        results = await asyncio.gather(*(self._result(call) for call in response.tool_calls))
+        said = zip(response.tool_calls, results, strict=True)
+        messages = tuple(Message("tool", text, tool_call_id=call.id, name=call.name) for call, text in said)
+        return Turn(messages, done=False)
+
+    def fork(self) -> ToolEpisode:
+        """An independent copy; a subclass with state that changes copies that, too."""
+        return copy.copy(self)
+
+    async def _result(self, call: ToolCall) -> str:
+        """What a call gives, or why it gives nothing. Raises nothing."""
+        offer = self._offers.get(call.name)
+        if offer is None:
+            return f"error: there is no tool {call.name!r}{nearest(call.name, self._offers)}"
+        arguments = call.values()
+        if arguments is None:
+            return f"error: the arguments of {call.name} are no JSON object"
+        try:
+            inspect.signature(offer.run).bind(**arguments)
+        except TypeError as error:
+            return f"error: {call.name}: {error}"
+        try:
+            async with asyncio.timeout(self._seconds) as limit:
+                return str(await offer.run(**arguments))
+        except Exception as error:
+            if limit.expired():
+                return f"error: {call.name} took longer than {self._seconds:g} seconds"
+            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            return f"error: {call.name}: {said}"

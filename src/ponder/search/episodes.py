@@ -1,0 +1,51 @@
+"""The episodes of one search, which branches in them: by the responses so far."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from ponder.errors import Unsupported
+from ponder.protocols import Episode, Turn
+from ponder.types import Problem, Response
+
+Path = tuple[Response, ...]
+
+
+class Episodes:
+    """Takes turns after any path of responses.
+
+    A branch goes on from a fork. Where an episode has none, the first to go on from it takes it, and other branches
+    repeat the path from the opening: what an episode says depends on the responses alone.
+    """
+
+    def __init__(self, problem: Problem, opening: Callable[[Problem], Episode]) -> None:
+        self._problem, self._opening = problem, opening
+        self._after: dict[Path, Episode] = {}
+        """Episodes that nobody steps: a branch takes a fork, or the episode away."""
+
+    async def turn(self, responses: Path) -> Turn:
+        """What the environment says to the last of these responses, its reward taken off: no search may see that.
+
+        Raises what the environment raises, and `ValueError` if it ended before.
+        """
+        episode = await self._branch(responses[:-1])
+        turn = await episode.step(responses[-1])
+        if not turn.done:
+            self._after[responses] = episode
+        return dataclasses.replace(turn, reward=0.0)
+
+    async def _branch(self, path: Path) -> Episode:
+        """An episode after these responses that is nobody else's."""
+        known = next((n for n in range(len(path), 0, -1) if path[:n] in self._after), 0)
+        episode = self._taken(path[:known]) if known else self._opening(self._problem)
+        for number, response in enumerate(path[known:], known + 1):
+            if (await episode.step(response)).done:
+                raise ValueError(f"the episode of {self._problem.id!r} ended after {number} turns: it cannot go on")
+        return episode
+
+    def _taken(self, path: Path) -> Episode:
+        try:
+            return self._after[path].fork()
+        except Unsupported:
+            return self._after.pop(path)
