@@ -149,14 +149,15 @@ def asks(name, options):
         asked.append("checker")
         return ENV.checker(problem, response)
 
-    searched(build(name, options), PROBLEM, MockEngine("</think>4"), checker=check, scorer=Sound(), answers=Sound())
+    engine = MockEngine("</think>4", chat=name == "turns")
+    searched(build(name, options), PROBLEM, engine, checker=check, scorer=Sound(), answers=Sound())
     return bool(asked)
 
 
 def test_most_strategies_ask_for_feedback_and_those_of_one_response_do_not():
     asking = {name for name, options in CASES if asks(name, options)}
     assert {"best_of_n", "weighted", "majority", "adaptive", "refine", "cascade", "beam", "mcts"} <= asking
-    assert not {"direct", "cot", "budget_forcing"} & asking
+    assert not {"direct", "cot", "budget_forcing", "turns"} & asking
 
 
 @each
