@@ -21,7 +21,7 @@ ROWS = [
     {"evaluation"},
     {"training"},
     {"scaling", "interpret", "serving"},
-    {"cli"},
+    {"cli", "api"},
 ]
 """`runs` needs only the first row, and every room above may use it."""
 ROW = {room: i for i, row in enumerate(ROWS) for room in row}

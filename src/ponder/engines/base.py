@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from typing import Any, Self
 
+from ponder import sync
 from ponder.errors import Unsupported
 from ponder.protocols import Delivery, Receipt, WeightsUpdate
 from ponder.types import Capabilities, Completion, Delta, ModelInfo, Prompt, Request, Spend
@@ -15,6 +16,7 @@ class BaseEngine(ABC):
     """An engine with no weights to load, no caches and nothing to close; see `protocols.Engine`.
 
     An engine needs `info`, `capabilities`, `count_tokens` and `generate`. It overrides what else it can do.
+    `with engine:` and `async with engine:` close it at the end.
     """
 
     info: ModelInfo
@@ -52,3 +54,15 @@ class BaseEngine(ABC):
 
     async def close(self) -> None:  # noqa: B027
         """Nothing is held."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sync.run(self.close())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

@@ -11,8 +11,9 @@ from typing import Any
 from ponder import show
 from ponder.errors import UserError
 from ponder.evaluation.intervals import bootstrap_mean, mcnemar, mean_of_problems, paired_difference
+from ponder.evaluation.results import Evaluation
 from ponder.evaluation.rollouts import lines
-from ponder.types import Estimate, Spend, VerdictKind
+from ponder.types import Estimate, Spend, VerdictKind, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class _Problem:
     prompt: int
     """A fingerprint."""
     kinds: dict[int, str] = field(default_factory=dict)
-    tokens: dict[int, float] = field(default_factory=dict)
+    tokens: dict[int, int] = field(default_factory=dict)
 
     @property
     def judged(self) -> list[int]:
@@ -76,12 +77,13 @@ class _Problem:
         return sum(self.tokens[s] for s in self.judged) / len(self.judged)
 
 
-def compare(a: str | Path, b: str | Path, seed: int = 0) -> Comparison:
-    """Compare two run directories that `ponder eval --out` wrote.
+def compare(a: Evaluation | str | Path, b: Evaluation | str | Path, seed: int = 0) -> Comparison:
+    """Compare two evaluations, or the run directories that `ponder eval --out` wrote of them.
 
     Raises `UserError` if one is no evaluation, or if the two did not answer the same problems.
     """
-    first, second = _problems(Path(a)), _problems(Path(b))
+    first, second = (_of(side) if isinstance(side, Evaluation) else _problems(Path(side)) for side in (a, b))
+    a, b = ("the evaluation" if isinstance(side, Evaluation) else side for side in (a, b))
     if first.keys() != second.keys():
         alone = sorted(first.keys() ^ second.keys())[0]
         raise UserError(
@@ -113,6 +115,15 @@ def moves(before: Sequence[str], after: Sequence[str]) -> dict[str, int]:
     """How many problems went from which verdict to which, where rightness changed: a gain split by its origin."""
     pairs = zip(before, after, strict=True)
     return dict(sorted(Counter(f"{a} to {b}" for a, b in pairs if (a == "correct") != (b == "correct")).items()))
+
+
+def _of(evaluation: Evaluation) -> dict[str, _Problem]:
+    return {
+        row.id: _Problem(
+            hash(str(to_json(row.prompt))), dict(enumerate(k.value for k in row.kinds)), dict(enumerate(row.spent))
+        )
+        for row in evaluation.rows
+    }
 
 
 def _problems(run: Path) -> dict[str, _Problem]:

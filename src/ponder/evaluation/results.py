@@ -10,7 +10,7 @@ from typing import Any
 
 from ponder import show
 from ponder.evaluation.intervals import bootstrap_mean, mean_of_problems
-from ponder.types import Estimate, Outcome, Problem, Spend, StopReason, Verdict, VerdictKind, to_json
+from ponder.types import Estimate, Outcome, Problem, Prompt, Spend, StopReason, Verdict, VerdictKind, to_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,15 @@ class Row:
     kinds: tuple[VerdictKind, ...]
     tokens: tuple[int, ...]
     """Response tokens of everything that was generated, discarded branches too."""
+    spent: tuple[int, ...]
+    """The same with prompt tokens."""
     texts: tuple[str, ...]
     """Of the chosen responses; empty beyond `keep_texts`."""
     answers: tuple[str | None, ...]
     """As the judge extracted them."""
     reasons: tuple[str, ...]
     rewards: tuple[float | None, ...]
+    prompt: Prompt = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +182,12 @@ def row(problem: Problem, results: Sequence[Judged]) -> Row:
         sum(scored) / len(scored) if scored else None,
         tuple(r.verdict.kind for r in results),
         tuple(r.spend.response_tokens for r in results),
+        tuple(r.spend.tokens for r in results),
         tuple(r.text for r in results),
         tuple(r.verdict.answer for r in results),
         tuple(r.verdict.reason for r in results),
         tuple(r.verdict.reward for r in results),
+        problem.prompt,
     )
 
 

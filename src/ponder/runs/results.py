@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ponder import jsonl
+from ponder import jsonl, show
 from ponder.errors import UserError
 from ponder.runs.files import read_json, read_lines
 from ponder.runs.run import read_manifest
@@ -55,6 +55,24 @@ class Results:
     summary: Row = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """Sentences about torn lines that were passed over."""
+
+    def __repr__(self) -> str:
+        parts = [str(self.manifest.get("status", "unknown"))]
+        parts += [f"{len(self.metrics)} steps"] if self.metrics else []
+        parts += [f"{self.searched} searches"] if self.searched else []
+        if self.train:
+            parts.append(f"held-out accuracy {self.train[0]['accuracy']:.1%} to {self.train[-1]['accuracy']:.1%}")
+        return f"Results({str(self.path)!r}, {', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        facts = [("run", str(self.path)), ("status", self.manifest.get("status"))]
+        facts += [(str(name), str(value)) for name, value in dict(self.summary.get("facts") or {}).items()]
+        head = ("step", "held-out accuracy", "95 % interval", "n")
+        rows = [
+            (p.get("step"), f"{p['accuracy']:.1%}", f"{p['low']:.1%} to {p['high']:.1%}", p.get("n"))
+            for p in self.train
+        ]
+        return show.table(facts) + (show.table(rows, head) if rows else "")
 
 
 MOST_SEARCHES = 12
