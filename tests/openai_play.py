@@ -36,7 +36,7 @@ def ask(max_tokens=200, n=1, prompt=QUESTION, seed=3, **params):
 
 
 def faults(*script):
-    """The first calls fail as told, the rest do not."""
+    """The first calls fail as given, the rest do not."""
     return lambda number, body: script[number] if number < len(script) else None
 
 

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible endpoint on localhost that counts the true tokens itself and misbehaves when told to.
+"""An OpenAI-compatible endpoint on localhost that counts the true tokens itself and misbehaves on request.
 
-It listens on a thread with an event loop of its own. What it says comes from a `Speaker`: `Scripted` speaks a small
-language of its own tokens, without a model; `benchmarks/workers/endpoint.py` puts a real model behind the same server.
+It listens on a thread with its own event loop. Its responses come from a `Backend`: `Scripted` uses a small language
+with its own tokens, without a model; `benchmarks/workers/endpoint.py` puts a real model behind the same server.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Piece:
     finish: str | None = None
 
 
-class Speaker(Protocol):
+class Backend(Protocol):
     def prompt_tokens(self, body: Mapping[str, Any]) -> int: ...
 
-    def speak(self, body: Mapping[str, Any], n: int, most: int) -> AsyncIterator[Piece]: ...
+    def sample(self, body: Mapping[str, Any], n: int, most: int) -> AsyncIterator[Piece]: ...
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Fault:
     after: int = 0
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
-    message: str = "told to fail"
+    message: str = "made to fail"
     times: int = 1
 
 
@@ -84,13 +84,13 @@ class Behaviour:
     logprobs: bool = True
     seed: bool = True
     prefix: str = "flags"
-    """`flags`, `plain`, or empty: it answers anew."""
+    """`flags`, `plain`, or empty: it ignores the prefix."""
     usage: str = "final"
     """`running`, `final`, `none`."""
     reasoning: str = "reasoning_content"
     """The delta's field for thoughts; empty: they stay in the text between markers."""
     hidden: bool = False
-    """It thinks unseen, and counts it."""
+    """It hides its thoughts, and counts their tokens."""
     thinking: str = ""
     """Field that bounds a thought."""
     refuses: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ def solver(share: float, thought: int = 10) -> Callable[[list[dict[str, str]], r
 
 @dataclass
 class Scripted:
-    """Speaks what a function of messages and random numbers returns: (thought, answer)."""
+    """Samples what a function of messages and random numbers returns: (thought, answer)."""
 
     behaviour: Behaviour
     say: Callable[[list[dict[str, str]], random.Random], tuple[str, str]] = field(default_factory=lambda: solver(0.6))
@@ -140,7 +140,7 @@ class Scripted:
             self.behaviour.prefix == "flags" and bool(body.get("continue_final_message"))
         )
 
-    async def speak(self, body: Mapping[str, Any], n: int, most: int) -> AsyncIterator[Piece]:
+    async def sample(self, body: Mapping[str, Any], n: int, most: int) -> AsyncIterator[Piece]:
         self.calls += 1
         seed = body.get("seed") if self.behaviour.seed else None
         queues = [self._wanted(body, f"{seed} {i}" if seed is not None else f"{self.calls} {i} anew") for i in range(n)]
@@ -158,7 +158,7 @@ class Scripted:
                     await asyncio.sleep(self.behaviour.delay)
 
     def _wanted(self, body: Mapping[str, Any], seed: str) -> list[tuple[bool, str]]:
-        """(in the thought, token) of what it will say."""
+        """The response as (in the thought, token)."""
         messages, rng = list(body["messages"]), random.Random(seed)
         prefix = messages.pop()["content"] if self._continues(body) else ""
         messages = [m for m in messages if m["role"] == "user"]
@@ -202,9 +202,9 @@ def _get(body: Mapping[str, Any], path: str) -> Any:
 class Server:
     """The endpoint; a context manager. `url` is what a client is given, `calls` what came."""
 
-    def __init__(self, behaviour: Behaviour | None = None, speaker: Speaker | None = None, port: int = 0) -> None:
+    def __init__(self, behaviour: Behaviour | None = None, backend: Backend | None = None, port: int = 0) -> None:
         self.behaviour = behaviour or Behaviour()
-        self.speaker: Speaker = speaker or Scripted(self.behaviour)
+        self.backend: Backend = backend or Scripted(self.behaviour)
         self.calls: list[Call] = []
         self.flying = 0
         self.peak = 0
@@ -303,7 +303,7 @@ class Server:
             call.status = 400
             await _reply(writer, 400, _error("Cannot set both `continue_final_message` and `add_generation_prompt`."))
             return True
-        call.prompt_tokens = self.speaker.prompt_tokens(body)
+        call.prompt_tokens = self.backend.prompt_tokens(body)
         room = max(1, self.behaviour.context - call.prompt_tokens)
         most = body.get("max_tokens") or body.get("max_completion_tokens") or room
         if call.prompt_tokens + most > self.behaviour.context:
@@ -333,7 +333,7 @@ class Server:
         """The answer of a call that does not stream."""
         n = call.body.get("n", 1) if self.behaviour.n else 1
         texts, thoughts, ends = [""] * n, [""] * n, ["length"] * n
-        pieces = self.speaker.speak(call.body, n, most)
+        pieces = self.backend.sample(call.body, n, most)
         async with contextlib.aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:
                 if watch.done():
@@ -364,7 +364,7 @@ class Server:
         running = behaviour.usage == "running" and options.get("continuous_usage_stats", False)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         counts = [0] * n
-        pieces = self.speaker.speak(body, n, most)
+        pieces = self.backend.sample(body, n, most)
         number = 0
         async with contextlib.aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:

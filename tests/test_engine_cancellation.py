@@ -1,4 +1,4 @@
-"""What a call that was cut short says of itself, and whose seconds of the machine they were."""
+"""What a call that was cut short reports, and how device seconds are shared."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def count_steps(engine: TorchEngine) -> list[int]:
     return steps
 
 
-def test_a_cancelled_call_says_what_was_sampled_and_used() -> None:
+def test_a_cancelled_call_reports_what_was_sampled_and_used() -> None:
     async def main() -> None:
         async with opened(slow(make_model(end=False), 0.005)) as engine:
             steps = count_steps(engine)
@@ -76,7 +76,7 @@ def test_a_cancelled_call_that_waits_has_used_nothing_and_one_that_ended_all_of_
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_a_stream_that_is_cancelled_or_closed_says_what_was_sampled_and_used(closed: bool) -> None:
+def test_a_stream_that_is_cancelled_or_closed_reports_what_was_sampled_and_used(closed: bool) -> None:
     async def main() -> None:
         async with opened(slow(only_letters(make_model(end=False)), 0.005)) as engine:
             steps, receipt = count_steps(engine), Receipt()
@@ -140,7 +140,7 @@ def test_a_call_that_ends_well_or_is_failed_by_its_engine_settles_its_receipt(st
     asyncio.run(main())
 
 
-def test_a_slow_reader_finds_one_piece_of_each_sample_and_holds_nobody_up() -> None:
+def test_a_slow_reader_finds_one_piece_of_each_sample_and_slows_down_no_other_call() -> None:
     async def main() -> None:
         async with opened(only_letters(make_model(end=False))) as engine:
             handovers: list[Handover] = []
@@ -153,7 +153,7 @@ def test_a_slow_reader_finds_one_piece_of_each_sample_and_holds_nobody_up() -> N
             engine._prepare = noting  # type: ignore[method-assign]
             stream = engine.stream(request(1, 200, n=3))
             got = [await anext(stream)]
-            other = await asyncio.wait_for(engine.generate(request(2, 200)), 20)  # beside it, while nobody reads
+            other = await asyncio.wait_for(engine.generate(request(2, 200)), 20)  # the stream is not read
             await until(lambda: engine.running == 0)
             assert len(other[0].ids) == 200
             assert len(handovers[0]) == 3
@@ -205,7 +205,7 @@ def test_a_step_that_takes_longer_than_the_grace_is_not_waited_for(monkeypatch: 
     asyncio.run(main())
 
 
-def test_seconds_of_the_machine_are_shared_among_what_runs_beside_each_other() -> None:
+def test_device_seconds_are_shared_among_concurrent_calls() -> None:
     engine = TorchEngine(slow(make_model(end=False), 0.002), prefill_chunk=8)
     try:
         started = time.perf_counter()

@@ -79,7 +79,7 @@ class Graphs:
 
 
 @given(st.integers(1, 5000))
-def test_rows_are_filled_up_to_few_sizes_by_no_more_than_half(rows: int) -> None:
+def test_rows_are_padded_to_few_sizes_by_no_more_than_half(rows: int) -> None:
     size = padded(rows)
     assert rows <= size
     assert size - rows < max(size / 2, 1)
@@ -130,7 +130,7 @@ def test_a_hook_inside_is_called_once_a_pass_and_then_the_pieces_are_back() -> N
         before = greedy(engine)
         compiled = len(steps)
         hooked, calls = calls_of_parts(engine, model, PARTS)
-        assert len(steps) == compiled > 0, "the pieces ran beside a hook"
+        assert len(steps) == compiled > 0, "the pieces ran despite a hook"
         assert calls == dict.fromkeys(PARTS, 1 + len(hooked.ids))
         with tapped(model.module, Taps(hidden=lambda *_: None)):
             tapped_too = greedy(engine)
@@ -176,7 +176,7 @@ def test_new_weights_are_seen_without_a_new_graph() -> None:
         assert mismatch(model, seen[-1]) < 1e-4
         for parameter in model.module.parameters():
             parameter.data = parameter.data * 0.5
-        engine.drop_caches_now()  # nobody announced it: only keys and values of the old weights must go
+        engine.drop_caches_now()  # not announced: only keys and values of the old weights must go
         seen.append(greedy(engine))
         assert mismatch(model, seen[-1]) < 1e-4
     finally:
@@ -207,7 +207,7 @@ def test_a_parameter_or_an_adapter_in_place_of_another_is_found() -> None:
     assert len({c.ids for c in seen}) == 3
 
 
-def test_a_forward_of_somebodys_own_is_not_passed_by() -> None:
+def test_an_overridden_forward_is_not_bypassed() -> None:
     model = make_model(end=False)
     engine = TorchEngine(model, packed=False)
     try:
@@ -226,7 +226,7 @@ def test_a_forward_of_somebodys_own_is_not_passed_by() -> None:
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [({"exact": True}, "exact mode computes in tiles"), ({"packed": True}, "leave packed or compile out")],
+    [({"exact": True}, "exact mode computes in its own tiles"), ({"packed": True}, "leave out packed or compile")],
 )
 def test_what_does_not_go_together_is_refused(options: dict[str, bool], reason: str) -> None:
     with pytest.raises(Unsupported, match=rf"cannot be compiled: .*{reason}"):
@@ -255,19 +255,19 @@ def compiler_that_fails(output: str) -> Exception:
     ],
     ids=["none", "fails", "other"],
 )
-def test_a_compiler_that_does_not_work_is_said_when_the_engine_opens(
+def test_a_compiler_that_does_not_work_is_reported_when_the_engine_opens(
     failure: Callable[[], Exception], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(graph: Any, inputs: Any) -> Any:
         raise failure()
 
     monkeypatch.setattr(forward, "CompiledDecoder", lambda module: CompiledDecoder(module, backend=broken))
-    with pytest.raises(Unsupported, match=f"decoding cannot be compiled here: .*{reason}: leave compile out$") as error:
+    with pytest.raises(Unsupported, match=f"decoding cannot be compiled here: .*{reason}: leave out compile$") as error:
         TorchEngine(make_model(), compile=True)
     assert "\n" not in str(error.value)
 
 
-def test_a_storm_of_compilations_ends_with_its_reason() -> None:
+def test_too_many_recompilations_end_with_the_reason() -> None:
     """One row and more rows are two compilations of each piece, one more than allowed here."""
     model = make("llama")
     decoder = CompiledDecoder(model.module, backend=Graphs())  # type: ignore[arg-type]
@@ -337,7 +337,7 @@ def test_an_engine_on_the_fused_layout_gives_the_same_samples() -> None:
 
 
 @pytest.mark.parametrize(("device", "inner"), [("cpu", 1024), ("meta", 1)])
-def test_off_the_cpu_keys_lie_number_beside_number(device: str, inner: int) -> None:
+def test_off_the_cpu_keys_are_contiguous(device: str, inner: int) -> None:
     cache = KVCache(CacheShape(1, 2, 8, torch.float32, torch.device(device)))
     cache.resize(4, 1024, 0, 0)
     assert cache.keys[0].shape == (4, 2, 8, 1024)

@@ -1,4 +1,4 @@
-"""What the in-process engine samples: against a plain forward pass, alone and in company."""
+"""What the in-process engine samples: against a plain forward pass, alone and in any batch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_greedy_takes_the_most_likely_token_each_time(engine: TorchEngine, model
     assert set(completion.transcript.logprobs) == {0.0}
 
 
-def test_a_sample_is_the_same_alone_and_in_company(engine: TorchEngine) -> None:
+def test_a_sample_is_the_same_with_any_batch_composition(engine: TorchEngine) -> None:
     alone = [engine.generate_many([request(i, max_tokens=5 + i, n=2)])[0] for i in range(12)]
     together = engine.generate_many([request(i, max_tokens=5 + i, n=2) for i in range(12)])
     for a, b in zip(alone, together, strict=True):

@@ -1,4 +1,4 @@
-"""The batch-invariant mode: the same bits in any company, in any order, with any cache, for thousands of requests."""
+"""The exact mode: the same bits with any batch composition, order and cache, for thousands of requests."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def engine(model: LoadedModel) -> Iterator[TorchEngine]:
     engine.close_now()
 
 
-def test_a_sample_has_the_same_bits_alone_in_company_and_in_any_order(engine: TorchEngine, model: LoadedModel) -> None:
+def test_bits_do_not_depend_on_batch_composition_or_order(engine: TorchEngine, model: LoadedModel) -> None:
     assert engine.capabilities.exact
     options = [{}, {"temperature": 0.6}, {"top_p": 0.7, "top_logprobs": 3}, {"top_k": 5, "logprobs_of": "raw"}]
     requests = [request(i, 3 + 2 * i, n=1 + i % 3, **options[i % 4]) for i in range(24)]
@@ -232,7 +232,7 @@ def test_random_requests_equal_the_same_requests_alone(count: int, monkeypatch: 
     asyncio.run(under_stress(count))
 
 
-def test_closing_in_mid_work_ends_prompts_rows_queued_requests_and_leases() -> None:
+def test_closing_ends_prompts_rows_queued_requests_and_leases() -> None:
     async def main() -> None:
         engine = TorchEngine(smallest_model(0), exact=True, max_rows=6, prefill_chunk=16)
         rng = random.Random(1)

@@ -33,7 +33,7 @@ async def until(condition: Any, seconds: float = 20.0) -> None:
 
 
 def slow(model: LoadedModel, seconds: float = 0.02) -> LoadedModel:
-    """Make each step take a while, so that a test can act in mid-work."""
+    """Make each step take a while, so that a test can act while it runs."""
     logits = model.module.logits
 
     def delayed(hidden: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,7 @@ def test_a_task_cancelled_before_its_group_is_handed_over_never_runs() -> None:
     asyncio.run(main())
 
 
-def test_closing_in_mid_work_ends_every_request() -> None:
+def test_closing_ends_every_running_request() -> None:
     async def main() -> None:
         engine = TorchEngine(slow(make_model(end=False)), max_rows=2)
         tasks = [asyncio.create_task(engine.generate(request(i, LONG))) for i in range(5)]
@@ -126,7 +126,7 @@ def test_closing_in_mid_work_ends_every_request() -> None:
     asyncio.run(main())
 
 
-def test_a_failure_in_the_thread_reaches_every_caller_and_the_engine_lives_on() -> None:
+def test_a_failure_in_the_thread_reaches_every_caller_and_the_engine_keeps_working() -> None:
     async def main() -> None:
         model = make_model(end=False)
         async with opened(model, max_rows=2) as engine:
@@ -302,7 +302,7 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing() -> None:
     asyncio.run(main())
 
 
-def test_weights_that_arrive_in_mid_work_are_recorded_in_the_segments() -> None:
+def test_weights_that_arrive_during_a_request_are_recorded_in_the_segments() -> None:
     async def main() -> None:
         async with opened(slow(make_model(end=False))) as engine:
             task = asyncio.create_task(engine.generate(request(1, LONG, n=2)))
@@ -378,7 +378,7 @@ def test_count_tokens_is_what_a_request_costs() -> None:
         engine.close_now()
 
 
-def test_a_module_without_our_cache_gives_the_same_samples() -> None:
+def test_a_module_without_the_cache_gives_the_same_samples() -> None:
     model, plain = make_model(), make_model()
     plain.supports_cache = False
     fast, general = TorchEngine(model), TorchEngine(plain, max_rows=5)
@@ -402,7 +402,7 @@ def test_a_module_without_our_cache_gives_the_same_samples() -> None:
 
 
 def test_an_open_engine_changes_no_weight_and_no_file(tmp_path: Path) -> None:
-    """It stores matrices column by column; whoever reads, trains or saves them sees the same."""
+    """It stores matrices column by column; reading, training and saving them see no difference."""
     model = make_model()
     names = dict(model.module.named_parameters())
     before = {name: p.detach().clone() for name, p in names.items()}

@@ -71,7 +71,7 @@ def test_forced_tokens_have_no_logprobs_and_shift_none(engine: TorchEngine, mode
     assert {s.kind for s in c.segments} == {SegmentKind.FORCED, SegmentKind.SAMPLED}
 
 
-def test_stop_ids_end_a_response_beside_the_models_own(engine: TorchEngine, model: LoadedModel) -> None:
+def test_stop_ids_end_a_response_besides_the_end_ids_of_the_model(engine: TorchEngine, model: LoadedModel) -> None:
     stop = tuple(range(100, 300))
     asked = Request("x", SamplingParams(60, seed=4, stop_ids=stop), n=8)
     free = Request("x", SamplingParams(60, seed=4), n=8)

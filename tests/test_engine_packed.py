@@ -58,7 +58,7 @@ def test_packed_and_plain_weights_give_the_same_log_probabilities(kind: str, ada
 
 @pytest.mark.parametrize("announced", [False, True])
 def test_it_is_packed_by_default_and_never_from_old_weights(announced: bool) -> None:
-    """Unannounced, the version counters tell; announced, it does not matter if the writing left a trace there."""
+    """Unannounced, the version counters show it; announced, it is seen even if the counters did not change."""
     model, other = make_model(end=False), make_model(7, end=False)
     engine = TorchEngine(model)
     try:
@@ -131,7 +131,7 @@ def test_a_hook_inside_is_called_once_a_pass_and_then_the_copy_is_back(monkeypat
     try:
         before, steps = greedy(engine), len(packed)
         hooked, calls = calls_of_parts(engine, model, PARTS)
-        assert len(packed) == steps > 0, "the copy ran beside a hook"
+        assert len(packed) == steps > 0, "the copy ran despite a hook"
         # One pass over the prompt, and a step for each token.
         assert calls == dict.fromkeys(PARTS, 1 + len(hooked.ids))
         after = greedy(engine)

@@ -240,7 +240,7 @@ def test_a_lease_is_charged_and_refused_with_the_numbers() -> None:
     asyncio.run(main())
 
 
-def test_a_lease_is_computed_anew_with_new_weights() -> None:
+def test_a_lease_is_recomputed_with_new_weights() -> None:
     async def main() -> None:
         model = make_model(end=False)
         async with opened(model) as engine:

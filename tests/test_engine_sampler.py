@@ -135,7 +135,7 @@ def test_logits_that_are_not_finite_are_refused(bad: float) -> None:
         sample(row, params(), torch.tensor([0.5], dtype=torch.float64))
 
 
-def test_streams_are_uniform_and_apart() -> None:
+def test_streams_are_uniform_and_independent() -> None:
     keys = np.concatenate([stream_keys(seed, np.arange(200)) for seed in (0, 1, -1, 2**63)])
     assert len(set(keys.tolist())) == 800
     numbers = np.stack([uniforms(keys, np.full(800, t)) for t in range(200)])

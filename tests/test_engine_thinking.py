@@ -50,7 +50,7 @@ def ids_of(model: LoadedModel, text: str) -> tuple[int, ...]:
 
 
 def bias_towards(model: LoadedModel, text: str, strength: float) -> LoadedModel:
-    """The same shape of model, sure to prefer one token: its embedding is aligned with every hidden state."""
+    """The same shape of model, that strongly prefers one token: its embedding is aligned with every hidden state."""
     biased = make_model(scale=0.05)
     module = biased.module
     with torch.no_grad():
@@ -66,7 +66,7 @@ def bias_towards(model: LoadedModel, text: str, strength: float) -> LoadedModel:
 
 
 @pytest.mark.parametrize("budget", [0, 1, 7, 20])
-def test_a_full_thought_is_closed_by_force_at_the_exact_place(
+def test_the_end_of_thought_is_forced_exactly_at_the_limit(
     engine: TorchEngine, model: LoadedModel, budget: int
 ) -> None:
     close = ids_of(model, "</think>")
@@ -104,7 +104,7 @@ def test_rows_with_and_without_a_budget_share_a_batch(engine: TorchEngine) -> No
     assert all(s.kind is SegmentKind.SAMPLED for c in together[1] for s in c.segments)
 
 
-def test_a_forced_close_makes_the_answer_readable(engine: TorchEngine) -> None:
+def test_a_forced_end_of_thought_makes_the_answer_readable(engine: TorchEngine) -> None:
     results = engine.generate_many([Request("q", think(60, Thinking(max_tokens=4), s)) for s in range(30)])
     readable = 0
     for [c] in results:

@@ -1,4 +1,4 @@
-"""An engine of one's own is short: `BaseEngine` does what it does not say."""
+"""A custom engine is short: `BaseEngine` does the rest."""
 
 from __future__ import annotations
 

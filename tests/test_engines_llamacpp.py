@@ -109,7 +109,7 @@ def test_spend_counts_each_token_once_and_siblings_share_the_prompt():
     assert sum(c.spend.flops for c in completions) == 3.0 * logits.computed
 
 
-def test_a_begun_response_goes_on_as_if_it_had_not_been_interrupted():
+def test_a_response_continues_from_its_prefix_as_if_not_interrupted():
     whole = sample(engine(), Request("abc", SamplingParams(30, seed=9)))[0]
     prefix = whole.ids[:5]
     again = sample(engine(), Request("abc", SamplingParams(30, seed=9), prefix=prefix))[0]
@@ -118,7 +118,7 @@ def test_a_begun_response_goes_on_as_if_it_had_not_been_interrupted():
     assert again.spend.sampled_tokens == len(whole.ids) - 5
 
 
-def test_a_thought_is_closed_by_force_and_not_before_its_time():
+def test_the_end_of_thought_is_forced_at_the_limit_and_not_before_its_minimum():
     thinking = Thinking(max_tokens=12, min_tokens=6, extend="wait")
     for seed in range(8):
         done = sample(engine(thinks=True), Request("abc", SamplingParams(60, seed=seed, thinking=thinking)))[0]
@@ -158,7 +158,7 @@ def test_top_p_counts_within_what_top_k_keeps():
     assert draw(logits, SamplingParams(1, top_k=2, top_p=0.5), 0.999).id == 0
 
 
-def test_the_smallest_temperature_is_almost_greedy_and_broken_logits_are_said():
+def test_the_smallest_temperature_is_almost_greedy_and_broken_logits_are_reported():
     tiny = SamplingParams(1, temperature=5e-324)
     assert draw(np.array([1.0, 3.0, 2.0]), tiny, 0.9).id == 1
     for broken in (np.array([0.0, np.nan]), np.array([0.0, np.inf]), np.full(2, -np.inf)):
@@ -281,12 +281,12 @@ def test_a_call_that_ends_well_settles_its_receipt_and_one_after_the_end_used_no
     assert late == Receipt(Spend())
 
 
-def test_a_slow_reader_finds_what_waited_in_one_piece_and_holds_nobody_up():
+def test_a_slow_reader_finds_what_waited_in_one_piece_and_slows_down_no_other_call():
     async def go():
         toy = engine(Endless())
         stream = toy.stream(Request("abc", SamplingParams(50, seed=3), 3))
         got = [await anext(stream)]
-        # One thread for all: it comes to this call only when it is through with the other, which nobody reads.
+        # One thread for all: it starts this call only after the other, which is not read.
         await asyncio.wait_for(toy.generate(Request("xyz", SamplingParams(5))), 10)
         got += [delta async for delta in stream]
         await toy.close()
@@ -317,7 +317,7 @@ def test_a_call_that_is_cancelled_in_its_prompt_books_the_ids_that_were_computed
     assert used.completions == ()
 
 
-def test_a_call_that_fails_books_the_row_that_was_in_the_making_and_says_why():
+def test_a_call_that_fails_books_the_row_being_computed_and_says_why():
     toy, receipt = engine(Chunks(breaks=5)), Receipt()
     with pytest.raises(PonderError, match="toy failed: OSError: the disk is gone") as failed:
         sample(toy, Request("abcdefgh", SamplingParams(9, seed=3), 3), receipt)
@@ -381,7 +381,7 @@ def test_a_call_that_still_waits_for_its_turn_is_cancelled_at_once_and_costs_not
     assert asyncio.run(go()) == Receipt(Spend())
 
 
-def test_a_stream_that_is_left_ends_its_call():
+def test_closing_a_stream_ends_its_call():
     async def go():
         logits = Endless()
         toy = engine(logits)
@@ -397,7 +397,7 @@ def test_a_stream_that_is_left_ends_its_call():
     assert steps < 50 * 900 / 2
 
 
-def test_an_engine_that_is_forgotten_ends_its_thread():
+def test_a_garbage_collected_engine_ends_its_thread():
     freed = threading.Event()
     toy = StepwiseEngine(engine().model, Babble(), freed.set)
     asyncio.run(toy.generate(Request("abc", SamplingParams(5))))

@@ -139,7 +139,7 @@ def test_the_same_file_and_seed_give_the_torch_engines_samples_and_log_probabili
     assert equal >= 4
 
 
-def test_texts_and_chats_are_the_ids_that_our_tokenizer_makes_of_the_file(real, smollm2):
+def test_texts_and_chats_are_the_ids_of_ponders_tokenizer_of_the_file(real, smollm2):
     pytest.importorskip("tokenizers")
     from ponder.models.gguf import read_header
     from ponder.models.gguf_tokenizer import read_tokenizer
@@ -174,7 +174,7 @@ def test_a_marker_that_a_user_writes_is_spelled_out(pair):
         assert mine.encode(text, special=True) == ours.encode(text, special=True)
 
 
-def test_a_seed_repeats_and_a_begun_response_goes_on_as_it_was(real):
+def test_a_seed_repeats_and_a_response_continues_from_its_prefix_as_it_was(real):
     for params in (SamplingParams(20, temperature=0.0), SamplingParams(20, seed=3), SamplingParams(20, seed=4)):
         request = Request("What is the capital of France?", params)
         [[first], [again]] = ask(real, request, request)
@@ -185,7 +185,7 @@ def test_a_seed_repeats_and_a_begun_response_goes_on_as_it_was(real):
         assert rest.ids == first.ids
 
 
-def test_what_the_cache_holds_gives_the_logits_of_a_prompt_that_is_computed_anew(real):
+def test_a_cached_prefix_gives_the_logits_of_a_recomputed_prompt(real):
     ids = real.model.prompt_ids("What is the capital of France? Name its river too.")
     logits, llama = real._logits, real._logits._llama
 
@@ -215,7 +215,7 @@ def test_a_stop_string_and_the_context_end_a_response(real):
     assert len(full.ids) == 10 or full.finish_reason is FinishReason.STOP
 
 
-def test_a_cancelled_call_stops_and_says_what_it_used(real):
+def test_a_cancelled_call_stops_and_reports_what_it_used(real):
     async def go():
         receipt = Receipt()
         stream = real.stream(Request("Tell me a story.", SamplingParams(200, seed=1), 8), receipt)

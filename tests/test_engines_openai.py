@@ -42,13 +42,13 @@ def test_the_probe_finds_what_the_endpoint_does_by_its_effect():
         assert engine.opening.tokens == server.tokens() < 600
 
 
-def test_what_an_endpoint_refuses_or_ignores_is_said_once_each_and_denied(caplog):
+def test_what_an_endpoint_refuses_or_ignores_is_warned_of_once_each_and_denied(caplog):
     behaviour = Behaviour(n=False, seed=False, prefix="", refuses=("logprobs", "continuous_usage_stats", "top_k"))
     with Server(behaviour) as server:
         engine = OpenAI(server.url).open("mock")
         can = engine.capabilities
         assert (can.n, can.logprobs, can.seed, can.prefix, can.thinking) == (False,) * 5
-        for word in ("no n:", "log-probabilities", "seed", "continue", "bounds no thought"):
+        for word in ("no n:", "log-probabilities", "seed", "continue", "cannot bound a thought"):
             assert sum(word in r.getMessage() for r in caplog.records) == 1
         assert engine.findings.usage == "final"
         assert engine.opening.tokens == server.tokens()
@@ -104,7 +104,7 @@ def test_spend_is_what_the_endpoint_counted_discarded_samples_too(usage):
         assert len(completions) == 4
 
 
-def test_without_usage_tokens_are_bounded_and_that_is_said(caplog):
+def test_without_usage_tokens_are_bounded_with_a_warning(caplog):
     with Server(Behaviour(usage="none")) as server:
         engine = offline(server)
         completions = sample(engine, ask())
@@ -114,8 +114,8 @@ def test_without_usage_tokens_are_bounded_and_that_is_said(caplog):
 
 @pytest.mark.parametrize("can", [(), ("logprobs",)])
 def test_without_usage_a_response_that_reached_its_limit_is_booked_at_no_more(can):
-    speaker = Scripted(Behaviour(usage="none"), lambda m, r: ("so carry " * 40, "42"))
-    with Server(speaker.behaviour, speaker) as server:
+    backend = Scripted(Behaviour(usage="none"), lambda m, r: ("so carry " * 40, "42"))
+    with Server(backend.behaviour, backend) as server:
         engine = offline(server, *can)
         completions = sample(engine, ask(43))
         assert completions[0].finish_reason is FinishReason.LENGTH
@@ -294,5 +294,5 @@ def test_the_endpoint_of_the_benchmarks_counts_what_its_engine_samples(monkeypat
         assert spent(completions).tokens == server.tokens() == len("2 * 21 =") + 2 * 6
 
 
-def test_the_scripted_speaker_is_right_as_often_as_it_should():
+def test_the_scripted_backend_is_right_as_often_as_it_should():
     assert solver(1.0)([{"role": "user", "content": "2 * 4 ="}], random.Random(0))[1] == "8"

@@ -1,4 +1,4 @@
-"""Endpoints that misbehave, are busy, or are left in the middle: what is tried again, and that all of it is booked."""
+"""Endpoints that misbehave, are busy, or are left in the middle: what is retried, and that all of it is booked."""
 
 import asyncio
 import email.utils
@@ -55,7 +55,7 @@ ROOM = 8 + bytes_bound(QUESTION) + 400
     ],
     ids=lambda f: f"{f.kind}{f.status if f.kind == 'status' else f.after}",
 )
-def test_a_fault_is_tried_again_and_both_attempts_are_booked_within_the_reservation(fault):
+def test_a_fault_is_retried_and_both_attempts_are_booked_within_the_reservation(fault):
     with Server(Behaviour(faults=faults(fault), delay=0.002)) as server:
         completions = sample(offline(server, "seed", timeout=0.5, in_flight_tokens=40), ask(400))
         assert completions[0].finish_reason is FinishReason.STOP
@@ -64,7 +64,7 @@ def test_a_fault_is_tried_again_and_both_attempts_are_booked_within_the_reservat
         assert completions[0].text == sample(offline(server, "seed"), ask(400))[0].text
 
 
-def test_a_repeated_chunk_is_dropped_where_it_can_be_told():
+def test_a_repeated_chunk_is_dropped_where_it_can_be_recognised():
     with Server(Behaviour(usage="running", faults=faults(Fault("repeat", 4)))) as server:
         engine = offline(
             server, "seed", body={"stream_options": {"continuous_usage_stats": True, "include_usage": True}}
@@ -98,7 +98,7 @@ def test_retries_end_where_the_reservation_does():
         assert 1 < len(limits) < 10
 
 
-def test_a_wrong_request_is_the_users_to_mend_in_the_endpoints_words_and_costs_nothing():
+def test_a_wrong_request_is_a_user_error_in_the_endpoints_words_and_costs_nothing():
     with Server(Behaviour(context=100)) as server:
         receipt = Receipt()
         with pytest.raises(UserError, match="maximum context length is 100"):
@@ -117,7 +117,7 @@ def test_a_refused_key_is_named_by_its_variable_and_never_shown(caplog):
         assert "sk-secret" not in str(refused.value) + caplog.text + repr(offline(server).endpoint.options)
 
 
-def test_a_stream_that_breaks_goes_on_where_it_was_for_those_who_watch():
+def test_a_stream_that_breaks_resumes_where_it_was_for_its_reader():
     with Server(Behaviour(faults=faults(Fault("drop", 6)))) as server:
         engine = offline(server, "seed")
 
@@ -243,7 +243,7 @@ def test_a_call_that_ends_well_settles_its_receipt_and_one_after_the_end_used_no
 
 
 @pytest.mark.parametrize("hidden", [True, False])
-def test_what_nobody_can_see_of_a_cancelled_call_is_booked_at_its_worst(hidden):
+def test_hidden_tokens_of_a_cancelled_call_are_booked_at_the_worst_case(hidden):
     with Server(Behaviour(delay=0.002, hidden=hidden)) as server:
         # Seen thoughts, but an endpoint that may be far ahead of what has arrived.
         engine, meter = offline(server, in_flight_seconds=0.0 if hidden else 1e4), Meter(Budget(tokens=2000))
@@ -349,7 +349,7 @@ def test_where_a_reservation_has_no_room_for_a_retry_the_rest_of_the_budget_has(
 
 
 @pytest.mark.parametrize(("budget", "calls", "said"), [(200, 1, "a call needs at least"), (None, 3, "3 reservations")])
-def test_an_endpoint_that_never_mends_is_tried_within_the_budget_and_as_often_as_allowed(budget, calls, said):
+def test_an_endpoint_that_never_recovers_is_retried_within_the_budget_and_as_often_as_allowed(budget, calls, said):
     problem = MockEnvironment().problem("train", 3)
     with Server(Behaviour(faults=lambda n, b: Fault("drop", 4))) as server:
         engine = offline(server, "seed", retries=2, in_flight_tokens=90)
@@ -364,8 +364,8 @@ def test_an_endpoint_that_never_mends_is_tried_within_the_budget_and_as_often_as
 
 def test_a_thought_is_bounded_by_a_second_call_within_the_budget():
     problem = MockEnvironment().problem("train", 21)
-    speaker = Scripted(Behaviour(), lambda m, r: ("so " * 40, "42"))
-    with Server(speaker=speaker) as server:
+    backend = Scripted(Behaviour(), lambda m, r: ("so " * 40, "42"))
+    with Server(backend=backend) as server:
         engine = OpenAI(server.url, backoff=0.0).open("mock")
         before = server.tokens()
 
@@ -373,7 +373,7 @@ def test_a_thought_is_bounded_by_a_second_call_within_the_budget():
             strategy = BudgetForcing(12, answer_tokens=8)
             return await solve(strategy, problem, engine, budget=Budget(tokens=400))
 
-        speaker.say = lambda m, r: ("so " * 40, "42")
+        backend.say = lambda m, r: ("so " * 40, "42")
         outcome = asyncio.run(go())
         assert outcome.response.answer == "42"
         assert outcome.spend.tokens == server.tokens() - before <= 400

@@ -57,26 +57,26 @@ def test_the_probe_keeps_to_its_share_of_the_budget_whatever_the_endpoint_does()
         holds()
 
 
-def test_more_of_a_budget_finds_out_more_and_a_large_one_everything():
+def test_a_larger_budget_finds_out_more_and_a_large_one_everything():
     with Server(Behaviour(usage="running", thinking="thinking_budget")) as server:
         unasked = []
         for tokens in (0, 600, 20_000):
             engine = OpenAI(server.url, template_tokens=20).open_within("mock", tokens)
             unasked.append(set(engine.findings.unasked))
-        # What a small budget left out is asked by whoever has more, in the same process.
+        # A caller with a larger budget probes what a small one skipped, in the same process.
         assert unasked[0] == set(CAPABILITIES) > unasked[1] > unasked[2] == set()
         whole = engine.findings
         forget()
         assert OpenAI(server.url, template_tokens=20).open("mock").findings == whole
 
 
-def test_what_was_left_out_is_said_once_with_the_numbers_and_the_mend(caplog):
+def test_what_was_skipped_is_warned_of_once_with_the_numbers_and_how_to_fix_it(caplog):
     with Server() as server:
         engine = OpenAI(server.url).open_within("mock", 600)
         assert (engine.opening.tokens, len(server.calls)) == (0, 0)
         (said,) = [r.getMessage() for r in caplog.records]
         assert "whether it can do n, logprobs, seed, prefix, thinking" in said
-        assert "150 of the 150 that the budget leaves the probe are left" in said
+        assert "150 of the 150 that the budget allows the probe are left" in said
         assert "give a larger budget" in said
         assert "probe=false and capabilities" in said
         # The question itself has its budget.

@@ -36,7 +36,7 @@ class Caller:
     def prompt_tokens(self, body):
         return 3 + len(tokens(json.dumps([body["messages"], body.get("tools")])))
 
-    async def speak(self, body, n, most):
+    async def sample(self, body, n, most):
         for text in self.thought:
             yield Piece(0, text, 1, thought=True)
         for text in self.text:
@@ -92,7 +92,7 @@ def test_streamed_calls_are_the_completions(finish):
         assert completion.spend.tokens == server.tokens()
 
 
-def test_a_call_ends_a_thought_that_came_apart():
+def test_a_call_ends_a_thought_from_a_separate_field():
     with Calling(Behaviour(), Caller(text=(), thought=("hm",))) as server:
         engine = offline(server)
         (completion,) = sample(engine, ask(prompt=ASKED))
@@ -107,7 +107,7 @@ def test_a_call_of_a_tool_that_was_not_offered_is_an_error_still():
     assert (completion.tool_calls, completion.finish_reason) == ((), FinishReason.LENGTH)
 
 
-def test_a_call_that_was_cut_off_is_none():
+def test_a_truncated_call_is_no_call():
     with Calling(Behaviour(), Caller(deltas=DELTAS[:2], finish="length")) as server:
         (completion,) = sample(offline(server), ask(prompt=ASKED))
     assert (completion.tool_calls, completion.finish_reason) == ((), FinishReason.LENGTH)

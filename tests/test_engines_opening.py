@@ -117,7 +117,7 @@ def test_what_opening_costs_is_taken_from_what_the_budget_has_left(probing: Prob
     assert again.spend == Spend()
 
 
-def test_dollars_are_left_in_tokens_at_the_dearest_price_and_need_prices() -> None:
+def test_dollars_are_converted_to_tokens_at_the_highest_price_and_need_prices() -> None:
     prices = PriceList({"small": Prices(prompt=1.0, output=10.0)})
     assert OpeningBudget(Budget(dollars=0.001), prices).left("small") == (100, None)
     assert OpeningBudget(Budget(tokens=7, dollars=0.001), prices).left("small") == (7, None)
@@ -145,7 +145,7 @@ def test_asynchronous_code_opens_and_closes_on_its_own_loop(probing: Probing) ->
     asyncio.run(main())
 
 
-def test_the_loop_goes_on_while_an_engine_opens_and_a_cancelled_opening_leaves_none_open(
+def test_the_loop_keeps_running_while_an_engine_opens_and_a_cancelled_opening_leaves_none_open(
     probing: Probing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()

@@ -94,7 +94,7 @@ def test_wrong_answers_concentrate_on_the_favourite_of_their_problem():
 
 
 @pytest.mark.parametrize("certainty", [0.0, 0.6])
-def test_log_probabilities_know_of_being_right_as_much_as_is_said(certainty):
+def test_log_probabilities_correlate_with_being_right_as_stated(certainty):
     completions = sample(Simulated(steps=2, step_success=0.7, step_tokens=18, certainty=certainty), ask(n=800))
     right = [float(read_answer(c.text) == right_answer(KEY)) for c in completions]
     logprobs = [mean_logprob([c]) for c in completions]
@@ -302,7 +302,7 @@ def test_pieces_of_a_stream_make_up_its_completions():
             assert [d.completion.ids for d in mine if d.completion] == [completion.ids]
 
 
-def test_failures_come_as_often_as_is_said_carry_what_was_used_and_are_the_same_each_time():
+def test_failures_come_at_the_stated_rate_carry_what_was_used_and_are_the_same_each_time():
     async def calls():
         engine = Simulated(failure_rate=0.3, tokens_per_second=100).open()
         failed, spends = [], Spend()

@@ -94,7 +94,7 @@ def test_the_same_seed_gives_the_same_response_as_the_torch_engine(model, name):
 
 @pytest.mark.parametrize("opened", [False, True])
 @pytest.mark.parametrize("marks", [tiny.THOUGHT, ThoughtFormat("[t]", "[/t]")])
-def test_thoughts_are_bounded_alike_whoever_opened_them_and_however_they_are_spelled(marks, opened):
+def test_thoughts_are_bounded_alike_however_opened_and_spelled(marks, opened):
     model = make_model(scale=0.1)
     thought = ThoughtFormat(marks.open, marks.close, opened_by_template=opened)
     model.info = ModelInfo("marked", 256, thought=thought)

@@ -1,4 +1,4 @@
-"""Our decoder computes what transformers' classes compute, for every family and variant that we say we read."""
+"""The decoder computes what transformers' classes compute, for every supported family and variant."""
 
 import copy
 import json
@@ -74,7 +74,7 @@ KINDS = {
 
 
 def reference(folder: Path, kind: str = "llama", shard: str = "5GB", **more: Any) -> Any:
-    """A random model of transformers, saved by it with ponder-tiny's tokenizer beside it."""
+    """A random model of transformers, saved by it with ponder-tiny's tokenizer."""
     torch.manual_seed(0)
     config, cls = KINDS[kind]
     model = cls(config(**copy.deepcopy({**SHAPE, **more}))).eval()
@@ -148,7 +148,7 @@ def test_gradients_equal_those_of_transformers(tmp_path: Path, variant: str) -> 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_saved_model_is_the_same_for_us_and_for_transformers(tmp_path: Path, variant: str) -> None:
+def test_a_saved_model_is_the_same_for_ponder_and_for_transformers(tmp_path: Path, variant: str) -> None:
     kind, more = VARIANTS[variant]
     theirs = reference(tmp_path / "a", kind, **more)
     ours = load(str(tmp_path / "a"), device="cpu", name="m")
@@ -206,7 +206,7 @@ def test_both_spellings_of_the_rotary_settings_mean_the_same(kind: str, scaling:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_config_that_we_write_is_the_one_that_we_read(variant: str) -> None:
+def test_a_config_reads_back_as_it_was_written(variant: str) -> None:
     kind, more = VARIANTS[variant]
     config = decoder_config({**SHAPE, "model_type": kind, **more}, "c")
     assert decoder_config(json.loads(json.dumps(hf_config(config))), "c") == config

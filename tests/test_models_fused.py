@@ -1,4 +1,4 @@
-"""Parts of a block with a way back of their own: the derivative of what they compute, in every dtype."""
+"""Parts of a block with a hand-written backward pass: the derivative of what they compute, in every dtype."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def inputs(shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> list[Tens
 
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-def test_the_way_back_is_the_derivative_by_finite_differences(part: Part) -> None:
+def test_the_backward_pass_is_the_derivative_by_finite_differences(part: Part) -> None:
     function, plainly, shapes = part
     tensors = inputs(shapes, torch.float64)
     torch.testing.assert_close(function(*tensors), plainly(*tensors))
@@ -81,8 +81,8 @@ def test_values_and_gradients_equal_autograds(part: Part, dtype: torch.dtype, to
 
 
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-def test_inputs_and_what_comes_back_stay_as_they_are(part: Part) -> None:
-    """The ways back reuse memory: never that of a tensor which is not theirs."""
+def test_inputs_and_incoming_gradients_stay_as_they_are(part: Part) -> None:
+    """The backward passes reuse memory, but never that of a tensor they do not own."""
     function, _, shapes = part
     tensors = inputs(shapes, torch.float32)
     before = [t.detach().clone() for t in tensors]

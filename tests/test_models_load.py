@@ -24,7 +24,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path) -> Path:
-    """A copy to break, without checksums, so that the check under test is the one that speaks."""
+    """A copy to break, without checksums, so that the check under test is the one that raises."""
     shutil.copytree(saved, tmp_path / "m")
     (tmp_path / "m" / CHECKSUMS).unlink()
     return tmp_path / "m"
@@ -139,7 +139,7 @@ def test_a_missing_package_names_its_install_command(monkeypatch: pytest.MonkeyP
         load("ponder-tiny")
 
 
-def test_a_flipped_byte_is_named_with_the_mend(saved: Path, tmp_path: Path) -> None:
+def test_a_flipped_byte_is_named_with_how_to_fix_it(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "m")
     path = tmp_path / "m" / "model.safetensors"
     raw = bytearray(path.read_bytes())
@@ -196,7 +196,7 @@ def test_harmless_extras_of_old_checkpoints_are_dropped(folder: Path) -> None:
     assert torch.equal(load(str(folder), device="cpu").module.model.norm.weight, state["model.norm.weight"])
 
 
-def test_pickles_are_refused_with_the_mend(folder: Path) -> None:
+def test_pickles_are_refused_with_how_to_fix_it(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     refused(folder, "no weights in it")
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")

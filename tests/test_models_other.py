@@ -89,7 +89,7 @@ def test_trained_weights_are_saved_as_transformers_reads_them(tmp_path: Path, ki
 def test_a_cache_is_refused(tmp_path: Path) -> None:
     make(tmp_path, "gpt2")
     model = load(str(tmp_path), device="cpu")
-    with pytest.raises(Unsupported, match="takes no cache"):
+    with pytest.raises(Unsupported, match="cannot use an engine's cache"):
         model.module(torch.tensor([[1]]), torch.tensor([[0]]), object())
 
 

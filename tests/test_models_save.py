@@ -1,4 +1,4 @@
-"""What we save, transformers loads; what cannot be saved leaves no trace."""
+"""What ponder saves, transformers loads; what cannot be saved leaves no trace."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from ponder.models.weights import verify_checksums
 from ponder.types import Message, ThoughtFormat
 
 
-def test_transformers_loads_what_we_save(tmp_path: Path) -> None:
+def test_transformers_loads_what_ponder_saves(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     ours = tiny.new_model(seed=1)
     save(ours, tmp_path / "m")

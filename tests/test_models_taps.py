@@ -138,7 +138,7 @@ def test_an_engine_shows_the_numbers_of_a_whole_pass(kind: str, exact: bool) -> 
             torch.testing.assert_close(values.sum(-1), torch.ones(4))
 
 
-def test_rows_of_a_pass_tell_texts_apart() -> None:
+def test_rows_of_a_pass_distinguish_texts() -> None:
     model = make("llama")
     engine = TorchEngine(model, exact=True)
     seen = Seen()
@@ -191,7 +191,7 @@ def test_only_what_is_asked_for_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
     assert seen.layers("attention") == [1]
 
     def never(*_: Any) -> None:
-        raise AssertionError("nobody asked for attention")
+        raise AssertionError("attention was not asked for")
 
     monkeypatch.setattr("ponder.models.cache.causal", never)
     with tapped(model.module, Taps(hidden=lambda *_: None)):
@@ -217,7 +217,7 @@ def test_taps_nest_and_are_gone_afterwards_even_after_an_error() -> None:
     assert model.module.taps == ()
 
 
-def test_what_cannot_be_looked_at_is_one_sentence() -> None:
+def test_what_cannot_be_observed_is_one_sentence() -> None:
     model = make("llama")
     for taps, words in (
         (Taps(), "neither hidden nor attention"),

@@ -31,7 +31,7 @@ def test_publish_refuses_a_folder_that_exists(tmp_path: Path) -> None:
         raise AssertionError("the block must not run")
 
 
-def test_publish_replaces_when_told_to(tmp_path: Path) -> None:
+def test_publish_replaces_when_asked_to(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     with weights.publish(tmp_path / "out", replace=True) as beside:
@@ -40,9 +40,7 @@ def test_publish_replaces_when_told_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), ValueError("x"), OSError(errno.EIO, "broken")])
-def test_whatever_goes_wrong_the_old_folder_stays_and_nothing_is_left_beside(
-    tmp_path: Path, fault: BaseException
-) -> None:
+def test_whatever_goes_wrong_the_old_folder_stays_and_no_other_is_left(tmp_path: Path, fault: BaseException) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
 

@@ -131,7 +131,7 @@ def test_of_a_tree_the_leaves_are_its_responses_in_the_order_that_they_began(tmp
 
 def test_lines_that_cannot_be_of_one_evaluation_are_refused(tmp_path):
     for other, said in (
-        (searched("a", 1, 2, prompt="??"), "line 2: problem 'a' asks something else than on line 1"),
+        (searched("a", 1, 2, prompt="??"), "line 2: problem 'a' has another prompt than on line 1"),
         (searched("a", None, 2), "line 2: problem 'a' is on line 1 already"),
         (searched("a", "x", 2), "line 2: 'sample' must be a whole number"),
     ):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from openai_server import Behaviour, Piece, Scripted, Server, Speaker, solver
+from openai_server import Backend, Behaviour, Piece, Scripted, Server, solver
 
 if TYPE_CHECKING:
     from ponder.engines.torch import TorchEngine
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Model:
-    """A model in the torch engine as a speaker of the server. Its thoughts stay in the text, between its markers."""
+    """A model in the torch engine as a backend of the server. Its thoughts stay in the text, between its markers."""
 
     engine: TorchEngine
     calls: int = 0
@@ -45,7 +45,7 @@ class Model:
     def prompt_tokens(self, body: Mapping[str, Any]) -> int:
         return self.engine.count_tokens(self._prompt(body))
 
-    async def speak(self, body: Mapping[str, Any], n: int, most: int) -> AsyncIterator[Piece]:
+    async def sample(self, body: Mapping[str, Any], n: int, most: int) -> AsyncIterator[Piece]:
         from ponder.types import Request, SamplingParams
 
         self.calls += 1
@@ -55,7 +55,7 @@ class Model:
             float(body.get("temperature", 1.0)),
             float(body.get("top_p", 1.0)),
             stop=(stop,) if isinstance(stop, str) else tuple(stop),
-            # Whoever asks without a seed gets another sample each time.
+            # A request without a seed gets another sample each time.
             seed=int(body.get("seed") or self.calls << 32),
         )
         stream: Any = self.engine.stream(Request(self._prompt(body), params, n))
@@ -76,8 +76,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.model is None:
         behaviour = Behaviour(delay=args.delay)
-        speaker: Speaker = Scripted(behaviour, solver(args.share, args.thought))
-        serve(Server(behaviour, speaker, args.port))
+        backend: Backend = Scripted(behaviour, solver(args.share, args.thought))
+        serve(Server(behaviour, backend, args.port))
         return
     from ponder.engines.torch import TorchEngine
     from ponder.models.load import load

@@ -1,4 +1,4 @@
-"""A streamed response, whole, and what completions cost."""
+"""Collecting a stream into completions, and adding up their cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ponder.types import Completion, Delta, Spend
 
 
 async def collected(deltas: AsyncGenerator[Delta, None], n: int) -> tuple[Completion, ...]:
-    """The completions of `n` samples, in order; the stream is closed whatever happens."""
+    """The completions of `n` samples, in order; the stream is always closed."""
     completions: dict[int, Completion] = {}
     async with contextlib.aclosing(deltas):
         async for delta in deltas:

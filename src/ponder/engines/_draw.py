@@ -1,4 +1,7 @@
-"""Drawing one token from logits in numpy, by the rules of `engines.torch.sampler`: the same number, the same token."""
+"""Drawing one token from logits in numpy, by the rules of `engines.torch.sampler`.
+
+The same uniform number gives the same token as there. Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from ponder.errors import PonderError
 from ponder.types import SamplingParams
 
 _CANDIDATES = 256
-"""Largest logits that are looked at first for a nucleus."""
+"""Number of largest logits that are searched first for a nucleus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +27,10 @@ class Drawn:
 
 
 def draw(logits_V: np.ndarray, p: SamplingParams, u: float) -> Drawn:
-    """The token where the cumulated probability passes `u` in [0, 1).
+    """The token where the cumulative probability passes `u` in [0, 1).
 
     Temperature first, then top-k, top-p within it (Holtzman et al. 2020, arXiv:1904.09751) and min-p; ties with the
-    last that is kept stay. The log-probability is of the distribution that was drawn from (a point mass if greedy), or
+    last one kept stay. The log-probability is of the distribution that was drawn from (a point mass if greedy), or
     the model's own with `logprobs_of="raw"`. Raises `PonderError` if the logits are not finite.
     """
     top = int(np.argmax(logits_V))

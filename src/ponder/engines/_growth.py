@@ -50,13 +50,13 @@ class Growth:
         self._close_if_full()
 
     def found(self) -> None:
-        """The logits for the next id are there: what went through the model beside the response was the prompt."""
+        """The logits for the next id are there: what went through the model besides the response was the prompt."""
         self.begun = True
         self._prompt = max(0, self.computed - (len(self.ids) - len(self.ready.prefix)))
 
     @property
     def is_forced(self) -> bool:
-        """The next id is put in by force: it needs no logits."""
+        """The next id is forced: it needs no logits."""
         return bool(self._pending)
 
     @property
@@ -64,11 +64,11 @@ class Growth:
         return self._ended or self._cut is not None or len(self.ids) >= self.params.max_tokens
 
     def force(self) -> None:
-        """Put in the next id that waits."""
+        """Append the next pending forced id."""
         self._add(self._pending.popleft(), forced=True)
 
     def draw(self, logits_V: np.ndarray) -> None:
-        """Draw the next id, or begin to force what takes its place."""
+        """Draw the next id, or begin to force what replaces it."""
         p, ready = self.params, self.ready
         u = float(uniforms(self._key, np.array([len(self.ids)]))[0])
         drawn = draw(logits_V, p, u)
@@ -128,7 +128,7 @@ class Growth:
             self._closing = True
 
     def spend(self, flops_per_token: float) -> Spend:
-        """What was used so far. Prompt and prefix are cached as far as they were not computed for this sample."""
+        """What was used so far. Prompt and prefix count as cached where they were not computed for this sample."""
         given = len(self.ready.prompt) + len(self.ready.prefix)
         prompt = min(given, self._prompt if self.begun else self.computed)
         forced = sum(self._forced) - len(self.ready.prefix)

@@ -1,4 +1,7 @@
-"""From a thread that computes to a reader on an event loop, who may be slow."""
+"""From a compute thread to a reader on an event loop, which may be slow.
+
+The engine is shared, so it has no back-pressure: it is not slowed down, and what waits for a reader is merged.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ponder.types import Completion, Delta
 class Handover:
     """What was sampled and not read yet, merged: at most one entry for each sample, however slow its reader is.
 
-    The thread never waits, so that one slow reader holds back nobody who shares it. Everything but `open` and `take`
+    The thread never waits, so a slow reader does not slow down other calls. Everything but `open` and `take`
     may be called on any thread.
     """
 
@@ -25,14 +28,14 @@ class Handover:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = asyncio.Event()
         self._woken = False
-        """The reader is told already that there is something."""
+        """The reader was already woken."""
 
     def open(self) -> None:
-        """Begin to read, on the running loop; before anything is handed over."""
+        """Begin to read, on the running loop. Call it before anything is handed over."""
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
-        """How many samples have something that waits."""
+        """Number of samples with something to read."""
         return len(self._waiting)
 
     def tokens(self, sample: int, ids: Sequence[int]) -> None:
@@ -44,7 +47,7 @@ class Handover:
             self._wake()
 
     def sample(self, sample: int, completion: Completion) -> None:
-        """A sample is done; its completion has the ids that wait, too."""
+        """A sample is done; its completion includes the ids that still wait."""
         with self._lock:
             self._waiting[sample] = completion
             self._wake()
@@ -52,7 +55,7 @@ class Handover:
     def done(self, completions: tuple[Completion, ...]) -> None: ...
 
     def failed(self, error: BaseException) -> None:
-        """Nothing more will come; the reader gets what waits, and then this."""
+        """Nothing more will come; the reader gets what waits, then this error."""
         with self._lock:
             self._error = error
             self._wake()
@@ -60,12 +63,12 @@ class Handover:
     def _wake(self) -> None:
         if not self._woken and self._loop is not None:
             self._woken = True
-            # Without a loop there is nobody left to tell.
+            # Without a loop there is no reader left to wake.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._ready.set)
 
     async def take(self) -> tuple[int, list[int] | Completion]:
-        """What waits longest, once there is something. Raises what `failed` was given."""
+        """The oldest entry, once there is one. Raises what `failed` was given."""
         while True:
             with self._lock:
                 if self._waiting:
@@ -83,7 +86,7 @@ async def deltas(
 ) -> AsyncGenerator[Delta, None]:
     """The pieces of `n` samples that a thread hands over as ids; each response begins with `prefix`.
 
-    Raises what the thread says that it failed with.
+    Raises the error with which the thread failed.
     """
     texts, shown = [TextStream(vocabulary, stop) for _ in range(n)], [0] * n
     for sample, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""One simulated response as it will be, and any beginning of it as a completion."""
+"""One simulated response, and any truncation of it as a completion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ponder.types import Completion, Delta, FinishReason, Request, Segment, Segm
 
 
 class Sample:
-    """One response as it will be, and any beginning of it as a completion."""
+    """One whole response, and any truncation of it as a completion."""
 
     def __init__(self, mind: Mind, request: Request, prompt: str, prefix: str, index: int, ids: bool) -> None:
         params = request.params
@@ -105,7 +105,7 @@ class Sample:
 
 
 def _best(token: int, logprob: float, count: int) -> tuple[tuple[int, float], ...]:
-    """The token and others that share what it leaves, halving each time."""
+    """The token and alternatives that share the remaining probability, halving each time."""
     rest = -math.expm1(logprob)
     others = [(ord("a") + i, math.log(max(rest, 1e-12)) - (i + 1) * math.log(2)) for i in range(count)]
     pairs = [(token, logprob), *((i, x) for i, x in others if i != token)]

@@ -1,6 +1,9 @@
-"""An engine over one function, from ids to the logits of the next: what `llamacpp` is beside its library.
+"""An engine over one function, from ids to the logits of the next id: all of `llamacpp` but its library.
 
-One thread computes, one sample after another. For throughput use the torch engine, which decodes many rows at once.
+One thread (`_thread.py`) computes, one sample after another. For throughput use the torch engine, which decodes many
+rows at once. Requests, random numbers and stop strings are read as there (`requests.py`, `random_streams.py`,
+`text.py`, none of which needs torch). `_draw.py` and `_growth.py` do in numpy for one row what its batch does for many:
+the same logits and seed give the same response.
 """
 
 from __future__ import annotations
@@ -31,30 +34,30 @@ from ponder.types import Capabilities, Completion, Delta, Prompt, Request, Spend
 
 _EXIT_SECONDS = 5.0
 GRACE = 1.0
-"""Seconds that a cancelled call waits at most for the thread to end the part of the prompt or the token that it is in.
+"""Most seconds that a cancelled call waits for the thread to finish its current part of the prompt or token.
 
-Then it knows what was sampled and settles its receipt. What takes longer is not waited for: the receipt stays
-unsettled, and whoever counts books the worst case.
+Then it knows what was sampled and settles its receipt. If that takes longer, the receipt stays unsettled, and the
+caller books the worst case.
 """
 
 
 class NextLogits(Protocol):
     """Logits of shape V after some ids.
 
-    Calls `computed` with the number of ids after each part of them that went through the model; what that raises ends
-    the call, and what is computed by then may be kept.
+    Calls `computed` with the number of ids after each part that went through the model. An exception that it raises
+    ends the call; what is computed by then may be kept.
     """
 
     def __call__(self, ids: Sequence[int], computed: Callable[[int], None]) -> np.ndarray: ...
 
 
 class _Gone(Exception):
-    """Nobody waits for the call any more."""
+    """The call was cancelled."""
 
 
 @dataclass
 class _Call:
-    """A request on its way through the thread."""
+    """One request on the thread."""
 
     request: Request
     ready: Ready
@@ -62,14 +65,14 @@ class _Call:
     """Forward FLOPs of a token."""
     gone: threading.Event = field(default_factory=threading.Event)
     rows: list[Growth] = field(default_factory=list)
-    """Samples that were begun."""
+    """Samples that have started."""
     done: list[Completion] = field(default_factory=list)
-    """Of samples that are over."""
+    """Of samples that have finished."""
     first: tuple[list[int], np.ndarray] | None = None
-    """Response ids and logits with which the first sample began: its siblings begin with the same."""
+    """Response ids and logits with which the first sample began: the other samples begin with the same."""
 
     def settle(self, receipt: Receipt) -> None:
-        """Say what was sampled and used; the thread works on it no more."""
+        """Report what was sampled and used; the thread no longer works on it."""
         cut = [row.completion(self.rate) for row in self.rows[len(self.done) :] if row.begun]
         receipt.settle(sum((row.spend(self.rate) for row in self.rows), Spend()), (*self.done, *cut))
 
@@ -78,7 +81,7 @@ class StepwiseEngine(BaseEngine):
     """Samples from a model of which only tokenizer and next logits are known; see `protocols.Engine`.
 
     A sample draws the same random numbers as in the torch engine. A call that is cancelled, or whose stream is closed,
-    ends within `grace` seconds, at once if it has not begun, and then its receipt is settled.
+    ends within `grace` seconds, at once if it has not started, and then its receipt is settled.
 
     Log-probabilities are of the distribution that was sampled from, or the model's own with `logprobs_of="raw"`.
     """
@@ -86,7 +89,7 @@ class StepwiseEngine(BaseEngine):
     grace = GRACE
 
     def __init__(self, model: LoadedModel, logits: NextLogits, free: Callable[[], None] = lambda: None) -> None:
-        """`model` has no module; `free` gives back what the function holds, on the thread."""
+        """`model` has no module; `free` releases what the function holds, on the thread."""
         self.model = model
         self.info = model.info
         self.capabilities = Capabilities(
@@ -96,7 +99,7 @@ class StepwiseEngine(BaseEngine):
         self._vocabulary = Vocabulary(model.tokenizer, model.tokenizer.vocab_size)
         self._markers = Markers.of(model)
         self._thread = OneByOne("ponder-stepwise", free)
-        # Ends the thread when the engine is forgotten and when Python exits.
+        # Ends the thread when the engine is garbage-collected and when Python exits.
         self._finalizer = weakref.finalize(self, self._thread.shutdown, _EXIT_SECONDS)
 
     def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
@@ -125,7 +128,7 @@ class StepwiseEngine(BaseEngine):
         except (asyncio.CancelledError, GeneratorExit):
             call.gone.set()
             if not future.cancel():
-                # Cancelled once more, it does not wait.
+                # Cancelled again, it does not wait.
                 await _over(future, self.grace)
             raise
         finally:
@@ -142,12 +145,12 @@ class StepwiseEngine(BaseEngine):
             for index in range(call.request.n):
                 row = Growth(p, call.ready, self._markers, self._vocabulary, ends, index)
                 call.rows.append(row)
-                begun, told = time.perf_counter(), len(row.ids)
+                begun, sent = time.perf_counter(), len(row.ids)
                 try:
                     while not row.over:
                         self._step(call, row)
-                        handover.tokens(index, row.ids[told:])
-                        told = len(row.ids)
+                        handover.tokens(index, row.ids[sent:])
+                        sent = len(row.ids)
                 finally:
                     row.seconds = time.perf_counter() - begun
                 call.done.append(row.completion(call.rate))
@@ -196,13 +199,13 @@ class StepwiseEngine(BaseEngine):
 
 
 def _failed(future: Future[None], handover: Handover) -> None:
-    """Tell a reader that a job failed; only now, when it is over, is it certain what was used."""
+    """Report to the reader that a job failed; what was used is certain only now that it has ended."""
     if not future.cancelled() and (error := future.exception()) is not None:
         handover.failed(error)
 
 
 async def _over(future: Future[None], seconds: float) -> None:
-    """Wait for the end of a job, so long at most."""
+    """Wait for the end of a job, at most this long."""
     over = asyncio.Event()
     loop = asyncio.get_running_loop()
 

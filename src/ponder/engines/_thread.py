@@ -13,12 +13,12 @@ CLOSED = "the engine is closed: open a new one"
 
 
 class OneByOne:
-    """A daemon thread. (That of a `ThreadPoolExecutor` would keep Python from exiting until its job is done.)"""
+    """A daemon thread. (A `ThreadPoolExecutor`'s thread would keep Python from exiting until its job is done.)"""
 
     def __init__(self, name: str, free: Callable[[], None]) -> None:
         """`free` runs on the thread at its end."""
         self.closing = threading.Event()
-        """What runs should end soon, and nothing more is taken."""
+        """The running job should end soon, and no new job is accepted."""
         self.ended: Future[None] = Future()
         self._jobs: queue.SimpleQueue[tuple[Future[None], Callable[[], None]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What most engines have in common, so that one of your own says only what is special about it."""
+"""What most engines have in common. A custom engine derives from `BaseEngine` and adds only what differs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ponder.types import Capabilities, Completion, Delta, ModelInfo, Prompt, Req
 class BaseEngine(ABC):
     """An engine with no weights to load, no caches and nothing to close; see `protocols.Engine`.
 
-    An engine needs `info`, `capabilities`, `count_tokens` and `generate`. It overrides what else it can do.
+    An engine needs `info`, `capabilities`, `count_tokens` and `generate`. It overrides what else it supports.
     `with engine:` and `async with engine:` close it at the end.
     """
 

@@ -1,4 +1,4 @@
-"""A GGUF file in this process, through llama.cpp."""
+"""A GGUF file in this process, through llama.cpp: a function from ids to the next logits for `engines._stepwise`."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ if TYPE_CHECKING:
 class LlamaCpp:
     """A GGUF file in this process, through `llama-cpp-python`: quantised weights stay as they are.
 
-    One sample at a time on a thread of its own; what a prompt has in common with the last one is not computed again.
+    One sample at a time on a separate thread; the prefix that a prompt shares with the last one is not recomputed.
     """
 
     context: int = 4096
-    """Most tokens of prompt and response, as far as the model was trained for so many; 0 is what it was trained for."""
+    """Most tokens of prompt and response, at most what the model was trained for; 0 is what it was trained for."""
     threads: int = 0
     """CPU threads; 0 lets llama.cpp choose."""
     batch: int = 256
-    """Prompt tokens that are computed at once; a cancelled call computes no more than these."""
+    """Prompt tokens that are computed at once, and the most that a cancelled call still computes."""
     gpu_layers: int = 0
     """Layers on the GPU; -1 is all."""
 
     def __post_init__(self) -> None:
-        for name, fine, mend in (
+        for name, fine, fix in (
             ("context", self.context >= 0, "0 (the model's own) or more tokens"),
             ("threads", self.threads >= 0, "0 (automatic) or more"),
             ("batch", self.batch >= 1, "at least 1"),
             ("gpu_layers", self.gpu_layers >= -1, "-1 (all) or more"),
         ):
             if not fine:
-                raise UserError(f"{name} = {getattr(self, name)!r}: give {mend}")
+                raise UserError(f"{name} = {getattr(self, name)!r}: give {fix}")
 
     def open(self, model: str) -> StepwiseEngine:
         """An engine for a GGUF file, or a built-in model that is one.
 
-        Raises `MissingExtra` without the library, `UserError` for a file that is none.
+        Raises `MissingExtra` without the library, `UserError` for a file that is not GGUF.
         """
         from ponder.models.gguf import read_header
         from ponder.models.load import BUILTIN, resolve
 
         path = Path(model)
         if path.is_dir():
-            raise UserError(f"{model}: is a folder, name a file in it")
+            raise UserError(f"{model}: is a folder: name a file in it")
         if not path.is_file():
             source = resolve(model) if model in BUILTIN else None
             if source is None or source.kind != "gguf":
@@ -83,7 +83,7 @@ class LlamaCpp:
                     n_gpu_layers=self.gpu_layers,
                     verbose=False,
                 )
-        except Exception as error:  # of its own, of ctypes and of jinja2
+        except Exception as error:  # llama.cpp's own, of ctypes and of jinja2
             reason = said[0] if said else str(error)
             raise UserError(f"{model}: llama.cpp cannot read it: {reason}") from None
         return StepwiseEngine(_loaded(llama, header), _Logits(llama, self.batch), llama.close)
@@ -91,7 +91,7 @@ class LlamaCpp:
 
 @contextlib.contextmanager
 def _errors(llama_cpp: Any, said: list[str]) -> Iterator[None]:
-    """Collect what llama.cpp reports as errors: its exceptions do not say what is wrong."""
+    """Collect what llama.cpp reports as errors: its exceptions do not say what went wrong."""
 
     def note(level: int, text: bytes, _: Any) -> None:
         if level == _ERROR:
@@ -125,7 +125,7 @@ class _Logits:
         differ = np.flatnonzero(known[:most] != np.asarray(ids[:most], dtype=known.dtype))
         common = int(differ[0]) if len(differ) else most
         if common < llama.n_tokens and not llama._ctx.kv_cache_seq_rm(-1, common, -1):
-            # A recurrent state cannot be taken back by a few tokens.
+            # A recurrent state cannot be rolled back by a few tokens.
             llama._ctx.kv_cache_clear()
             common = 0
         llama.n_tokens = common
@@ -158,7 +158,7 @@ class _Tokenizer:
         self._loose = re.compile("|".join(map(re.escape, sorted(loose, key=len, reverse=True)))) if loose else None
         self._pieces: dict[int, bytes] = {}
         self._adds_space = False
-        # A tokenizer that puts a space before a text takes it off again.
+        # A tokenizer that adds a space before a text removes it when it decodes.
         self._adds_space = self.decode(self.encode("a")) == " a"
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
@@ -230,7 +230,7 @@ def _loaded(llama: Any, header: Header) -> LoadedModel:
     tokenizer = _Tokenizer(llama)
     template = header.fields.get("tokenizer.chat_template")
     size, bos = int(llama._model.n_params()), llama.token_bos()
-    # Looking an embedding up costs nothing; with a head of its own it is no product either.
+    # Embedding look-up costs nothing; with an untied head the embeddings are no product either.
     looked_up = llama.n_vocab() * llama.n_embd() if "output.weight" in header.tensors else 0
     context = min(llama.n_ctx(), len(llama.input_ids))
     info = ModelInfo(

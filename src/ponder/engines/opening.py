@@ -1,9 +1,11 @@
-"""Opening engines by name, under a budget where that costs something: for commands, servers, scripts and notebooks.
+"""Opening engines by name, under a budget where that has a cost: for commands, servers, scripts and notebooks.
 
     with open_engine(EngineOptions("smollm2-135m", options={"exact": True})) as engine:
         ...
 
-Nothing is printed here: what opening an engine has cost is in `Engine.opening`.
+An engine is a part like any other: a dataclass of options with `open(model)` (`protocols.Opens`). One whose opening has
+a cost has `open_within` too (`OpensWithin`): it gets what is left of the budget and what an earlier process found out.
+Each function has an asynchronous twin. Nothing is printed here: the cost of opening an engine is in `Engine.opening`.
 """
 
 from __future__ import annotations
@@ -32,17 +34,17 @@ class EngineOptions:
     """Which model, what runs it, and further models that run as it does."""
 
     model: str = "ponder-tiny"
-    """What the engine takes for a model."""
+    """The model, as the engine names it."""
     engine: str = "torch"
     """A name of `ponder list engines`, or PATH.py:Class."""
     options: Options = field(default_factory=dict)
-    """The engine's own."""
+    """Options of the engine."""
     others: Mapping[str, str] = field(default_factory=dict)
-    """Further models by the name under which a search asks for them."""
+    """Further models, by the name that a search uses for them."""
 
 
 class OpeningBudget:
-    """What is left of a budget for opening engines, and what that has cost; give it to all that are opened."""
+    """What is left of a budget for opening engines, and what opening them has cost. Pass the same one to each."""
 
     def __init__(
         self,
@@ -52,20 +54,20 @@ class OpeningBudget:
         passed: float = 0.0,
         known: Mapping[str, Any] | None = None,
     ) -> None:
-        """`budget` is the one that the openings count against; `before` and `passed` (seconds) are used of it.
+        """`budget` is the one that the openings count against; `before` and `passed` (seconds) are already used of it.
 
-        `known` is what an earlier process has found out, by model: what is gone on with must not change under way.
+        `known` is what an earlier process found out, by model: a resumed run must not see other capabilities.
         """
         self.known = dict(known or {})
-        """What the engines know of their endpoints, by model."""
+        """What the engines found out about their endpoints, by model."""
         self.spend = Spend()
-        """Of all engines that were opened, with their dollars."""
+        """Of all engines that were opened, dollars included."""
         self._prices = prices
         self._meter = Meter(budget, prices=prices, passed=passed)
         self._meter.add(before)
 
     def left(self, model: str) -> tuple[int | None, float | None]:
-        """Tokens and seconds for opening a model; dollars are in tokens at its dearest price.
+        """Tokens and seconds for opening a model; dollars are converted to tokens at its highest price.
 
         Raises `UserError` if dollars are limited and its prices are not known.
         """
@@ -82,14 +84,14 @@ class OpeningBudget:
         return tokens, seconds
 
     def book(self, engine: Engine, model: str) -> None:
-        """Count what an engine says that its opening took, and keep what it found out."""
+        """Count the cost that an engine reports for its opening, and keep what it found out."""
         self.spend += self._meter.add_opening(engine)
         if engine.known:
             self.known[model] = dict(engine.known)
 
 
 def part_of(options: EngineOptions) -> Opens:
-    """What opens the engine. Raises `UserError` for an unknown engine, an unknown option or a wrong value."""
+    """The part that opens the engine. Raises `UserError` for an unknown engine, an unknown option or a wrong value."""
     part = registry.build("engines", options.engine, options.options)
     if not isinstance(part, Opens):
         raise UserError(f"the engine {options.engine}: {type(part).__name__} has no method open(model) -> Engine")
@@ -98,10 +100,10 @@ def part_of(options: EngineOptions) -> Opens:
 
 @contextlib.contextmanager
 def open_engine(options: EngineOptions, budget: OpeningBudget | None = None) -> Iterator[Engine]:
-    """Open the engine on its model; it is closed at the end.
+    """Open the engine on its model; it is closed when the block ends.
 
-    What opening it costs is kept within what `budget` has left, and booked there. Not to be called on an event loop's
-    thread: there, use `open_engine_async`. Raises `UserError` for a model that cannot be opened, and as `part_of`.
+    Its opening cost stays within what `budget` has left, and is booked there. Do not call it on an event loop's
+    thread: use `open_engine_async` there. Raises `UserError` for a model that cannot be opened, and as `part_of`.
     """
     engine = _opener(options, budget)()
     try:
@@ -114,16 +116,16 @@ def open_engine(options: EngineOptions, budget: OpeningBudget | None = None) -> 
 
 @contextlib.contextmanager
 def open_others(options: EngineOptions, budget: OpeningBudget | None = None) -> Iterator[dict[str, Engine]]:
-    """The engines of `options.others` by name, each opened as that of the model itself."""
+    """The engines of `options.others` by name, each opened with the options of the main model."""
     with contextlib.ExitStack() as stack:
         yield {name: stack.enter_context(open_engine(each, budget)) for name, each in _others(options).items()}
 
 
 @contextlib.asynccontextmanager
 async def open_engine_async(options: EngineOptions, budget: OpeningBudget | None = None) -> AsyncIterator[Engine]:
-    """`open_engine` for asynchronous code: the loop goes on while a model is loaded, on a thread.
+    """`open_engine` for asynchronous code: the loop keeps running while a thread loads the model.
 
-    Cancelled meanwhile, it ends when the engine is open and closed again.
+    If cancelled meanwhile, it ends once the engine was opened and closed.
     """
     opening = asyncio.ensure_future(asyncio.to_thread(_opener(options, budget)))
     try:
@@ -161,7 +163,7 @@ def _others(options: EngineOptions) -> dict[str, EngineOptions]:
 
 
 def _opener(options: EngineOptions, budget: OpeningBudget | None) -> Callable[[], Engine]:
-    """What opens the engine, checked and with its share of the budget."""
+    """A function that opens the engine, with the options checked and what the budget has left."""
     part = part_of(options)
     if budget is None or not isinstance(part, OpensWithin):
         return lambda: part.open(options.model)

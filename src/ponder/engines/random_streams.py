@@ -1,7 +1,7 @@
 """Random numbers of a sample: counter-based, the same in every engine that draws tokens itself.
 
 Each sample has a key made of (seed, sample index); the uniform number for position `t` of its response is a hash of
-(key, t). So a sample draws the same numbers whatever else is in the batch, and no state has to be kept or moved.
+(key, t). So a sample draws the same numbers with any batch composition, and there is no state to keep or move.
 
 Hash: SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
 """
@@ -35,5 +35,5 @@ def uniforms(keys_B: np.ndarray, positions_B: np.ndarray) -> np.ndarray:
 
 
 def again(keys_B: np.ndarray) -> np.ndarray:
-    """Other keys, for samples of which a draw was replaced: what comes next must not meet the same number."""
+    """Other keys, for samples of which a draw was replaced: the next draw must not see the same number."""
     return mix(keys_B ^ _REDRAW)

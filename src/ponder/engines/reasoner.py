@@ -1,8 +1,8 @@
 """What a simulated model writes: a chain of steps that may go wrong, and an answer. Pure functions of their arguments.
 
 A solution is lines such as `step 3: 4172 .......`, and then `answer 8060`. The number of a step is the problem's own
-if the chain is right up to there, and some other number if it is not: whoever knows the problem (`step_value`) can read
-the state of a partial response from its text, nobody else can.
+if the chain is right up to there, and some other number if it is not: only with the problem (`step_value`) can
+the state of a partial response be read from its text.
 
 One character is one token. Thought markers and the end of a response are one token each, written inside as characters
 of the private use area.
@@ -51,7 +51,7 @@ def prompt_text(prompt: str | Sequence[Message] | Sequence[int]) -> str:
 
 
 def key_of(prompt: str) -> str:
-    """What names the problem: what stands in `[problem …]`, so that instructions around it change nothing, or all."""
+    """The key of a problem: what is in `[problem …]`, whatever instructions are around it; else the whole prompt."""
     found = _KEY.search(prompt)
     return found[1] if found else prompt
 
@@ -175,7 +175,7 @@ def write(
         pieces.append((SegmentKind.SAMPLED, OPEN))
         inside, length = True, length + 1
     thought = len(prefix) - 1 - prefix.rfind(OPEN) if inside else 0
-    # A prefix that was cut at a line's end goes on with a space, so that stopping at a line's end makes headway.
+    # A prefix that was cut at a line's end continues with a space, so that stopping at line ends still advances.
     gap = " " if prefix and not closed and not prefix.endswith(("\n", OPEN)) else ""
     most = None if thinking is None or not inside else thinking.max_tokens
     wanted, forced = max(mind.steps, done), False
@@ -190,7 +190,7 @@ def write(
             piece, kind = body.ljust(target - 1, ".") + "\n", SegmentKind.SAMPLED
             gap = ""
         elif thinking is not None and inside and thought < thinking.min_tokens and thinking.extend:
-            # A thought that is made to go on looks at its last step once more.
+            # A thought that is made to continue repeats its last step.
             piece, kind, wanted = raw(thinking.extend), SegmentKind.FORCED, wanted + 1
             gap = "" if piece.endswith("\n") else " "
         else:
@@ -205,7 +205,7 @@ def write(
             break
     if inside and not closed:
         pieces.append((SegmentKind.FORCED if forced or thought == most else SegmentKind.SAMPLED, CLOSE))
-    # Steps that were not written are done in the head, less surely.
+    # Steps that were not written are guessed, with a lower success rate.
     for _ in range(mind.steps - done):
         right = right and rng.random() < success * mind.guess
     answer = right_answer(key)

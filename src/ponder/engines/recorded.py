@@ -1,15 +1,16 @@
-"""Recorded samples on disk: reading a pool, one problem with its samples a line; and what engines of them share.
+"""Recorded samples on disk: reading a pool, one problem with its samples a line; and the base of engines over them.
 
 Three kinds of file are read:
 
 - what `ponder eval --record` writes, in the format of `search.record`;
-- the `rollouts.jsonl` of an evaluation, in the same format: of each search the whole responses (no other goes on from
-  them), the searches of one problem together in the order of `sample`, of a search that was run again the last line;
-- pools of other makers: `{"problem_id", "prompt"?, "gold"?, "difficulty"?, "thought"?, "samples": [{"text", "tokens",
-  "finish_reason"?, "mean_logprob"?, "score"?, "correct"?}]}`. What is marked with `?` may be missing.
+- the `rollouts.jsonl` of an evaluation, in the same format: of each search the whole responses (those that no other
+  continues), the searches of one problem together in the order of `sample`, of a search that was run again the last
+  line;
+- pools from elsewhere: `{"problem_id", "prompt"?, "gold"?, "difficulty"?, "thought"?, "samples": [{"text", "tokens",
+  "finish_reason"?, "mean_logprob"?, "score"?, "correct"?}]}`. Fields marked with `?` may be missing.
 
-Fields of other names are passed over. Checking is done here, so that whoever reads a pool (the replay engine,
-`ponder replay`) names the same line.
+Other fields are ignored. Checks are done here, so that every reader of a pool (the replay engine, `ponder replay`)
+names the same line.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ class RecordedSample:
     mean_logprob: float | None = None
     """Mean log-probability of its tokens, in nats."""
     score: float | None = None
-    """What some scorer made of it; higher is better."""
+    """The score that some scorer gave; higher is better."""
     correct: bool | None = None
-    """Somebody's judgement."""
+    """The recorded verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,13 @@ class RecordedPool:
     path: Path
     rows: tuple[RecordedRow, ...]
     notes: tuple[str, ...] = ()
-    """Sentences about what was passed over: a torn last line, problems without a whole response."""
+    """Sentences about what was skipped: a torn last line, problems without a whole response."""
 
 
 def read_pool(path: str | Path) -> RecordedPool:
     """Read and check a pool (`.jsonl`, may be `.gz`).
 
-    A torn last line is passed over with a note, and so is a problem of which no response is whole. Raises `UserError`
+    A torn last line is skipped with a note, and so is a problem without a whole response. Raises `UserError`
     with one sentence that names the file, the line and the field of whatever else is wrong.
     """
     path = Path(path)
@@ -90,7 +91,7 @@ def read_pool(path: str | Path) -> RecordedPool:
             if search is None or None in parts:
                 raise UserError(f"{where}: problem {row.id!r} is on line {first.line} already; give each one line")
             if row.prompt != first.prompt:
-                raise UserError(f"{where}: problem {row.id!r} asks something else than on line {first.line}")
+                raise UserError(f"{where}: problem {row.id!r} has another prompt than on line {first.line}")
         parts[search] = row
     rows = [_together(parts) for parts in found.values()]
     kept = tuple(row for row in rows if row.samples)
@@ -109,7 +110,7 @@ def _together(searches: dict[int | None, RecordedRow]) -> RecordedRow:
 
 
 class RecordedEngine(BaseEngine):
-    """What engines that answer from a file share."""
+    """Base of engines that answer from a file."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._closed = path, False
@@ -136,19 +137,19 @@ class RecordedEngine(BaseEngine):
 
 
 def _row(value: dict[str, Any], number: int, where: str) -> RecordedRow:
-    ours = "problem_id" not in value
-    field = "problem" if ours else "problem_id"
+    own_format = "problem_id" not in value
+    field = "problem" if own_format else "problem_id"
     name = value.get(field)
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
         raise UserError(f"{where}: {field!r} must be a name, and is {_shown(value, field)}")
     samples = value.get("samples")
-    # A search that failed at once has none.
+    # A search that failed at once has no samples.
     if not isinstance(samples, list) or not (samples or isinstance(value.get("stop"), str)):
         raise UserError(f"{where}: 'samples' must be a list of at least one sample, and is {_shown(value, 'samples')}")
     for i, sample in enumerate(samples):
         if not isinstance(sample, dict):
             raise UserError(f"{where}, sample {i} is not a JSON object but {type(sample).__name__}")
-    places = [p for p in _leaves(samples, where) if _whole(samples[p])] if ours else range(len(samples))
+    places = [p for p in _leaves(samples, where) if _whole(samples[p])] if own_format else range(len(samples))
     metadata = value.get("metadata")
     return RecordedRow(
         str(name),
@@ -162,7 +163,7 @@ def _row(value: dict[str, Any], number: int, where: str) -> RecordedRow:
 
 
 def _leaves(samples: Sequence[dict[str, Any]], where: str) -> Sequence[int]:
-    """Places of the samples that no other goes on from, in the order of those that they began as."""
+    """Indices of the samples that no other continues, in the order of those that they began as."""
     ids, parents = (
         [_whole_number(s, field, f"{where}, sample {i}") for i, s in enumerate(samples)] for field in ("id", "parent")
     )
@@ -181,7 +182,7 @@ def _leaves(samples: Sequence[dict[str, Any]], where: str) -> Sequence[int]:
 
 
 def _whole(sample: Mapping[str, Any]) -> bool:
-    """False for a response that failed or was given up half-way."""
+    """False for a response that failed or was cancelled."""
     return sample.get("error") is None and sample.get("finish") != FinishReason.CANCELLED.value
 
 
@@ -203,7 +204,7 @@ def _sample(value: dict[str, Any], where: str) -> RecordedSample:
 
 
 def _correct(value: dict[str, Any], where: str) -> bool | None:
-    """Somebody's judgement: the kind of a verdict, or as other makers write it."""
+    """The recorded verdict: its kind, or true or false."""
     verdict, correct = value.get("verdict"), value.get("correct")
     if isinstance(verdict, dict):
         kind = verdict.get("kind")
@@ -224,7 +225,7 @@ def _whole_number(value: Mapping[str, Any], field: str, where: str) -> int | Non
 
 
 def _finish(value: str | None) -> FinishReason | None:
-    """A finish reason as endpoints spell it: whatever is no end of its own accord was cut off."""
+    """A finish reason as endpoints spell it: everything but a natural stop counts as truncated."""
     if value is None:
         return None
     return FinishReason.STOP if value.lower() in ("stop", "eos", "end_turn", "stop_sequence") else FinishReason.LENGTH

@@ -1,10 +1,10 @@
 """Replay: recorded samples in place of a model. Free, instant, and the same each time.
 
 A request is answered with recorded samples of its problem (`ponder eval --record`, format in `engines.recorded`), found
-by `metadata["problem"]` or by its prompt. Which one sample `i` of a search is, is drawn from the search's seed, without
-replacement; `metadata["sample"]` says where in the search a request begins.
+by `metadata["problem"]` or by its prompt. The search's seed decides which recorded sample is sample `i` of a search,
+without replacement; `metadata["sample"]` says where in the search a request begins.
 
-Tokens are counted as they were recorded. Leaves out time: a replayed call takes none.
+Tokens are counted as they were recorded. Time is left out: a replayed call takes none.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ponder.types import (
 )
 
 UNBOUNDED = 1 << 40
-"""The context of a pool, in tokens: its samples are what they are."""
+"""The context of a pool, in tokens: recorded samples have no limit."""
 Order = Literal["drawn", "recorded"]
 
 
@@ -40,12 +40,12 @@ class Replay:
     """Answer from a recorded pool instead of a model; deterministic and free."""
 
     order: Order = "drawn"
-    """Of a pool's samples: drawn from the search's seed, or as they were recorded."""
+    """Order of a pool's samples: drawn from the search's seed, or as they were recorded."""
     seed: int = 0
     """Draws the order for requests that do not say which search they belong to."""
 
     def open(self, model: str) -> Engine:
-        """`model` is the path of the pool. Raises `UserError` for a file that is none, or is broken."""
+        """`model` is the path of the pool. Raises `UserError` for a file that is missing, no pool or broken."""
         return PoolEngine(read_pool(model), self.order, self.seed)
 
 
@@ -73,7 +73,7 @@ class PoolEngine(RecordedEngine):
         return 0
 
     def find(self, request: Request) -> tuple[Completion, ...]:
-        """Raises `UserError` for a problem or a sample that the pool has not, `Unsupported` for a prefix or tools."""
+        """Raises `UserError` for a problem or a sample that the pool lacks, `Unsupported` for a prefix or tools."""
         params = request.params
         if request.prefix or params.thinking is not None:
             raise Unsupported(
@@ -114,7 +114,7 @@ class PoolEngine(RecordedEngine):
         places = list(range(len(row.samples)))
         if self._order == "drawn":
             whole = self._seed if "sample" in request.metadata else request.params.seed
-            # A text seeds the same on every machine, which `hash` does not.
+            # A string gives the same seed on every machine; `hash` does not.
             random.Random(f"{request.metadata.get('seed', whole)}\x1f{row.id}").shuffle(places)
         return places
 
@@ -122,7 +122,7 @@ class PoolEngine(RecordedEngine):
 def _completion(sample: RecordedSample, max_tokens: int) -> Completion:
     tokens, text, finish = sample.tokens, sample.text, sample.finish or FinishReason.STOP
     if tokens > max_tokens:
-        # Where its tokens end in the text is not recorded: the same share of its characters is kept.
+        # Token boundaries in the text are not recorded: the same share of its characters is kept.
         text, tokens, finish = text[: len(text) * max_tokens // tokens], max_tokens, FinishReason.LENGTH
     segments: tuple[Segment, ...] = ()
     if sample.mean_logprob is not None and tokens:

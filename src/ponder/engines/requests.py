@@ -1,4 +1,4 @@
-"""A request as every engine that draws tokens itself reads it: checked, texts as ids, the thought found."""
+"""How engines that draw tokens themselves read a request: checked, texts as ids, the state of its thought."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ class Markers:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What a request comes to."""
+    """A request, resolved."""
 
     prompt: tuple[int, ...]
     prefix: tuple[int, ...]
-    """Ids of `Request.prefix`; computed with the prompt and spent like it."""
+    """Ids of `Request.prefix`; computed with the prompt and counted as prompt tokens."""
     extend: tuple[int, ...]
     """Ids that replace an early end of thought."""
     inside: bool
-    """Sampling begins inside a thought."""
+    """Whether sampling begins inside a thought."""
     thought: int
     """Tokens of thought in the prefix."""
 
@@ -65,7 +65,7 @@ class Ready:
 def resolve(
     request: Request, prompt: tuple[int, ...], model: LoadedModel, vocabulary: Vocabulary, markers: Markers
 ) -> Ready:
-    """Check a request, whose prompt is these ids, and resolve it. Raises `UserError`, `Unsupported`; nothing ran."""
+    """Check a request, whose prompt is these ids, and resolve it; nothing runs. Raises `UserError`, `Unsupported`."""
     p = request.params
     _check_params(p, request.n)
     if not prompt:
@@ -84,7 +84,7 @@ def resolve(
             f"the prefix has {len(prefix)} tokens and max_tokens is {p.max_tokens}: nothing is left to sample"
         )
     if any(i in model.end_ids or i in p.stop_ids for i in prefix):
-        raise UserError("the prefix holds an end token: a response cannot go on after its end")
+        raise UserError("the prefix holds an end token: a response cannot continue after its end")
     inside, thought = False, 0
     extend: tuple[int, ...] = ()
     if p.thinking is not None:

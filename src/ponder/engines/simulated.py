@@ -1,8 +1,8 @@
 """A stochastic reasoner in place of a model: for tests of search itself, and for planning at any scale.
 
 It reads nothing but the request and needs no weights. Time is simulated with `asyncio.sleep`, so that an event loop
-with a clock of its own runs it as fast as the machine can. What it leaves out: a machine that slows down under load
-(every sample has its speed whatever runs beside it) and greedy answers that are better than sampled ones.
+with a virtual clock runs it as fast as the machine can. It leaves out a machine that slows down under load
+(each sample has its speed with any batch composition) and greedy answers that are better than sampled ones.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Simulated:
     """A stochastic reasoner that needs no model: given step success, correlated errors, lengths, speed and failures.
 
     A response is a chain of steps, each right with `step_success` as long as the chain is right, and an answer. One
-    character is one token. The problem is what stands in `[problem …]` in the prompt, or the whole prompt; its answer
+    character is one token. The problem is what is in `[problem …]` in the prompt, or the whole prompt; its answer
     is known to `environments.simulated`. The same request gives the same completions.
     """
 
@@ -51,13 +51,13 @@ class Simulated:
     step_success: float = 0.9
     """Probability that a step keeps a right chain right; at least `recover`."""
     correlation: float = 0.0
-    """Intraclass correlation of errors: 0 is chance within each response, 1 is the problem's difficulty alone."""
+    """Intraclass correlation of errors: 0 is independent responses, 1 means the problem's difficulty alone decides."""
     recover: float = 0.0
-    """Probability that a step puts a wrong chain right again."""
+    """Probability that a step corrects a wrong chain."""
     favourite: float = 0.5
     """Probability that a wrong answer is the problem's favourite wrong answer."""
     guess: float = 0.8
-    """How sure a step is that was not written because the thought was closed early, as a share of a written one."""
+    """Success of a step that was not written since the thought was ended early, as a share of that of a written one."""
     step_tokens: int = 40
     """Mean tokens of a step (a step has 18 at least)."""
     step_spread: float = 10.0
@@ -69,13 +69,13 @@ class Simulated:
     certainty: float = 0.3
     """Correlation of a response's mean log-probability with being right."""
     tokens_per_second: float = 0.0
-    """Speed of each sample; 0 takes no time, but lets others run."""
+    """Tokens per second of each sample; 0 takes no time, but yields to other tasks."""
     latency: float = 0.0
     """Seconds before the first token."""
     failure_rate: float = 0.0
-    """Probability that a call fails part of the way."""
+    """Probability that a call fails partway."""
     grace: float = 0.0
-    """Seconds that a cancelled call goes on for before it stops."""
+    """Seconds that a cancelled call continues before it stops."""
     context: int = 1_000_000
     """Most tokens of prompt and response together."""
     n: bool = True
@@ -83,7 +83,7 @@ class Simulated:
     prefix: bool = True
     """Can continue a response."""
     thinking: bool = True
-    """Bounds a thought by force within the call; only with `thought`."""
+    """Bounds a thought within the call by forcing its end; only with `thought`."""
     ids: bool = True
     """Takes and returns ids, with log-probabilities."""
     leases: bool = True
@@ -105,12 +105,12 @@ class Simulated:
             raise UserError(f"certainty = {self.certainty!r}: give a correlation, -1 to 1")
 
     def open(self, model: str = "simulated") -> SimulatedEngine:
-        """An engine of this kind; `model` is the name that reports and prices know it by."""
+        """An engine of this kind; `model` is its name in reports and price lists."""
         return SimulatedEngine(self, model)
 
     @property
     def mind(self) -> Mind:
-        """What decides how it reasons."""
+        """The parameters of how it reasons."""
         return Mind(
             self.steps,
             self.step_success,
@@ -127,7 +127,7 @@ class Simulated:
 
 
 class SimulatedEngine(BaseEngine):
-    """An open `Simulated`; see `protocols.Engine`. It counts what was truly used, whatever became of the call."""
+    """An open `Simulated`; see `protocols.Engine`. It counts what was truly used, however the call ended."""
 
     def __init__(self, options: Simulated, model: str = "simulated") -> None:
         self.options = options
@@ -164,7 +164,7 @@ class SimulatedEngine(BaseEngine):
         return await collected(self._run(request, receipt or Receipt(), pieces=False), request.n)
 
     def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
-        """Its samples grow as time passes, whether their pieces are read or not."""
+        """Its samples grow with time, whether their pieces are read or not."""
         return self._run(request, receipt or Receipt(), pieces=True)
 
     async def load_weights(self, update: WeightsUpdate) -> Delivery:
@@ -217,7 +217,7 @@ class SimulatedEngine(BaseEngine):
         except BaseException as error:
             try:
                 if self.grace and isinstance(error, asyncio.CancelledError | GeneratorExit):
-                    # Cancelled once more, it stops at once.
+                    # Cancelled again, it stops at once.
                     await asyncio.sleep(self.grace)
             finally:
                 sampled = max(sampled, self._tokens_in(loop.time() - begun))

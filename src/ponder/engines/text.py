@@ -1,7 +1,7 @@
 """From ids to text while a response grows: stop strings, and pieces that never break a character.
 
 Two kinds of tokenizers need care. Byte-fallback ones (Llama 2, ponder-tiny) decode a run of byte tokens as a whole, and
-as U+FFFD each if the run is not valid UTF-8: such a run says nothing before it ends. Byte-level ones (GPT-2, SmolLM2)
+as U+FFFD each if the run is not valid UTF-8: such a run is not decoded before it ends. Byte-level ones (GPT-2, SmolLM2)
 show an unfinished character as a trailing U+FFFD.
 """
 
@@ -33,7 +33,7 @@ class Vocabulary:
         if last not in self._enders:
             if self._pieces is None:
                 self._pieces = [self.tokenizer.decode([i]) for i in range(self.size)]
-            # A space may be stripped from a piece that stands alone, so that it proves nothing.
+            # A space may be stripped from a piece that is decoded alone, so its absence proves nothing.
             self._enders[last] = np.array([last == " " or not p or last in p or _BROKEN in p for p in self._pieces])
         return self._enders[last]
 
@@ -70,7 +70,7 @@ class TextStream:
         self._anchor = self._read = 0
 
     def push(self, ids: Sequence[int]) -> str:
-        """Add ids; returns the text that is now certain, often empty."""
+        """Add ids; returns the text that can no longer change, often empty."""
         self.ids.extend(ids)
         end = len(self.ids)
         while end > self._read and self.ids[end - 1] in self.vocabulary.byte_ids:

@@ -1,4 +1,4 @@
-"""What shapes a low-rank adapter, as plain data; `models.lora` reads, writes and attaches one."""
+"""The settings of a low-rank adapter, as plain data; `models.lora` reads, writes and attaches one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ALL = "all-linear"
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
-    """What shapes an adapter; PEFT's names in brackets."""
+    """The settings of an adapter; PEFT's names in brackets."""
 
     rank: int
     """Rows of A (`r`)."""
@@ -21,7 +21,7 @@ class LoraConfig:
     rslora: bool = False
     """Scale by 1/sqrt(rank) instead of 1/rank (`use_rslora`)."""
     base: str = ""
-    """The model that it belongs to (`base_model_name_or_path`)."""
+    """The base model (`base_model_name_or_path`)."""
 
     @property
     def scale(self) -> float:

@@ -1,7 +1,7 @@
 """Between Hugging Face's `config.json` and `DecoderConfig`: which models run natively, and how they are saved.
 
 Reads both spellings of the rotary settings: `rope_theta` with `rope_scaling`, and the `rope_parameters` of
-transformers 5. Writes both, so that older tools load what we save.
+transformers 5. Writes both, so that older tools load what ponder saves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What sets transformers' class of an architecture apart from the others that `models.decoder` runs."""
+    """How transformers' class of an architecture differs from the others that `models.decoder` runs."""
 
     architecture: str
     """The class, as `config.json` names it."""
@@ -50,15 +50,15 @@ ROPE_NEEDS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings"),
 }
-"""Rotary kinds of `models.rope`, and what each must come with."""
+"""Rotary kinds of `models.rope`, and the settings that each requires."""
 ROPE_MAY = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")}
-"""And what it may come with."""
+"""Optional settings of each kind."""
 MOST = {"num_hidden_layers": 1024, "max_position_embeddings": 2**22}
-"""Beyond any model there is: a garbled file must not take all memory before its weights are looked at."""
+"""More than any existing model has: a corrupt file must not take all memory before its weights are read."""
 
 
 def why_not_native(config: Mapping[str, Any], where: str = "config.json") -> str | None:
-    """Why a model takes transformers' forward, which is slower; None if `models.decoder` runs it.
+    """Why a model runs through transformers' forward, which is slower; None if `models.decoder` runs it.
 
     A clause for a sentence, such as `its architecture is 'gpt2'`. Raises `UserError` for a field that makes no sense.
     """
@@ -76,7 +76,7 @@ def why_not_native(config: Mapping[str, Any], where: str = "config.json") -> str
         return f"its rotary embeddings are of type {rotary!r}"
     partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor"))
     if partial not in (None, 1, 1.0):
-        return f"its rotary embeddings turn a share of {partial} of each head"
+        return f"its rotary embeddings rotate a share of {partial} of each head"
     window, context = _window(config, family), _context(config, where)
     if window is not None and window < context:
         return f"its attention looks back {window} tokens, less than its context of {context}"
@@ -91,7 +91,7 @@ def _window(config: Mapping[str, Any], family: Family) -> int | None:
     if not isinstance(window, int):
         return None
     if family.window:
-        # Qwen's layers may differ: by name, or from a number on.
+        # Qwen's layers may differ: by name, or from some layer on.
         kinds, layers, first = (config.get(k) for k in ("layer_types", "num_hidden_layers", "max_window_layers"))
         if isinstance(kinds, list):
             return window if "sliding_attention" in kinds else None
@@ -103,17 +103,17 @@ def _window(config: Mapping[str, Any], family: Family) -> int | None:
 def decoder_config(config: Mapping[str, Any], where: str) -> DecoderConfig:
     """Shape of the network from a `config.json`; `where` names the file in errors.
 
-    Raises `UserError` for a field that is missing or makes no sense, `Unsupported` for what `models.decoder` has not.
+    Raises `UserError` for a field that is missing or makes no sense, `Unsupported` for what `models.decoder` lacks.
     """
     from ponder.models.decoder_config import DecoderConfig
 
     if reason := why_not_native(config, where):
-        raise Unsupported(f"{where}: not a model that ponder runs by itself: {reason}")
+        raise Unsupported(f"{where}: not a model that ponder runs natively: {reason}")
     kind = config["model_type"]
     family = FAMILIES[kind]
     width = _positive(config, "hidden_size", where)
     heads = _positive(config, "num_attention_heads", where)
-    # Families other than Llama have defaults of their own here, which no published model means.
+    # Families other than Llama have other defaults here, which no published model relies on.
     shared = heads if kind == "llama" or "num_key_value_heads" in config else None
     kv_heads = _positive(config, "num_key_value_heads", where, default=shared)
     if heads % kv_heads:
@@ -188,7 +188,7 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any]]
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     needs = ROPE_NEEDS[kind]
     if "original_max_position_embeddings" in needs:
-        # As transformers: beside the settings, or within them, or the whole context.
+        # As transformers: next to the settings, or within them, or the whole context.
         old = config.get("original_max_position_embeddings", scaling.get("original_max_position_embeddings"))
         scaling["original_max_position_embeddings"] = config.get("max_position_embeddings") if old is None else old
     for key in needs:
@@ -198,7 +198,7 @@ def _rope(config: Mapping[str, Any], where: str) -> tuple[float, dict[str, Any]]
 
 
 def _context(config: Mapping[str, Any], where: str) -> int:
-    """Most tokens of a row. YaRN's own length counts where it is the longer: Qwen's files keep the shorter one."""
+    """Most tokens of a row. YaRN's own length is used where it is longer: Qwen's files keep the shorter one."""
     key = "max_position_embeddings"
     context = _positive(config, key, where, default=FAMILIES[config["model_type"]].context)
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
@@ -219,7 +219,7 @@ def _positive(config: Mapping[str, Any], key: str, where: str, default: int | No
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"{where}: {key!r} is {value!r}; it must be a positive whole number")
     if value > MOST.get(key, value):
-        raise UserError(f"{where}: {key!r} is {value}, more than {MOST[key]}: the file is garbled or not supported")
+        raise UserError(f"{where}: {key!r} is {value}, more than {MOST[key]}: the file is corrupt or not supported")
     return value
 
 

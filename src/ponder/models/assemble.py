@@ -1,4 +1,4 @@
-"""From weights, a tokenizer and settings to a `LoadedModel`, with every check that a broken folder needs."""
+"""From weights, a tokenizer and settings to a `LoadedModel`, with all checks for broken folders."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def torch_device(name: str | torch.device | None) -> torch.device:
 def decoder_module(
     config: DecoderConfig, state: dict[str, Tensor], *, dtype: str, device: str | torch.device | None, where: str
 ) -> DecoderLM:
-    """A decoder with these weights (the dictionary is emptied, so that memory holds them once).
+    """A decoder with these weights (the dictionary is emptied, so that memory holds the weights once).
 
     Raises `UserError` for a tensor that is missing, too many, of the wrong shape or not finite; `where` names the file.
     """
@@ -81,7 +81,7 @@ def decoder_module(
 
 
 def _fit(state: dict[str, Tensor], wanted: Mapping[str, torch.Size], config: DecoderConfig, where: str) -> None:
-    # Old checkpoints carry this buffer; it follows from the config.
+    # Old checkpoints contain this buffer; it follows from the config.
     for name in [n for n in state if n.endswith("rotary_emb.inv_freq")]:
         del state[name]
     if config.tie_word_embeddings and "lm_head.weight" in state:
@@ -116,7 +116,7 @@ def _listed(what: str, names: list[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the cost and the limits of a model follow from, under whatever names its architecture has."""
+    """The sizes that determine a model's cost and limits, whatever its architecture calls them."""
 
     rows: int
     """Embeddings: the size of the vocabulary, padding included."""
@@ -142,7 +142,7 @@ def assemble(
     end_ids: Iterable[int],
     supports_cache: bool,
 ) -> LoadedModel:
-    """Put a model together and find what its parts say of it: end ids, begin and pad token, thought, tool calls, cost.
+    """Assemble a model and derive from its parts: end ids, begin and pad token, thought, tool calls, cost.
 
     Raises `UserError` if the tokenizer has more tokens than the model has embeddings.
     """
@@ -184,7 +184,7 @@ def _end_ids(model: LoadedModel, given: Iterable[int], rows: int) -> tuple[int, 
 
 
 def _turn_end(model: LoadedModel) -> int | None:
-    """The marker that the chat template puts after what the assistant said."""
+    """The marker that the chat template puts after an assistant message."""
     if model.chat_template is None:
         return None
     said = "\ue002"

@@ -41,17 +41,17 @@ class LoadedModel:
     chat_template: str | None = None
     """Jinja source in Hugging Face's convention; None for a model without chat."""
     bos_id: int | None = None
-    """Put before a plain-text prompt, if the model wants one."""
+    """Begin token for plain-text prompts, if the model uses one."""
     pad_id: int = 0
     special_tokens: dict[str, str] = field(default_factory=dict)
     """`bos_token`, `eos_token`, …, as the template may use them."""
     config: dict[str, Any] = field(default_factory=dict)
     """Hugging Face's `config.json`, for export."""
     supports_cache: bool = True
-    """False for modules (transformers' own forward) whose attention does not go through `Cache`."""
+    """Whether it runs natively. False for transformers' own forward, whose attention does not use `Cache`."""
     source: str = ""
     adapter: LoraConfig | None = None
-    """The low-rank adapter beside the weights, if there is one: then it alone is trained and saved."""
+    """The low-rank adapter, if there is one: then only the adapter is trained and saved."""
 
     @property
     def device(self) -> torch.device:
@@ -62,7 +62,7 @@ class LoadedModel:
         return self.info.thought
 
     def facts(self) -> dict[str, Any]:
-        """What a run's manifest says of the model: where it is from and which forward pass it takes."""
+        """Facts for a run's manifest: where the model is from and which forward pass it uses."""
         from ponder.models.architecture import why_not_native
 
         slower = why_not_native(self.config) or "transformers reads its file"
@@ -80,7 +80,7 @@ class LoadedModel:
 
     @property
     def template(self) -> ChatTemplate:
-        """The chat template with what it may use. Raises `Unsupported` if there is none."""
+        """The chat template with its special tokens. Raises `Unsupported` if there is none."""
         if self.chat_template is None:
             raise Unsupported(f"{self.info.name} has no chat template; give it plain text")
         return ChatTemplate(self.chat_template, tuple(self.special_tokens.items()), self.info.name)
@@ -93,7 +93,7 @@ class LoadedModel:
         return render(self.template, messages)
 
     def take_plain_prompts(self) -> None:
-        """From now on plain-text prompts are continued as they are, not sent as a user's message."""
+        """Continue plain-text prompts as they are from now on, instead of sending them as a user message."""
         self.info = dataclasses.replace(self.info, chat=False)
 
     def prompt_ids(self, prompt: Prompt | tuple[int, ...]) -> tuple[int, ...]:
@@ -114,7 +114,7 @@ class LoadedModel:
 def forward_flops(hidden: int, layers: int, non_embedding: int, vocab: int, context: float) -> float:
     """Forward FLOPs of one token at a mean context length.
 
-    2 per weight that it passes (embedding look-up is free, the head is not), and 4 · context · width per layer for
+    2 per weight that it uses (embedding look-up is free, the head is not), and 4 · context · width per layer for
     scores and mixing (Kaplan et al. 2020, arXiv:2001.08361, §2.1; Hoffmann et al. 2022, arXiv:2203.15556, app. F).
     A training step costs three times this.
     """

@@ -1,7 +1,7 @@
-"""What the forward pass asks of whoever keeps keys and values, and the answer for whole rows, where nothing is kept.
+"""The interface between the forward pass and a KV cache, and an implementation for whole rows that keeps nothing.
 
-The cache belongs to the caller: an engine keeps keys and values padded, paged or shared, training keeps those of
-prompts for their responses, and the network knows nothing of it.
+The cache belongs to the caller: an engine keeps keys and values padded or shared, training keeps those of prompts for
+their responses, and the network does not depend on it.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ class Attends(Protocol):
 
 
 class Cache(Attends, Protocol):
-    """What a pass needs that may be looked into (`models.taps`). The two methods below run only where a tap is."""
+    """What a pass needs for taps (`models.taps`). The two methods below are called only while there is a tap."""
 
     def rows(self) -> Tensor:
-        """Which row of the pass each of its N tokens belongs to; shorter where what follows only fills up a tile."""
+        """Which row of the pass each of its N tokens belongs to; shorter where the rest is padding of a tile."""
         ...
 
     def attention(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor) -> Tensor:
         """What each token attended to, right after `attend` of this layer: probabilities, shape N H S, float32.
 
-        Column s is the place s in the text of the token's own row; what it did not see is 0. No gradient.
+        Column s is position s in the text of the token's own row; what it did not attend to is 0. No gradient.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class WholeRows:
-    """Causal attention over whole rows of equal length, with nothing before them. Padding belongs on the right."""
+    """Causal attention over whole rows of equal length, without a prefix. Padding goes on the right."""
 
     count: int
     length: int

@@ -4,10 +4,10 @@ One module with switches: biases of the projections (Qwen2), norms of queries an
 (`models.rope`), grouped queries, tied or untied head. `models.architecture` says which family has which.
 
 Leaves out what neither sampler nor trainer needs: dropout, quantisation, sliding windows (a model whose window is
-shorter than its context runs through transformers). Attention hands its rotated queries, keys and values to
-`cache.attend` (`models.cache`), so that an engine may keep them padded, paged or shared without a change here. Without
-a cache attention is causal over whole rows, padded on the right, where causal attention never looks. Hidden states and
-attention probabilities are seen through `models.taps`.
+shorter than its context runs through transformers). Attention passes its rotated queries, keys and values to
+`cache.attend` (`models.cache`), so that an engine may keep them padded or shared without a change here. Without a cache
+attention is causal over whole rows, padded on the right, which causal attention never reads. `models.taps` shows hidden
+states and attention probabilities.
 
 Source: Touvron et al. 2023 (arXiv:2302.13971); Jiang et al. 2023 (arXiv:2310.06825); Qwen2 (arXiv:2407.10671) and
 Qwen3 (arXiv:2505.09388) technical reports.
@@ -43,7 +43,7 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A projection with room for a low-rank adapter beside it (`models.lora`)."""
+    """A projection that may have a low-rank adapter (`models.lora`)."""
 
     adapter: nn.Module | None
 
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
         rows, length = ids_BT.shape
         watch = Watch(taps, ids_BT, positions_BT, cache) if taps else None
         seen: Attends = cache if watch is None else watch
-        # Without the dimension of rows: the blocks compute over tokens, and only attention looks at their order.
+        # Without the row dimension: the blocks compute over tokens, and only attention depends on their order.
         x_ND = self.embed_tokens(ids_BT.reshape(-1))
         cos, sin = rope.widened(rope_table[positions_BT.reshape(-1)].to(x_ND.dtype).unsqueeze(1))
         for layer, block in enumerate(self.layers):
@@ -144,7 +144,7 @@ class DecoderLM(nn.Module):
 
     rope_table: Tensor
     taps: tuple[Taps, ...] = ()
-    """Who looks inside; set by `models.taps.tapped`."""
+    """The taps in place; set by `models.taps.tapped`."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()

@@ -33,4 +33,4 @@ class DecoderConfig:
     """Queries and keys are normalised in each head."""
     initializer_range: float = 0.02
     model_type: str = "llama"
-    """Under which name of `architecture.FAMILIES` it is saved."""
+    """The name in `architecture.FAMILIES` under which it is saved."""

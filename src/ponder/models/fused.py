@@ -1,7 +1,6 @@
-"""Parts of a block whose way back is written out: fewer passes over memory than autograd's, and less that is kept.
+"""Parts of a block with a hand-written backward pass: fewer memory passes and saved tensors than autograd's.
 
-On a CPU these parts cost what reading and writing their tensors costs. Each function is the plain computation where no
-gradient is asked for.
+On a CPU these parts are bound by memory bandwidth. Each function is the plain computation where no gradient is needed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """`silu(gate) * up` (Shazeer 2020, arXiv:2002.05202); keeps its two inputs alone."""
+    """`silu(gate) * up` (Shazeer 2020, arXiv:2002.05202); saves only its two inputs."""
     if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
         return _SwiGLU.apply(gate, up)
     return F.silu(gate).mul_(up)

@@ -1,8 +1,8 @@
-"""GGUF files as trainable float weights for `models.decoder`, with the tokenizer that was meant.
+"""GGUF files as trainable float weights for `models.decoder`, with the exact tokenizer.
 
 The header is parsed here, in one pass: the `gguf` package takes 5 s over a vocabulary of 49 152 tokens, and
 transformers parses it three times and drops the kind of pre-tokenizer (for SmolLM2 it then splits newlines before
-digits otherwise than in pre-training). Dequantisation is the `gguf` package's. Other architectures go through
+digits differently than in pre-training). Dequantisation is the `gguf` package's. Other architectures go through
 transformers; see `models.other`.
 
 Source: the GGUF specification, version 3 (ggml's docs/gguf.md).
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ponder.models.decoder_config import DecoderConfig
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""GGUF's names of what is read here; Mistral's models are `llama` there."""
+"""GGUF architectures that are read here; Mistral's models are `llama` there."""
 MAGIC = b"GGUF"
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -34,7 +34,7 @@ STRING, ARRAY = 8, 9
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies. `shape` is row-major, as numpy has it; `offset` counts from the start of the file."""
+    """Location of a tensor. `shape` is row-major, as numpy has it; `offset` counts from the start of the file."""
 
     shape: tuple[int, ...]
     kind: int
@@ -43,7 +43,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a GGUF file says before its weights."""
+    """The header of a GGUF file."""
 
     path: Path
     fields: Mapping[str, Any]
@@ -96,7 +96,7 @@ class _Reader:
 
 
 def read_header(path: str | Path) -> Header:
-    """Fields and tensor places of a GGUF file. Raises `UserError` if it is no GGUF file, truncated or garbled."""
+    """Fields and tensor locations of a GGUF file. Raises `UserError` if it is not GGUF, truncated or corrupt."""
     path = Path(path)
     try:
         with open(path, "rb") as file:
@@ -144,7 +144,7 @@ def _parse(path: Path, reader: _Reader) -> Header:
 def read_weights(header: Header) -> dict[str, Tensor]:
     """Dequantised float32 weights under Hugging Face's names.
 
-    Raises `UserError` if the file ends before its tensors do, `Unsupported` for a tensor that such a model has not.
+    Raises `UserError` if the file ends before its tensors do, `Unsupported` for a tensor that such a model lacks.
     """
     import torch
 
@@ -182,7 +182,7 @@ def _dequantise(header: Header, name: str, info: TensorInfo, data: mmap.mmap) ->
     if kind is gguf.GGMLQuantizationType.F16:
         return raw.view(np.float16).reshape(info.shape).astype(np.float32)
     try:
-        # Broken scales give infinities here; the loader names the tensor.
+        # Corrupt scales give infinities here; the loader names the tensor.
         with np.errstate(all="ignore"):
             values = gguf.dequantize(raw.reshape(*info.shape[:-1], -1), kind)
     except NotImplementedError:
@@ -222,10 +222,10 @@ def check_whole(header: Header) -> None:
 
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:
-    """Rows of Llama's query or key projection from GGUF's pairs-beside order to Hugging Face's two halves."""
+    """Rows of Llama's query or key projection from GGUF's interleaved pairs to Hugging Face's two halves."""
     rows = weight.shape[0]
     if rows % (2 * heads):
-        return weight  # the shape check of the loader says it better
+        return weight  # the loader's shape check has the better message
     rest = weight.shape[1:]
     return weight.reshape(heads, rows // heads // 2, 2, *rest).transpose(1, 2).reshape(rows, *rest).contiguous()
 
@@ -256,7 +256,7 @@ def _hf_name(name: str) -> str | None:
 
 
 def decoder_config(header: Header) -> DecoderConfig:
-    """Shape of the network. Raises `UserError` for missing fields, `Unsupported` for what `models.decoder` has not."""
+    """Shape of the network. Raises `UserError` for missing fields, `Unsupported` for what `models.decoder` lacks."""
     from ponder.models.architecture import decoder_config as checked
     from ponder.models.architecture import hf_config
     from ponder.models.decoder_config import DecoderConfig
@@ -302,7 +302,7 @@ def decoder_config(header: Header) -> DecoderConfig:
 
 
 def _rope_scaling(header: Header, theta: float, head_dim: int) -> dict[str, Any]:
-    """Llama 3's scaling is stored as a factor per frequency; find the settings that make those factors."""
+    """Llama 3's scaling is stored as a factor per frequency; find the settings that give those factors."""
     kind = header.get("rope.scaling.type", "none")
     if "rope_freqs.weight" in header.tensors:
         return _llama3_scaling(header, theta, head_dim)

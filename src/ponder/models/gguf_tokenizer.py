@@ -24,7 +24,7 @@ LLAMA3 = (
 
 
 def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
-    """Build the tokenizer of a GGUF file. Raises `UserError` if the file has none or a garbled one."""
+    """Build the tokenizer of a GGUF file. Raises `UserError` if the file has none or a corrupt one."""
     kind, pre = header.fields.get("tokenizer.ggml.model"), header.fields.get("tokenizer.ggml.pre", "default")
     if kind is None or "tokenizer.ggml.tokens" not in header.fields:
         raise UserError(f"{header.path}: no tokenizer in this GGUF file; convert the model again with its tokenizer")
@@ -59,7 +59,7 @@ def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
 
 
 def special_tokens(header: Header) -> dict[str, str]:
-    """`bos_token`, `eos_token`, `unk_token`, `pad_token`, as far as the file names them."""
+    """`bos_token`, `eos_token`, `unk_token`, `pad_token`, those that the file names."""
     tokens = header.fields.get("tokenizer.ggml.tokens", [])
     keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     ids = {f"{short}_token": header.fields.get(f"tokenizer.ggml.{key}_token_id") for short, key in keys.items()}
@@ -67,7 +67,7 @@ def special_tokens(header: Header) -> dict[str, str]:
 
 
 def end_ids(header: Header) -> list[int]:
-    """Ids that the file itself says end a response: end of text and end of turn."""
+    """Ids that end a response by the file's own fields: end of text and end of turn."""
     ids = [header.fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     return [i for i in ids if isinstance(i, int)]
 

@@ -1,4 +1,4 @@
-"""Reading a model folder in Hugging Face's form: `config.json`, safetensors, `tokenizer.json` and their company."""
+"""Reading a model folder in Hugging Face's form: `config.json`, safetensors, `tokenizer.json` and related files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 def read_folder(
     folder: Path, *, name: str, dtype: str, device: str | torch.device | None, template: str | None = None
 ) -> LoadedModel:
-    """Load a model folder, with the chat template that is given or its own.
+    """Load a model folder, with the given chat template or its own.
 
-    Raises `UserError` with one sentence for everything that can be wrong with it.
+    Raises `UserError` with one sentence for anything that is wrong with it.
     """
     config = read_config(folder)
     verify_checksums(folder)
@@ -60,7 +60,7 @@ def read_folder(
 def other_module(
     folder: Path, *, dtype: str, device: str | torch.device | None, gguf_file: str | None = None
 ) -> tuple[Any, Shape]:
-    """A model through transformers' forward, and its shape."""
+    """A model that runs through transformers' forward, and its shape."""
     kind, place = torch_dtype(dtype), torch_device(device)
     try:
         from ponder.models.other import TransformersLM, load_other
@@ -126,7 +126,7 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a folder: `tokenizer.json`, or what transformers makes of older files."""
+    """The tokenizer of a folder: `tokenizer.json`, or what transformers converts from older files."""
     import tokenizers
 
     path = folder / "tokenizer.json"
@@ -152,7 +152,7 @@ def _old_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     try:
         loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         return loaded.backend_tokenizer
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many types
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{folder}: no tokenizer.json in it and transformers cannot make one: {reason}") from None
 
@@ -167,7 +167,7 @@ def _ids(value: Any) -> list[int]:
 
 
 def chat_template(folder: Path) -> str | None:
-    """The chat template of a folder, wherever it lies; None if there is none."""
+    """The chat template of a folder, in whichever file it is; None if there is none."""
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         return jinja.read_text(encoding="utf-8")

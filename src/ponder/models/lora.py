@@ -1,8 +1,11 @@
-"""Low-rank adapters beside the weights of a native model, never merged into them: `y = W x + B A x · scale`.
+"""Low-rank adapters of a native model, applied in float32 and never merged: `y = W x + B A x · scale`.
 
-Reads and writes PEFT's folders (`adapter_config.json`, `adapter_model.safetensors`). Leaves out what PEFT knows besides
-plain and rank-stabilised LoRA: each such field is refused by name. Dropout too: sampler and trainer must compute the
-same numbers, so `lora_dropout` is PEFT's alone, and what we train is saved with none.
+`load("FOLDER")` takes PEFT's folder, whose config names the base; `load("BASE", adapter="FOLDER")` names it. The base's
+weights are frozen: training moves A and B only, and `save` (so every checkpoint) writes only the adapter.
+
+Reads and writes PEFT's folders (`adapter_config.json`, `adapter_model.safetensors`). Of PEFT's kinds
+only plain and rank-stabilised LoRA are supported: fields of others are refused by name. There is no dropout: sampler
+and trainer must compute the same numbers, so `lora_dropout` is ignored when read and saved as 0.
 
 Source: Hu et al. 2021 (arXiv:2106.09685); rank stabilisation, Kalajdzievski 2023 (arXiv:2312.03732).
 """
@@ -94,15 +97,15 @@ def read_config(folder: Path) -> LoraConfig:
 
 
 def attach(model: LoadedModel, config: LoraConfig, *, where: str = "the adapter") -> dict[str, Lora]:
-    """Put an adapter that changes nothing yet beside a model's projections, and freeze the model's own weights.
+    """Attach an adapter that changes nothing yet to a model's projections, and freeze the model's own weights.
 
     Returns the adapters by the name of their projection. Raises `Unsupported` for a model that runs through
-    transformers and for targets that are no projections of a block, `UserError` if nothing is targeted.
+    transformers and for targets that are not projections of a block, `UserError` if nothing is targeted.
     """
     module = model.module
     if not isinstance(module, DecoderLM):
         raise Unsupported(
-            f"{where}: adapters need a model that ponder runs by itself, and {model.info.name} runs through "
+            f"{where}: adapters need a model that ponder runs natively, and {model.info.name} runs through "
             "transformers: merge the adapter with PEFT"
         )
     if model.adapter is not None:
@@ -140,7 +143,7 @@ def _targeted(name: str, part: nn.Module, targets: Sequence[str] | str, where: s
 
 
 def new_adapter(model: LoadedModel, config: LoraConfig, seed: int) -> None:
-    """Begin an adapter: A random, B zero, so that the model computes what it did (Hu et al., §4.1).
+    """Create a new adapter: A random, B zero, so that the model computes what it did before (Hu et al., §4.1).
 
     Raises what `attach` raises.
     """
@@ -183,7 +186,7 @@ def read_adapter(model: LoadedModel, folder: Path, config: LoraConfig) -> None:
 
 
 def _by_peft(adapters: Mapping[str, Lora]) -> dict[str, nn.Parameter]:
-    """Parameters under the names that PEFT saves them by."""
+    """Parameters under PEFT's names."""
     return {
         f"base_model.model.{name}.lora_{part}.weight": parameter
         for name, adapter in adapters.items()

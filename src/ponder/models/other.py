@@ -1,6 +1,6 @@
-"""Architectures that `models.decoder` has not, through transformers' own forward: slower, without a shared cache.
+"""Architectures that `models.decoder` lacks, through transformers' own forward: slower, without a shared cache.
 
-The module keeps Hugging Face's parameter names, so that training, saving and export work as they do there. Code
+The module keeps Hugging Face's parameter names, so that training, saving and export work as with a native model. Code
 that comes with a model folder is never run (`trust_remote_code` is off).
 """
 
@@ -34,7 +34,7 @@ class TransformersLM(nn.Module):
     """
 
     taps: tuple[Taps, ...] = ()
-    """Who looks inside; set by `models.taps.tapped`."""
+    """The taps in place; set by `models.taps.tapped`."""
 
     whole: list[Any]
     """The transformers model; in a list, so that torch registers only its children, under their own names."""
@@ -60,15 +60,15 @@ class TransformersLM(nn.Module):
             whole = model(input_ids=ids, use_cache=False).logits.float()
             self.split = True
             try:
-                apart = self.logits(self(ids))
+                split = self.logits(self(ids))
             except (AttributeError, TypeError, RuntimeError):
                 return False
-        return apart.shape == whole.shape and torch.allclose(apart, whole, rtol=1e-4, atol=1e-4)
+        return split.shape == whole.shape and torch.allclose(split, whole, rtol=1e-4, atol=1e-4)
 
     def forward(self, ids_BT: Tensor, positions_BT: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Hidden states (or logits, see the class), shape B T D. Raises `Unsupported` if a cache is given."""
         if cache is not None:
-            raise Unsupported("this architecture runs through transformers' forward, which takes no cache of an engine")
+            raise Unsupported("it runs through transformers' forward, which cannot use an engine's cache")
         model: Any = self.whole[0]
         options: dict[str, Any] = {"input_ids": ids_BT, "use_cache": False}
         if positions_BT is not None and self.takes_positions:
@@ -78,12 +78,12 @@ class TransformersLM(nn.Module):
         return out.last_hidden_state if self.split else out.logits
 
     def _tapped(self, inner: Any, options: dict[str, Any], positions_BT: Tensor | None) -> Any:
-        """What `inner` returns, and what it did to whoever asked for it (`models.taps`)."""
+        """The output of `inner`; its hidden states and attention go to the taps (`models.taps`)."""
         ids_BT = options["input_ids"]
         rows, length = ids_BT.shape
         if positions_BT is None:
             positions_BT = torch.arange(length, device=ids_BT.device).expand(rows, length)
-        # Nothing asks this cache for attention: transformers gives it at the end, layer by layer.
+        # Attention is not taken from this cache: transformers returns it at the end, layer by layer.
         watch = Watch(self.taps, ids_BT, positions_BT, WholeRows(rows, length))
         states = any(taps.hidden is not None for taps in self.taps)
         maps = any(taps.attention is not None for taps in self.taps)
@@ -126,7 +126,7 @@ class TransformersLM(nn.Module):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' warnings and progress bars off the screen; what is wrong is said in one sentence."""
+    """Silence transformers' warnings and progress bars; errors are reported in one sentence."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -152,7 +152,7 @@ def load_other(folder: str | Path, *, dtype: torch.dtype, device: torch.device, 
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
-        raise MissingExtra(f"{where} (which ponder does not run by itself)", "hf") from None
+        raise MissingExtra(f"{where} (which ponder does not run natively)", "hf") from None
     more: dict[str, Any] = {"use_safetensors": True}
     if gguf_file:
         from transformers import GgufConfig
@@ -165,14 +165,14 @@ def load_other(folder: str | Path, *, dtype: torch.dtype, device: torch.device, 
                 dtype=dtype,
                 local_files_only=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # else it prints a table; the report has them
+                ignore_mismatched_sizes=True,  # otherwise it prints a table; the report has them
                 **more,
             )
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many types
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0].rstrip(".:") if lines else type(error).__name__
         raise UserError(f"{where}: transformers cannot load it: {reason}") from None
-    # Transformers fills what is missing with random numbers; extra tensors it knows how to judge itself.
+    # Transformers fills what is missing with random numbers; it checks extra tensors itself.
     for kind, found in (("missing_keys", "missing"), ("mismatched_keys", "of a wrong shape")):
         names = sorted(k if isinstance(k, str) else str(k[0]) for k in report.get(kind) or ())
         if names:

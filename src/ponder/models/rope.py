@@ -1,7 +1,7 @@
 """Rotary position embeddings (Su et al. 2021, arXiv:2104.09864) in Hugging Face's half-split convention.
 
 The kinds of scaling that Llama, Qwen and Mistral models come with. `dynamic` (NTK) changes nothing up to
-`max_position_embeddings` tokens, and ponder never runs a model beyond its context: there it is the default.
+`max_position_embeddings` tokens, and ponder never runs a model beyond its context, so it equals the default.
 `longrope` and partial rotation are left to transformers' forward.
 """
 
@@ -49,7 +49,7 @@ def _yarn(inverse: Tensor, scaling: Mapping[str, Any], theta: float) -> Tensor:
     half = len(inverse)
 
     def dimension(rotations: float) -> float:
-        """Where a pair of dimensions turns so many times within the original context."""
+        """The pair of dimensions that turns this many times within the original context."""
         return half * math.log(old / (rotations * 2 * math.pi)) / math.log(theta)
 
     low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
@@ -91,12 +91,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the last dimension of `x` by angles that broadcast to it; `sin` is signed as `widened` gives it."""
     if torch.is_grad_enabled() and x.requires_grad:
         return _Rotation.apply(x, cos, sin)
-    # Where few tokens are turned the number of operations is what costs.
+    # With few tokens the cost is the number of operations.
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 class _Rotation(torch.autograd.Function):
-    """Its way back is the rotation by the opposite angle."""
+    """Its backward pass is the rotation by the opposite angle."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class _Rotation(torch.autograd.Function):
 def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     half = x.shape[-1] // 2
     out = x * cos
-    # Each half by itself: a roll would be one more tensor to write and read.
+    # Each half separately: a roll would write and read one more tensor.
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=sign)
     out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
     return out

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 def save(model: LoadedModel, folder: str | Path, *, replace: bool = False) -> Path:
     """Write config, weights, tokenizer, chat template, generation settings and checksums; returns the folder.
 
-    Of a model with an adapter only the adapter is written, in PEFT's form.
+    For a model with an adapter only the adapter is written, in PEFT's format.
 
     The folder appears whole or not at all. Raises `UserError` if it exists and `replace` is false, `PonderError` if
-    the disk is full; either way what was there before stays.
+    the disk is full; either way the old folder stays.
     """
     folder = Path(folder)
-    with publish(folder, replace=replace) as beside:
-        write_model(model, beside)
-        write_checksums(beside)
+    with publish(folder, replace=replace) as partial:
+        write_model(model, partial)
+        write_checksums(partial)
     return folder
 
 
 def write_model(model: LoadedModel, folder: Path) -> None:
-    """Write the files of a model into a folder that exists, without checksums: for a checkpoint with more in it."""
+    """Write the files of a model into an existing folder, without checksums: for a checkpoint with more files."""
     from ponder.models.decoder import DecoderLM
     from ponder.models.lora import write_adapter
     from ponder.models.other import TransformersLM, quiet
@@ -44,7 +44,7 @@ def write_model(model: LoadedModel, folder: Path) -> None:
         write_tensors(folder / "model.safetensors", weights(model.module))
     else:
         assert isinstance(model.module, TransformersLM)
-        # Transformers knows how an architecture's names in memory become those on disk.
+        # Transformers maps an architecture's names in memory to those on disk.
         with quiet():
             model.module.whole[0].save_pretrained(folder)
         config = {**config, **json.loads((folder / "config.json").read_text(encoding="utf-8"))}

@@ -1,4 +1,4 @@
-"""A look inside a model: hidden states and attention probabilities of every forward pass, whoever asks for the pass.
+"""Taps: hidden states and attention probabilities of every forward pass, whichever part runs it.
 
     from ponder.models.taps import Taps, tapped
 
@@ -9,16 +9,16 @@
 
 Layers are numbered as Hugging Face's `output_hidden_states` and `output_attentions` number them. Hidden states: 0 is
 the embeddings, 1 … L-1 the residual stream after so many blocks, and L the stream after the last block and the last
-norm, which is what the head reads. (The stream before that norm is the output of `module.model.layers[-1]`, for a
-hook.) Attention: 0 … L-1, layer i reads the hidden states i. Only what is asked for is computed.
+norm, which is what the head reads. (For the stream before that norm, hook the output of
+`module.model.layers[-1]`.) Attention: 0 … L-1, layer i reads the hidden states i. Only what is asked for is computed.
 
-It holds for whole rows, for an engine's prompts and steps (the exact mode too) and for training's packed rows. While a
-tap or a hook is there, an engine's packed copy and compiled pieces stand back and the module itself computes
-(`models.as_written`). Through transformers' own forward (`models.other`), attention comes from its eager kernel. The
-next pass begins with the change: set a tap before the engine is asked. A prompt that an engine has in its cache is not
-computed again and not seen; `drop_caches` makes sure that it is.
+Taps work for whole rows, for an engine's prompts and steps (the exact mode too) and for training's packed rows. While
+there is a tap or a hook, the module itself computes instead of an engine's packed copy or compiled pieces
+(`models.as_written`). Through transformers' own forward (`models.other`), attention comes from its eager kernel. Taps
+take effect at the next pass: set them before the request is sent. A prompt in an engine's cache is not computed again,
+so a tap does not see it; `drop_caches` clears the cache.
 
-A tap observes. To change what a model computes, use torch's hooks, which every path honours as well.
+A tap only observes. To change what a model computes, use torch's hooks, which work on every path too.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ from ponder.models.cache import Cache
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Which tokens a pass computed, in its order. Tokens of one row stand in their order, but need not be all of it."""
+    """Which tokens a pass computed, in its order. Tokens of one row are in order, but need not be the whole row."""
 
     ids_N: Tensor
     positions_N: Tensor
-    """Place of each in its own text."""
+    """Position of each in its own text."""
     rows_N: Tensor
     """Tokens with one number belong to one text: a row of the batch, a prompt of a pass over prompts, an engine's slot.
-    The numbers hold for this pass alone; ids and positions say which text it is."""
+    The numbers are valid for this pass only; ids and positions identify the text."""
 
 
 class Tap(Protocol):
     def __call__(self, layer: int, values: Tensor, tokens: Tokens) -> None:
         """`values` are hidden states, shape N D, in the graph of the pass, or attention probabilities, shape N H S.
 
-        Probabilities are float32 without gradient; column s is the place s in the token's own text, and what the token
-        does not see is 0. Tensors are the pass's own: keep them (`detach()` where gradients run), do not write to them.
-        Called on the thread that computes; an error that it raises ends the pass.
+        Probabilities are float32 without gradient; column s is position s in the token's own text, and what the token
+        does not attend to is 0. Tensors belong to the pass: keep them (`detach()` where gradients run), do not write to
+        them. Called on the thread that computes; an error that it raises ends the pass.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Taps:
-    """What to look at. At least one of the two is given."""
+    """What to observe. At least one of the two must be given."""
 
     hidden: Tap | None = None
     attention: Tap | None = None
@@ -77,9 +77,9 @@ class Taps:
 
 @contextlib.contextmanager
 def tapped(module: nn.Module, taps: Taps) -> Iterator[None]:
-    """Let `taps` see every forward pass of a loaded model's module while this is open; may be nested.
+    """Show `taps` every forward pass of a loaded model's module while this is open; may be nested.
 
-    Raises `Unsupported` for a module that knows no taps, `UserError` for layers that it does not have.
+    Raises `Unsupported` for a module without taps, `UserError` for layers that it does not have.
     """
     target: Any = module
     if not isinstance(getattr(target, "taps", None), tuple):
@@ -98,7 +98,7 @@ def _layers(module: Any) -> int:
 
 def _check(taps: Taps, layers: int) -> None:
     if taps.hidden is None and taps.attention is None:
-        raise UserError("Taps: neither hidden nor attention is given: there is nothing to look at")
+        raise UserError("Taps: neither hidden nor attention is given: there is nothing to observe")
     for name, chosen, last in (
         ("hidden_layers", taps.hidden_layers, layers),
         ("attention_layers", taps.attention_layers, layers - 1),
@@ -109,17 +109,17 @@ def _check(taps: Taps, layers: int) -> None:
 
 
 class Watch:
-    """The taps of one forward pass, and the cache that they look into; stands in the cache's place."""
+    """The taps of one forward pass, as a cache that wraps the real one."""
 
     def __init__(self, taps: tuple[Taps, ...], ids_BT: Tensor, positions_BT: Tensor, cache: Cache) -> None:
         self.taps, self.cache = taps, cache
         rows_N = cache.rows().to(ids_BT.device)
         self.count = len(rows_N)
-        # Copies, as an engine counts on in the memory of its positions.
+        # Copies, since an engine reuses the memory of its positions.
         ids_N, positions_N = (x.reshape(-1)[: self.count].clone() for x in (ids_BT, positions_BT))
         self.tokens = Tokens(ids_N, positions_N, rows_N.clone())
         self.done: set[int] = set()
-        """Layers whose attention was seen: one that is computed again on the way back is not seen twice."""
+        """Layers whose attention was seen: one that is recomputed in the backward pass is not shown twice."""
 
     def hidden(self, layer: int, x_ND: Tensor) -> None:
         for taps in self.taps:

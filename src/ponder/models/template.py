@@ -2,11 +2,11 @@
 
 Text from outside must not be able to forge a marker (`<|end|>`, `</think>`, `</tool_call>`): contents, names, call
 arguments and tool descriptions. The template is rendered with a placeholder for each such text, and the texts are
-tokenised apart, as plain text. So a template that looks into them (strips them, splits them at `</think>`) sees the
+tokenised separately, as plain text. So a template that inspects them (strips them, splits them at `</think>`) sees the
 placeholder instead; equal texts have equal placeholders, and placeholders sort as their texts do. `strftime_now` is a
 fixed date, so that a prompt is the same every day.
 
-An assistant's message with `ids` stands there as it was sampled: after the text that a prompt for a response ends with,
+An assistant's message with `ids` is inserted as it was sampled: after the text that a prompt for a response ends with,
 without a second end marker. So the prompt of a further turn begins with the ids of the turns before it, unless the
 template leaves out or rewrites other messages.
 """
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
     import jinja2
 
 _PLACE = "\ue000\\d+[ja]*\ue001|\ue003\\d+\ue004"
-"""Stands for a text by its number, each `j` or `a` saying that it was written into a JSON string (with ASCII alone for
-`a`); or for the ids of a message by its number."""
+"""Placeholder of a text by its number, with one `j` or `a` for each time that it was written into a JSON string (ASCII
+only for `a`); or of the ids of a message by its number."""
 _IN_JSON = re.compile(r"(?:\ue000|\\ue000)(\d+)([ja]*)(?:\ue001|\\ue001)")
 _SCHEMA = {"type", "properties", "required", "description", "default", "enum", "items", "anyOf", "oneOf", "allOf"} | {
     *("object", "array", "string", "number", "integer", "boolean", "null", "additionalProperties", "title", "format"),
 }
-"""Words of JSON Schema stay as they are, since templates look for them."""
+"""Words of JSON Schema get no placeholder, since templates compare them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A chat template and what it may use."""
+    """A chat template with its special tokens and its name in errors."""
 
     source: str
     """Jinja."""
     special_tokens: tuple[tuple[str, str], ...] = ()
     """`bos_token`, `eos_token`, … with their texts."""
     name: str = "the model"
-    """Whose it is, for errors."""
+    """The model's name, for errors."""
 
 
 def render(template: ChatTemplate, messages: Sequence[Message]) -> str:
-    """The prompt as text, ready for the assistant's turn, for people; `encode_chat` gives the ids.
+    """The prompt as text, ready for the assistant's turn, for reading; `encode_chat` gives the ids.
 
-    Raises `UserError` if the template refuses the messages, `Unsupported` if it knows no tools and they have some.
+    Raises `UserError` if the template refuses the messages, `Unsupported` if it has no tools and the messages use some.
     """
     text, texts = _placed(template, messages, sampled=False)
     return re.sub(_PLACE, lambda found: _written(found[0], texts), text)
@@ -61,7 +61,7 @@ def render(template: ChatTemplate, messages: Sequence[Message]) -> str:
 def encode_chat(
     template: ChatTemplate, tokenizer: Tokenizer, end_ids: Sequence[int], messages: Sequence[Message]
 ) -> tuple[int, ...]:
-    """Ids of a chat: markers of the template as single ids, texts from outside as plain text that can forge none.
+    """Ids of a chat: markers of the template as single ids, texts from outside as plain text that cannot forge one.
 
     Raises what `render` raises.
     """
@@ -74,7 +74,7 @@ def encode_chat(
     plain, ended = "", False
     for piece in re.split(f"({_PLACE}{'|' + alternatives if markers else ''})", text):
         if piece in markers:
-            # The end that was sampled is there already.
+            # The sampled end marker is already there.
             if not (ended and not plain and markers[piece] in end_ids):
                 ids += tokenizer.encode(plain)
                 ids.append(markers[piece])
@@ -90,7 +90,7 @@ def encode_chat(
 
 
 def _placed(template: ChatTemplate, messages: Sequence[Message], *, sampled: bool) -> tuple[str, list[str]]:
-    """What the template makes of the messages with a place for each text from outside, and these texts by number."""
+    """The rendered messages with a placeholder for each text from outside, and these texts by number."""
     found: dict[str, None] = {}
     _convention(messages, lambda text: found.setdefault(text) or text, sampled=sampled)
     texts = sorted(found)
@@ -103,11 +103,11 @@ def _convention(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """Messages and tools as Hugging Face's templates take them; `mark` is called on each text from outside.
 
-    With `sampled`, a place for ids stands where a message has some: they hold its calls too.
+    With `sampled`, a message that has ids becomes a placeholder for them; its tool calls are in the ids too.
     """
 
     def outside(text: str) -> str:
-        # Templates ask whether there is a content: an empty text stays one.
+        # Templates test whether there is content: an empty text stays empty.
         return mark(text) if text else ""
 
     rows = []
@@ -150,7 +150,7 @@ def _marked(value: Any, mark: Callable[[str], str]) -> Any:
 
 
 def _written(place: str, texts: Sequence[str]) -> str:
-    """The text of a place, escaped as often as it was written into JSON."""
+    """The text of a placeholder, escaped as often as it was written into JSON."""
     number, *escapes = re.findall(r"\d+|[ja]", place)
     text = texts[int(number)]
     for escape in escapes:
@@ -159,9 +159,9 @@ def _written(place: str, texts: Sequence[str]) -> str:
 
 
 def _as_sampled(text: str, opening: str) -> str:
-    """The rendered text with each place for ids after `opening`, what a prompt for a response ends with.
+    """The rendered text with each placeholder for ids after `opening`, the text that a prompt for a response ends with.
 
-    For past responses templates leave out the beginning of a thought, or write an empty thought before them.
+    For past responses templates omit the beginning of a thought, or write an empty thought before them.
     """
     parts = re.split(f"({_PLACE})", text)
     for i in range(1, len(parts), 2):
@@ -178,7 +178,7 @@ def _as_sampled(text: str, opening: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _opening(template: ChatTemplate) -> str:
-    """What the template adds to a conversation for a response to begin."""
+    """The text that the template adds to a conversation to begin a response."""
     try:
         hello = [{"role": "user", "content": "\ue003"}]
         whole, past = (_render(template, hello, None, prompt) for prompt in (True, False))
@@ -196,9 +196,9 @@ def _render(
     import jinja2
 
     if tools and "tools" not in template.source:
-        raise Unsupported(f"the chat template of {template.name} offers no tools: use a model that was taught to")
+        raise Unsupported(f"the chat template of {template.name} offers no tools: use a model trained on tools")
     if any("tool_calls" in m for m in messages) and "tool_calls" not in template.source:
-        raise Unsupported(f"the chat template of {template.name} writes no tool calls: use a model that was taught to")
+        raise Unsupported(f"the chat template of {template.name} writes no tool calls: use a model trained on tools")
     try:
         return _compiled(template.source).render(
             messages=messages, tools=tools, add_generation_prompt=prompt, **dict(template.special_tokens)
@@ -229,7 +229,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As transformers has it: Jinja's own escapes HTML. Places say afterwards that they are in a JSON string."""
+    """As in transformers: Jinja's own escapes HTML. Placeholders record that they are in a JSON string."""
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     escape = "a" if ensure_ascii else "j"
     return _IN_JSON.sub(lambda found: f"\ue000{found[1]}{found[2]}{escape}\ue001", text)

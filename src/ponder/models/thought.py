@@ -1,7 +1,7 @@
-"""How a model marks its thought: found from its vocabulary, its chat template, or what its config says.
+"""How a model marks its thought: found from its vocabulary, its chat template, or its config.
 
 `"ponder": {"thought": {"open": …, "close": …, "opened_by_template": …}}` in `config.json` overrides what is found;
-`"thought": null` there says that the model does not think aloud.
+`"thought": null` there says that the model marks no thoughts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KNOWN = (
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
-"""Pairs in use: DeepSeek-R1, Qwen3 and many more; Sky-T1; and others."""
+"""Marker pairs in use: DeepSeek-R1, Qwen3 and many more; Sky-T1; and others."""
 
 
 def find(model: LoadedModel) -> ThoughtFormat | None:
@@ -48,7 +48,7 @@ def _opened(model: LoadedModel, opening: str) -> bool:
     try:
         return model.render([Message("user", "Hi")]).rstrip().endswith(opening)
     except UserError:
-        # A template that refuses a plain question says so again, with its reason, when it is used.
+        # A template that refuses a plain question raises again, with its reason, when it is used.
         return False
 
 

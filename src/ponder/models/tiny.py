@@ -1,6 +1,6 @@
 """`ponder-tiny`: the tokenizer, templates and shape of the built-in base model.
 
-The tokenizer is fixed for all that comes later: numbers 0 to 99 (and 00 to 09) are one token each, longer numbers are
+The tokenizer is fixed for all later versions: numbers 0 to 99 (and 00 to 09) are one token each, longer numbers are
 pairs of digits from the right (1234 is 12 34), letters, punctuation, space and newline are one token each, any other
 character falls back to its UTF-8 bytes, and markers stand for chat roles, thought, tool call and tool result.
 It is an ordinary `tokenizer.json` (byte-fallback BPE), so that Hugging Face's libraries load it.
@@ -49,7 +49,7 @@ TEMPLATE = (
 
 
 def build_tokenizer() -> tokenizers.Tokenizer:
-    """Make the tokenizer from nothing; the shipped `tokenizer.json` is this one."""
+    """Build the tokenizer; the shipped `tokenizer.json` is this one."""
     import tokenizers
     from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 

@@ -1,4 +1,4 @@
-"""What a tokenizer does, and those of the `tokenizers` library (a `tokenizer.json`), without importing transformers."""
+"""The tokenizer interface, and its implementation by the `tokenizers` library (a `tokenizer.json`)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back. Special tokens are never made from text of a user, only by the template."""
+    """Text to ids and back. Special tokens never come from a user's text, only from the template."""
 
     vocab_size: int
     markers: tuple[str, ...]
-    """Added tokens that stand for themselves: roles, end of turn, thought."""
+    """Marker tokens: roles, end of turn, thought."""
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Ids of a text, without begin or end tokens. With `special`, markers such as `<think>` become one id;
@@ -34,7 +34,7 @@ class Tokenizer(Protocol):
         ...
 
     def id_of(self, token: str) -> int | None:
-        """Id of one token as it stands in the vocabulary."""
+        """Id of one token by its spelling in the vocabulary."""
         ...
 
 
@@ -49,7 +49,7 @@ class FastTokenizer:
         self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
         added = tokenizer.get_added_tokens_decoder().values()
         self.markers = tuple(t.content for t in added)
-        # Tokenizers spell out only markers that are called special; Qwen's `<think>` is not.
+        # Tokenizers spell out only markers flagged as special; Qwen's `<think>` is not.
         loose = [t.content for t in added if not t.special and re.fullmatch(r"[<\[].+[>\]]", t.content)]
         self._loose = re.compile("|".join(map(re.escape, sorted(loose, key=len, reverse=True)))) if loose else None
 

@@ -1,4 +1,4 @@
-"""How a model writes tool calls: found from its chat template, or what its config says.
+"""How a model writes tool calls: found from its chat template or its config.
 
 `"ponder": {"tools": {"open": …, "close": …}}` in `config.json` overrides what is found; `"tools": null` there says that
 the model calls no tools.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def find(model: LoadedModel) -> ToolFormat | None:
     """The tool format of a model; None if it has none. Raises `UserError` for a wrong override in its config.
 
-    Templates that say `<tool_call>` are those of Hermes, Qwen and whoever follows them: a JSON object between two
+    Templates with `<tool_call>` are those of Hermes, Qwen and models that follow them: a JSON object between two
     markers. Other formats (Llama's, Mistral's) are not found.
     """
     ponder = model.config.get("ponder")

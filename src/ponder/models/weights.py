@@ -1,8 +1,8 @@
 """Tensors and folders on disk: safetensors only, a checksum per file, a folder that appears whole or not at all.
 
-A checkpoint is data, never code: nothing here reads or writes pickles. `publish` writes beside and renames, so that a
-full disk, a crash or Ctrl-C leaves what was there before. `checksums.json` holds the SHA-256 of each file; whoever
-reads the folder verifies it first.
+A checkpoint is data, never code: nothing here reads or writes pickles. `publish` writes to a temporary folder and
+renames it, so that a full disk, a crash or Ctrl-C leaves the old folder. `checksums.json` holds the SHA-256 of each
+file; readers of the folder verify it first.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def verify_checksums(folder: str | Path) -> bool:
         if sha256(file) != wanted:
             raise UserError(
                 f"{file} is corrupt (its checksum differs from {CHECKSUMS}): "
-                "copy the folder again from where it came, or take another checkpoint"
+                "copy the folder again from its source, or take another checkpoint"
             )
     return True
 
@@ -85,7 +85,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file. Tensors that share memory are written once each, whole."""
+    """Write a safetensors file. Tensors that share memory are each written in full."""
     import safetensors
     import safetensors.torch
 
@@ -97,7 +97,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         if _full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         raise PonderError(f"{path}: cannot be written: {error}") from None
-    # The library makes it readable to the owner alone.
+    # The library makes it readable only to the owner.
     Path(path).chmod(0o666 & ~_umask())
 
 
@@ -107,12 +107,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
-            # Cloned: the library maps the file, and a file that changes under a map kills the process.
+            # Cloned: the library maps the file, and a file that changes while mapped kills the process.
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}): copy it again from where it came") from None
+        raise UserError(f"{path}: not a whole safetensors file ({error}): copy it again from its source") from None
 
 
 def _sync(folder: Path) -> None:
@@ -126,45 +126,45 @@ def _sync(folder: Path) -> None:
 
 @contextlib.contextmanager
 def publish(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give an empty folder to write into; it takes the name `folder`, synced, when the block ends without error.
+    """Give an empty folder to write into; it is synced and renamed to `folder` when the block ends without error.
 
-    On any error nothing of it stays and what was at `folder` is untouched. Raises `UserError` if `folder` exists and
+    On any error it is removed and what was at `folder` is untouched. Raises `UserError` if `folder` exists and
     `replace` is false, `PonderError` if the disk is full.
     """
     folder = Path(folder)
     if not replace and folder.exists():
         raise UserError(f"{folder} exists already: choose another folder, or remove it first")
-    beside: Path | None = None
+    partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
-        beside.chmod(0o777 & ~_umask())
-        yield beside
-        _sync(beside)
-        _take_name(beside, folder)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        partial.chmod(0o777 & ~_umask())
+        yield partial
+        _sync(partial)
+        _take_name(partial, folder)
         handle = os.open(folder.parent, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
     except OSError as error:
         raise _sentence(folder, error) from None
     except Exception as error:
-        if _full(error):  # libraries in Rust raise kinds of their own
+        if _full(error):  # libraries in Rust raise their own types
             raise _sentence(folder, OSError(errno.ENOSPC, "")) from None
         raise
     finally:
-        if beside is not None:
-            shutil.rmtree(beside, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _take_name(beside: Path, folder: Path) -> None:
+def _take_name(partial: Path, folder: Path) -> None:
     if not folder.exists():
-        beside.rename(folder)
+        partial.rename(folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
     folder.rename(old / folder.name)
     try:
-        beside.rename(folder)
-    except BaseException:  # an interrupt too must not lose what was there
+        partial.rename(folder)
+    except BaseException:  # an interrupt must not lose the old folder either
         (old / folder.name).rename(folder)
         raise
     finally:

@@ -1,6 +1,21 @@
 """Any OpenAI-compatible endpoint: hosted, vLLM, SGLang, llama-server, Ollama, another ponder.
 
-Importing this is quick; the `openai` client is imported when an endpoint is opened.
+Chat completions, always streamed: a call that is cancelled closes its connection, and its receipt says what it had cost
+by then. There are no ids: log-probabilities are in `Completion.logprobs`. Importing this is quick; the `openai` client
+is imported when an endpoint is opened.
+
+    options.py      the options and their checks
+    engine.py       the `Engine`; refuses what the endpoint cannot do
+    endpoint.py     what calls and probe share: connections, token counts, findings
+    probe.py        a few short calls that find out by their effect what the endpoint can do
+    probe_calls.py  the probe's calls, each within what the probe may spend
+    findings.py     what is known of an endpoint, declared or probed, and how it is saved
+    calls.py        one call: retries within its reservation, what each attempt has cost
+    wire.py         a request as a body; chunks as samples, thoughts between markers
+    tokens.py       upper bounds of token counts, exact where the endpoint has counted before
+    lag.py          how far a slow reader may be behind the endpoint
+    faults.py       an error: who caused it, whether to retry, whether anything was sampled
+    gate.py         the limit on calls in flight
 """
 
 from __future__ import annotations
@@ -23,13 +38,13 @@ class OpenAI(EndpointOptions):
     """An OpenAI-compatible endpoint: chat completions, always streamed, so that a cancelled call closes its connection.
 
     Token counts are the endpoint's own `usage`. Before a call is sent, and where a stream was cut or no usage came, a
-    stated upper bound takes its place: UTF-8 bytes, or the tokens of `tokenizer`.
+    stated upper bound is used: UTF-8 bytes, or the tokens of `tokenizer`.
     """
 
     def open(self, model: str) -> OpenAIEngine:
-        """An engine for a model of the endpoint; probes it first, once in a process, unless `probe` is false.
+        """An engine for a model of the endpoint. It probes first, once in a process, unless `probe` is false.
 
-        From asynchronous code use `open_async`. Raises `MissingExtra` without the client, `UserError` for what the
+        From asynchronous code use `open_async`. Raises `MissingExtra` without the client, `UserError` where the
         endpoint refuses, `EndpointFailed` if it does not answer.
         """
         return self.open_within(model)
@@ -41,9 +56,9 @@ class OpenAI(EndpointOptions):
         seconds: float | None = None,
         known: Mapping[str, Any] | None = None,
     ) -> OpenAIEngine:
-        """`open` under a budget of which so many tokens and seconds are left; see `probe.findings`.
+        """`open` under a budget that has these tokens and seconds left; see `probe.findings`.
 
-        `known` is that of an earlier engine for this endpoint and model (`OpenAIEngine.known`): it is taken as it is.
+        `known` is from an earlier engine for this endpoint and model (`OpenAIEngine.known`): then nothing is probed.
         """
         from ponder import sync
 

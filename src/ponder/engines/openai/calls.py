@@ -1,4 +1,10 @@
-"""One call: attempts within what was reserved for it, what each has cost, and what came."""
+"""One call: attempts within its reservation, what each has cost, and what was received.
+
+A stream that is cut may have tokens that were sampled and never arrived. They are booked as `in_flight_tokens` plus
+what the endpoint's fastest stream gives in `in_flight_seconds`. Where the endpoint thinks without showing it, or the
+reader was behind for longer than that, the worst case is booked. This estimate, and the count of a continued response
+without a tokenizer (`tokens.py`), are the two bounds that rest on how the endpoint behaves.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +28,18 @@ from ponder.protocols import Receipt
 from ponder.types import Completion, Delta, FinishReason, Request, Spend, offered_tools
 
 LEAST = 0.5
-"""Of the length that was asked for: a retry that could be shorter than that would often be cut off."""
+"""Share of the requested length: a retry with a lower limit than this would often be truncated."""
 MOMENT = 0.05
-"""Seconds that a reader may be behind the endpoint and still count as prompt."""
+"""Seconds that a reader may be behind the endpoint without counting as slow."""
 
 
 class Call:
-    """A request on its way. `run` gives its deltas; each sample's last one has its completion.
+    """A request in flight. `run` gives its deltas; each sample's last one has its completion.
 
-    The caller holds n × (prompt + max_tokens) for it. All attempts together stay within that: what a failed one may
-    have cost is taken from the next. Where nothing is left for another, the failure says how many attempts there may
-    still be, and the meter reserves anew.
+    The caller has reserved n × (prompt + max_tokens) for it. All attempts together stay within that: each failed one is
+    booked at the most it may have cost, and the next asks for that much less. Where too little is left for another, the
+    failure says how many attempts remain (`errors.Retryable`), and `budget/calling.py` reserves again as far as the
+    budget allows.
     """
 
     def __init__(self, endpoint: Endpoint, request: Request, receipt: Receipt) -> None:
@@ -59,7 +66,7 @@ class Call:
         self.lag = Lag()
 
     async def run(self) -> AsyncGenerator[Delta, None]:
-        """Deltas of the samples. Raises `UserError` if the endpoint refuses, `EndpointFailed` if retries end."""
+        """Deltas of the samples. Raises `UserError` if the endpoint refuses, `EndpointFailed` after the last retry."""
         options, attempt = self.endpoint.options, 0
         noise = random.Random(self.request.params.seed)
         while True:
@@ -84,8 +91,7 @@ class Call:
                     self._settle_cut(received, limit)
                     raise EngineClosed(*self.endpoint.failing(error).args) from None
                 fault = faults.read(error, options.api_key_env, self.endpoint.key)
-                # An error in this program, such as a wrong type in a chunk that nobody thought of, comes through as it
-                # is.
+                # A bug in this program, such as an unforeseen type in a chunk, is raised as it is.
                 if not fault.retry and not fault.refusal and not fault.sentence.startswith("status"):
                     self._settle_cut(received, limit)
                     raise
@@ -103,7 +109,7 @@ class Call:
     def _failure(
         self, fault: Fault, attempt: int, received: Received, limit: int, entered: float | None
     ) -> Exception | None:
-        """Book a failed attempt, and settle the call if it was the last; what to raise, None if there is another."""
+        """Book a failed attempt, and settle the call if it was the last. Returns what to raise, None for a retry."""
         options = self.endpoint.options
         completions = self._cut(received, limit, fault.sentence)
         self.wasted = sum((c.spend for c in completions), self.wasted if not completions else Spend())
@@ -151,7 +157,7 @@ class Call:
             if endpoint.closed:
                 raise EngineClosed(*endpoint.failing(RuntimeError()).args)
             self.entered, self.sent, self.lag = entered, time.perf_counter(), Lag()
-            # Chunks as they are: the client's typed ones leave out what is not OpenAI's.
+            # Raw chunks: the client's typed ones drop fields that are not OpenAI's.
             stream: Any = await lane.client.post(
                 "/chat/completions", cast_to=object, body=fields, stream=True, stream_cls=AsyncStream[object]
             )
@@ -174,7 +180,7 @@ class Call:
     # Text ---------------------------------------------------------------------------------------------------------
 
     def _show(self, i: int, text: str) -> str:
-        """What a piece adds to what was shown; nothing where this attempt says what the last one did, or parts."""
+        """What a piece adds to the text shown so far; nothing where this attempt repeats the last one or differs."""
         shown = self.shown[i]
         if not text.startswith(shown):
             return ""
@@ -189,7 +195,7 @@ class Call:
     # What it cost -------------------------------------------------------------------------------------------------
 
     def _completions(self, received: Received, limit: int) -> list[Completion]:
-        """The samples of a stream that came to its end; each could have `limit` tokens."""
+        """The samples of a finished stream; each could have `limit` tokens."""
         endpoint, request, counter = self.endpoint, self.request, self.counter
         samples, total = received.samples, received.completion_tokens
         if total is None or received.prompt_tokens is None:
@@ -205,7 +211,7 @@ class Call:
             least = [max(s.pieces, len(s.logprobs), s.running or 0) for s in samples]
             tokens = apportion(total, least)
             bounds = [max(1, total - sum(least) + t) for t in least]
-        if received.reasoning_tokens and not any(s.apart or self._marked(s) for s in samples):
+        if received.reasoning_tokens and not any(s.separate or self._marked(s) for s in samples):
             endpoint.hide()
         prompt, cached = received.prompt_tokens, received.cached_tokens
         if prompt is None:
@@ -227,7 +233,7 @@ class Call:
         return completions
 
     def _cut(self, received: Received, limit: int, error: str | None) -> tuple[Completion, ...]:
-        """The samples of a stream that was cut, at what they may have cost at worst; () if nothing was sent."""
+        """The samples of a stream that was cut, at their worst-case cost; () if nothing was sent."""
         if self.entered is None:
             return ()
         completions = []
@@ -251,13 +257,13 @@ class Call:
         return tuple(completions)
 
     def _pace(self, received: Received) -> float:
-        """Chunks of the quickest sample per second since the call was sent."""
+        """Chunks per second of the fastest sample since the call was sent."""
         return max(s.pieces for s in received.samples) / max(1e-6, time.perf_counter() - self.sent)
 
     def _under_way(self, received: Received, limit: int) -> int:
         """Tokens of one sample that may have been sampled and not read when a stream is cut.
 
-        Behind a reader who held the stream up there may be all of it.
+        With a slow reader it may be all that are left.
         """
         options, behind = self.endpoint.options, self.lag.seconds
         pace = max(self.endpoint.fastest, self._pace(received))
@@ -266,19 +272,19 @@ class Call:
         return options.in_flight_tokens + math.ceil(pace * (options.in_flight_seconds + behind))
 
     def _settle_cut(self, received: Received, limit: int) -> None:
-        """Say what the call has cost and brought by the time that it is cut."""
+        """Settle the receipt of a call that is cut: its cost and samples so far."""
         completions = self._cut(received, limit, None)
         self.receipt.settle(total(completions) if completions else self.wasted, completions)
 
     def _seen(self, sample: Sample) -> int:
-        """Bound for the tokens of what came: those with a log-probability, else of its text; and the end token."""
+        """Bound for the tokens received: those with a log-probability, else of the text; plus the end token."""
         if not len(sample.logprobs) >= sample.pieces > 0:
             tokens = max(sample.pieces, self.counter.text(sample.text))
         else:
             tokens = len(sample.logprobs)
             form = self.endpoint.thought
-            if sample.apart and form is not None:
-                # The markers between which the endpoint found the thought have none.
+            if sample.separate and form is not None:
+                # The endpoint strips the thought markers, so these tokens have no log-probability.
                 tokens += self.counter.text(form.open) + self.counter.text(form.close)
         calls = sum(self.counter.call(r["name"], r["arguments"]) for r in sample.calls.values())
         return tokens + calls + bool(sample.finish)

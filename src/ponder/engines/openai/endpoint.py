@@ -1,4 +1,4 @@
-"""One model behind an endpoint, as its calls and its probe see it: how it is reached, and what is known of it."""
+"""One model behind an endpoint, shared by its calls and its probe: connections, token counts and findings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Lane:
-    """What belongs to one event loop."""
+    """The client and gate of one event loop."""
 
     client: AsyncOpenAI
     gate: Gate
@@ -51,17 +51,17 @@ class Endpoint:
         self._lanes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Lane] = weakref.WeakKeyDictionary()
         self._said: set[str] = set()
         self.fastest = 0.0
-        """Chunks of one sample per second, the most that was seen."""
+        """Most chunks per second of one sample that were seen."""
         self.take(findings)
 
     def take(self, findings: Findings) -> None:
-        """Go by these findings."""
+        """Use these findings."""
         self.findings = findings
         self.counter.template_tokens = self.options.template_tokens or findings.template_tokens
         self.counter.markers.update(findings.markers)
 
     def lane(self) -> Lane:
-        """Client and gate of the running loop. The client retries nothing: retries are within what was reserved."""
+        """Client and gate of the running loop. The client does not retry: `calls.py` does, within the reservation."""
         from openai import AsyncOpenAI
 
         loop = asyncio.get_running_loop()
@@ -86,7 +86,7 @@ class Endpoint:
             _log.warning("%s at %s: %s", self.model, self.options.url, sentence)
 
     def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
-        """At least what the endpoint will count for this prompt; what it counted, if it was sent before.
+        """Upper bound of what the endpoint will count for this prompt; its own count, if it was sent before.
 
         Raises `Unsupported` for ids.
         """
@@ -99,7 +99,7 @@ class Endpoint:
         return prompt  # type: ignore[return-value]
 
     async def close(self) -> None:
-        """Send everybody away who waits, and end the connections."""
+        """Fail all waiting calls, and close the connections."""
         self.closed = True
         here = asyncio.get_running_loop()
         for loop, lane in list(self._lanes.items()):
@@ -110,14 +110,14 @@ class Endpoint:
         self._lanes.clear()
 
     def failing(self, error: Exception) -> Exception:
-        """What the caller sees of an error: after `close`, that the engine was closed."""
+        """The error that the caller sees: after `close`, that the engine was closed."""
         return EngineClosed(CLOSED) if self.closed else error
 
     def hide(self) -> None:
-        """The endpoint thinks where nobody sees it."""
+        """Note that the endpoint thinks without showing it."""
         if not self.findings.hidden:
             self.findings = dataclasses.replace(self.findings, hidden=True)
-            self.say_once("it thinks unseen, so a call that is cut or cancelled is booked at its worst case")
+            self.say_once("it hides its thoughts, so a call that is cut or cancelled is booked at its worst case")
 
 
 async def _close(lane: Lane) -> None:

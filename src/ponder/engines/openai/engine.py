@@ -18,14 +18,14 @@ from ponder.protocols import Delivery, Receipt, WeightsUpdate
 from ponder.types import Completion, Delta, ModelInfo, Prompt, Request, Spend
 
 UNKNOWN_CONTEXT = 1 << 20
-"""Tokens, where nobody says: the endpoint then refuses what is too long."""
+"""Tokens, where the context is not known: the endpoint then refuses what is too long."""
 
 
 class OpenAIEngine(BaseEngine):
     """Samples from a model behind an endpoint; see `protocols.Engine`. `OpenAI.open` makes one.
 
-    `opening` is what the probe has cost: it is in no completion's spend. Log-probabilities are as the endpoint gives
-    them (of most: the model's own, before temperature) and without ids, in `Completion.logprobs`.
+    `opening` is the cost of the probe: it is in no completion's spend. Log-probabilities are as the endpoint gives
+    them (mostly the model's own, before temperature) and without ids, in `Completion.logprobs`.
     """
 
     def __init__(self, options: EndpointOptions, model: str, findings: Findings) -> None:
@@ -34,7 +34,7 @@ class OpenAIEngine(BaseEngine):
         self.take(findings, Spend())
 
     def take(self, findings: Findings, spend: Spend) -> None:
-        """Go by these findings, which cost so much."""
+        """Use these findings, and count their cost."""
         endpoint = self.endpoint
         endpoint.take(findings)
         self.capabilities = findings.capabilities
@@ -44,17 +44,17 @@ class OpenAIEngine(BaseEngine):
 
     @property
     def findings(self) -> Findings:
-        """What is known of the endpoint by now."""
+        """What is known of the endpoint so far."""
         return self.endpoint.findings
 
     @property
     def known(self) -> dict[str, Any]:
-        """What the probe found, as plain values: with it another process need not ask again (`OpenAI.open_within`)."""
+        """What the probe found, as plain values, so that another process need not probe (`OpenAI.open_within`)."""
         options = self.endpoint.options
         return written(options.url, self.findings) if options.probe else {}
 
     def count_tokens(self, prompt: Prompt | tuple[int, ...]) -> int:
-        """At least what the endpoint will count for this prompt; what it counted, if it was sent before.
+        """Upper bound of what the endpoint will count for this prompt; its own count, if it was sent before.
 
         Raises `Unsupported` for ids.
         """
@@ -64,10 +64,10 @@ class OpenAIEngine(BaseEngine):
         return await collected(self.stream(request, receipt), request.n)
 
     async def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
-        """Like `generate`, piece by piece: a chunk is read when the piece before it was taken.
+        """Like `generate`, piece by piece: a chunk is read when the previous piece was taken (back-pressure).
 
-        Where an attempt broke off and the next one says something else, the pieces end there; the completion has the
-        whole text.
+        Where an attempt failed and the retry gives another text, the pieces end there; the completion has the whole
+        text.
         """
         receipt = receipt or Receipt()
         if self.endpoint.closed:
@@ -79,7 +79,7 @@ class OpenAIEngine(BaseEngine):
                 yield delta
 
     def _check(self, request: Request) -> None:
-        """Refuse what the endpoint cannot do. Raises `Unsupported`, `UserError`."""
+        """Check that the endpoint can do what is asked. Raises `Unsupported`, `UserError`."""
         p, can, endpoint = request.params, self.capabilities, self.endpoint
         tokens = endpoint.count_tokens(request.prompt)
         if request.n < 1 or p.max_tokens < 1:
@@ -88,9 +88,9 @@ class OpenAIEngine(BaseEngine):
         for wanted, what in (
             (request.n > 1 and not can.n, "several samples in one call (n)"),
             (isinstance(request.prefix, tuple) and bool(request.prefix), "a response that begins with token ids"),
-            (bool(request.prefix) and not can.prefix, "a response that was begun for it (prefix)"),
+            (bool(request.prefix) and not can.prefix, "a response with a given beginning (prefix)"),
             (thinking is not None and thinking.max_tokens is not None and not can.thinking, "a bounded thought"),
-            (thinking is not None and thinking.min_tokens > 0, "a thought of a least length (min_tokens)"),
+            (thinking is not None and thinking.min_tokens > 0, "a thought of a minimum length (min_tokens)"),
             (bool(p.stop_ids), "stop_ids"),
             (p.top_logprobs > 0, "log-probabilities of other tokens (top_logprobs), which come by id"),
         ):

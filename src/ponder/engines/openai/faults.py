@@ -1,4 +1,4 @@
-"""What can go wrong at an endpoint: whose fault it is, whether to try again, and whether anything was sampled."""
+"""Errors of an endpoint: who caused it, whether to retry, and whether anything was sampled."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ponder.errors import Retryable, UserError
 
 _TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _BEFORE_ANY_WORK = {409, 425, 429, 500, 503, 529}
-"""The others are said by gateways, whose back end may have worked."""
+"""The others come from gateways, whose back end may have computed something."""
 
 _REFUSALS = ("invalid_request_error", "BadRequestError")
 
 
 class EndpointFailed(Retryable):
-    """An endpoint did not do what it was asked, as often as it was tried.
+    """An infrastructure error: an endpoint failed at each attempt.
 
-    Where only the room of its reservation was used up, it may be tried with another one (`attempts_left`).
+    Where only its reservation was used up, it may be retried with another one (`attempts_left`).
     """
 
 
@@ -43,7 +43,7 @@ class Fault:
 
 
 def read(error: Exception, key_env: str, key: str) -> Fault:
-    """Sort an exception of the client. No sentence holds the key."""
+    """Classify an exception of the client. No sentence holds the key."""
     fault = _read(error, key_env)
     if key and key in fault.sentence:
         fault = dataclasses.replace(fault, sentence=fault.sentence.replace(key, "***"))
@@ -64,11 +64,11 @@ def _read(error: Exception, key_env: str) -> Fault:
     if isinstance(error, openai.APIError):
         code = error.code or ""
         refused = error.type in _REFUSALS or (code.startswith("4") and code not in ("408", "429"))
-        return Fault(f"it broke off with the error: {error.message}", retry=not refused, refusal=refused)
+        return Fault(f"it ended the stream with the error: {error.message}", retry=not refused, refusal=refused)
     if isinstance(error, Malformed):
         return Fault(str(error))
     if isinstance(error, ValueError):
-        return Fault(f"it sent what cannot be read: {error}")
+        return Fault(f"it sent something unreadable: {error}")
     return Fault(f"{type(error).__name__}: {error}", retry=False)
 
 
@@ -90,7 +90,7 @@ def _status(error: Any, key_env: str) -> Fault:
 
 
 def _said(error: Any) -> str:
-    """The endpoint's own sentence."""
+    """The endpoint's own message."""
     body = error.body
     for value in (body.get("message"), body.get("detail"), body.get("error")) if isinstance(body, Mapping) else ():
         if isinstance(value, str) and value:
@@ -118,5 +118,5 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def refuse(url: str, fault: Fault) -> UserError:
-    """The error for a request that the endpoint would never take."""
+    """The error for a request that the endpoint will not accept."""
     return UserError(f"{url} refuses the request: {fault.sentence}")

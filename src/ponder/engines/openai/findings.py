@@ -14,31 +14,31 @@ from ponder.types import Capabilities, to_json
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """How an endpoint wants to be asked, and what it can do."""
+    """Which fields an endpoint takes, and what it can do."""
 
     n: bool = False
     logprobs: bool = False
     seed: bool = False
     prefix: Literal["", "flags", "plain"] = ""
-    """How a response is continued: a last message of the assistant with the flags of vLLM and SGLang, or by itself."""
+    """How a response is continued: a last message of the assistant with the flags of vLLM and SGLang, or without."""
     thinking: str = ""
     """Field of the body that bounds a thought in tokens; empty: none does."""
     usage: Literal["running", "final", "none"] = "final"
-    """`running`: every piece may carry the usage so far (vLLM, SGLang); `none`: the field that asks is refused."""
+    """`running`: every piece may carry the usage so far (vLLM, SGLang); `none`: it refuses the field."""
     cuts: bool = False
-    """It takes `top_k` and `min_p`; so that none of its own are applied, they are sent when they are off, too."""
+    """It takes `top_k` and `min_p`; they are sent even when off, so that its own defaults are overridden."""
     limit_field: str = "max_tokens"
     """Or `max_completion_tokens`."""
     template_tokens: int = 128
     context: int = 0
     hidden: bool = False
-    """It thinks where nobody sees it: what a cut stream has cost is not known."""
+    """It hides its thoughts: the cost of a cut stream is not known."""
     markers: tuple[tuple[str, int], ...] = ()
     """Tokens of the thought markers as the endpoint counts them."""
     unasked: tuple[str, ...] = ()
-    """Capabilities that a budget left no room to find out; they are taken as absent."""
+    """Capabilities that the budget had no room to probe; they are taken as absent."""
     why: str = ""
-    """What the first of them would have cost, and what was left."""
+    """Cost of the first call that did not fit, and what was left."""
 
     @property
     def capabilities(self) -> Capabilities:
@@ -57,7 +57,7 @@ def written(url: str, findings: Findings) -> dict[str, Any]:
 
 
 def recalled(url: str, values: Mapping[str, Any] | None) -> Findings | None:
-    """What `written` made of the findings; None if they are of another endpoint or cannot be read."""
+    """The findings that `written` saved; None if they are of another endpoint or cannot be read."""
     if not values or values.get("endpoint") != _name(url):
         return None
     try:

@@ -1,4 +1,4 @@
-"""How many calls may be in flight: additive increase, multiplicative decrease, and pauses that an endpoint asks for."""
+"""The limit on calls in flight: additive increase, multiplicative decrease, and pauses that an endpoint asks for."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ CLOSED = "the endpoint's engine was closed"
 
 
 class Gate:
-    """Lets calls through one by one; belongs to one event loop.
+    """Admits calls in order; belongs to one event loop.
 
     The limit halves when the endpoint says that it is too busy, at most once for all calls that were sent before, and
-    grows by one call for as many successes as it counts (AIMD; Chiu and Jain 1989).
+    grows by one after as many successes as its size (AIMD; Chiu and Jain 1989). After `Retry-After`, no call is sent
+    before that time has passed.
     """
 
     def __init__(self, most: int) -> None:
@@ -28,7 +29,7 @@ class Gate:
         self._closed = False
 
     async def enter(self) -> float:
-        """Wait for a place; the time of entry, on the loop's clock. Raises `EngineClosed`."""
+        """Wait for a free place. Returns the time of entry on the loop's clock. Raises `EngineClosed`."""
         loop = asyncio.get_running_loop()
         if self._closed:
             raise EngineClosed(CLOSED)
@@ -47,14 +48,14 @@ class Gate:
         return loop.time()
 
     def leave(self, *, well: bool = False) -> None:
-        """Give the place back; `well` if the endpoint served the call."""
+        """Free the place; `well` if the endpoint served the call."""
         self.flying -= 1
         if well:
             self.limit = min(float(self.most), self.limit + 1.0 / self.limit)
         self._admit()
 
     def slow_down(self, entered: float, wait: float) -> None:
-        """The endpoint was too busy for a call that came in at `entered`: nobody goes in for `wait` seconds."""
+        """The endpoint was too busy for a call that came in at `entered`: no call is admitted for `wait` seconds."""
         now = asyncio.get_running_loop().time()
         self._until = max(self._until, now + wait)
         if entered > self._cut:
@@ -62,7 +63,7 @@ class Gate:
             self.limit = max(1.0, self.limit / 2)
 
     def close(self) -> None:
-        """Send everybody away who waits, and whoever comes."""
+        """Fail all waiting calls and all later ones."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()

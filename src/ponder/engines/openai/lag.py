@@ -6,7 +6,7 @@ import time
 
 
 class Lag:
-    """Seconds for which the reader held a stream up, less those for which it then waited for the endpoint."""
+    """Seconds for which the reader held up a stream, less the seconds for which it then waited for the endpoint."""
 
     def __init__(self) -> None:
         self._seconds, self._since, self._held = 0.0, time.perf_counter(), False
@@ -17,5 +17,5 @@ class Lag:
         return self._seconds + passed if self._held else max(0.0, self._seconds - passed)
 
     def turn(self, *, held: bool) -> None:
-        """From now on the reader has the last piece (`held`), or waits for the next one."""
+        """Note that the reader now has the last piece (`held`), or waits for the next one."""
         self._seconds, self._since, self._held = self.seconds, time.perf_counter(), held

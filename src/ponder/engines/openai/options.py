@@ -32,13 +32,13 @@ class EndpointOptions:
     concurrency: int = 64
     """Most calls in flight; fewer while the endpoint says that it is too busy."""
     retries: int = 4
-    """Most times that a call is sent again, as far as what was reserved for it allows."""
+    """Most retries of a call, as far as its reservation allows."""
     backoff: float = 0.5
-    """Seconds before the first retry where the endpoint names none; doubled each time."""
+    """Seconds before the first retry where the endpoint gives no Retry-After; doubled each time."""
     max_wait: float = 60.0
-    """Longest Retry-After in seconds that is waited for; beyond it the call fails."""
+    """Longest Retry-After in seconds that is accepted; beyond it the call fails."""
     context: int = 0
-    """Most tokens of prompt and response; 0: what the endpoint's model list says, else it decides itself."""
+    """Most tokens of prompt and response; 0: what the endpoint's model list says, else the endpoint decides."""
     tokenizer: str = ""
     """A tokenizer.json, or a folder that holds one: closer bounds before a call."""
     template_tokens: int = 0
@@ -46,32 +46,32 @@ class EndpointOptions:
     message_tokens: int = 16
     """Most tokens that the chat template adds to each further message."""
     in_flight_tokens: int = 8
-    """Tokens per sample that may have been sampled but not arrived when a stream is cut: booked on top."""
+    """Tokens per sample that may have been sampled but not received when a stream is cut: booked in addition."""
     in_flight_seconds: float = 0.2
-    """The same in seconds, at the fastest pace that the endpoint has shown."""
+    """The same in seconds, at the endpoint's fastest rate so far."""
     thought_open: str = "<think>"
-    """How thoughts are marked in the response's text; empty: the model does not think aloud."""
+    """How thoughts are marked in the response's text; empty: the model shows no thoughts."""
     thought_close: str = "</think>"
     thought_opened: bool = False
     """The chat template opens the thought, and the endpoint leaves it in the text."""
     reasoning_effort: str = ""
-    """Sent with each call if not empty: low, medium, high or what the endpoint knows."""
+    """Sent with each call if not empty: low, medium, high or another value that the endpoint knows."""
     thinking_parameter: str = ""
     """Field of the body that bounds a thought in tokens, dots for nesting; empty: the probe looks for one."""
     limit_field: Literal["", "max_tokens", "max_completion_tokens"] = ""
     """Field of the body that bounds a response; empty: the probe finds it, max_tokens without it."""
     usage: Literal["", "running", "final", "none"] = ""
-    """How it counts tokens: with each piece, at the end, not at all (then they are booked at a bound); empty: the probe
+    """How it counts tokens: with each piece, at the end, not at all (then an upper bound is booked); empty: the probe
     finds it, final without it."""
     body: dict[str, Any] = field(default_factory=dict)
     """Further fields of each request's body."""
     probe: bool = True
-    """Find out what it can do by a few short calls when it is first opened, a quarter of a budget at most."""
+    """Find out what it can do with a few short calls when it is first opened, for a quarter of the budget at most."""
     capabilities: tuple[str, ...] = ()
     """Without the probe: what the endpoint can do, of n, logprobs, seed, prefix, thinking."""
 
     def __post_init__(self) -> None:
-        for name, fine, mend in (
+        for name, fine, fix in (
             ("timeout", 0 < self.timeout < math.inf, "more than 0 seconds"),
             ("concurrency", self.concurrency >= 1, "at least 1"),
             ("retries", self.retries >= 0, "0 or more"),
@@ -84,14 +84,14 @@ class EndpointOptions:
             ("in_flight_seconds", 0 <= self.in_flight_seconds < math.inf, "0 or more"),
         ):
             if not fine:
-                raise UserError(f"{name} = {getattr(self, name)!r}: give {mend}")
+                raise UserError(f"{name} = {getattr(self, name)!r}: give {fix}")
         if bool(self.thought_open) != bool(self.thought_close):
             raise UserError("thought_open and thought_close: give both, or neither")
         for name in self.capabilities:
             if name not in CAPABILITIES:
                 raise UserError(f"capabilities: unknown {name!r}{nearest(name, CAPABILITIES)}")
         if self.probe and self.capabilities:
-            raise UserError("capabilities are for probe = false: with the probe they are found out")
+            raise UserError("capabilities need probe = false: the probe finds them out")
         if "thinking" in self.capabilities and not self.thinking_parameter:
             raise UserError("the capability thinking needs thinking_parameter, the field that bounds a thought")
         url = urlsplit(self.url)
@@ -100,7 +100,7 @@ class EndpointOptions:
 
     @property
     def url(self) -> str:
-        """The address that is called."""
+        """The base address of all calls."""
         return (self.base_url or os.environ.get("OPENAI_BASE_URL") or HOSTED).rstrip("/")
 
     @property

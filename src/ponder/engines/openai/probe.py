@@ -1,8 +1,9 @@
-"""Finding out what an endpoint can do, by a few calls of a few tokens; once for an endpoint and model in a process.
+"""The probe: finding out what an endpoint can do with a few short calls, once per endpoint and model in a process.
 
-An endpoint may refuse a field, take it, or take it and ignore it. So what counts is the effect: two samples came, the
-same seed gave the same digits twice, a word that was cut in the middle was finished, a thought ended where it was told.
-What that may cost is bounded by the budget of whoever opens the engine, see `findings`.
+An endpoint may refuse a field, take it, or take it and ignore it. So the effect counts: two samples came, the same seed
+gave the same digits twice, a word that was cut in the middle was completed, a thought ended at its limit. The cost is
+bounded by the budget under which the engine is opened, see `findings`. It is the engine's `opening`, in no completion's
+spend; commands add it to their spend and report it separately.
 """
 
 from __future__ import annotations
@@ -28,25 +29,24 @@ from ponder.types import Message, Request, SamplingParams, Spend, Thinking
 THINKING = ("thinking_token_budget", "thinking_budget", "chat_template_kwargs.thinking_budget", "reasoning.max_tokens")
 """Fields that bound a thought: vLLM; DashScope and others; templates that know one; OpenRouter."""
 SHARE = 4
-"""The probe takes at most one part in so many of what is left of a budget."""
+"""The probe takes at most 1/SHARE of what is left of a budget."""
 _DIGITS = "Say a random number of eight digits."
 _WEEK = (Message("user", "Write the days of the week, beginning with Monday."),)
 _CUT, _REST = "Monday, Tuesday, Wednes", "day"
 _SHORT = 8
 _LOST = {
-    "n": "takes no n: samples are asked for one by one, and the prompt is paid for each",
-    "logprobs": "gives no log-probabilities: nothing can be chosen by the model's own certainty",
-    "seed": "keeps to no seed: a run will not repeat",
-    "prefix": "does not continue a response that was begun: no search that branches, no forced end of a thought by a "
-    "second call",
-    "thinking": "bounds no thought in tokens",
+    "n": "takes no n: samples are requested one by one, and the prompt is paid for each",
+    "logprobs": "gives no log-probabilities: responses cannot be ranked by the model's own certainty",
+    "seed": "ignores seeds: a run will not repeat",
+    "prefix": "does not continue a given response: no search that branches, no forced end of thought by a second call",
+    "thinking": "cannot bound a thought in tokens",
 }
 _known: dict[str, concurrent.futures.Future[Findings]] = {}
 _lock = threading.Lock()
 
 
 def declared(options: EndpointOptions) -> Findings:
-    """What the options say of the endpoint."""
+    """What the options declare about the endpoint."""
     can = options.capabilities
     return Findings(
         n="n" in can,
@@ -66,16 +66,14 @@ def _stated(options: EndpointOptions) -> dict[str, Any]:
 async def findings(
     endpoint: Endpoint, tokens: int | None = None, seconds: float | None = None
 ) -> tuple[Findings, Spend]:
-    """What the endpoint can do, and what it has cost to find out: nothing for all who ask after the first.
+    """What the endpoint can do, and the cost of finding out: nothing for all callers after the first.
 
     `tokens` and `seconds` are what is left of the tightest budget. The probe takes a quarter of it at most, each call
-    at its worst case before it is sent. A call that does not fit is not sent: what it would have shown is taken as
-    absent, and that is said with the numbers and the mend. Who sets a small budget wants an answer for it. To refuse
-    the question because finding out what else the endpoint can do costs more would be as surprising as to spend the
-    budget before the question is asked. A search that cannot do without what was taken as absent is refused by its
-    strategy, so nothing runs differently in silence.
+    at its worst case before it is sent. A call that does not fit is skipped: its capability is taken as absent, and a
+    warning gives the numbers and says how to fix it. So a small budget still buys an answer, and the probe does not use
+    it up. A search that needs a capability taken as absent is refused by its strategy, so nothing changes silently.
 
-    Warns of each capability that it lacks. Raises `UserError`, `EndpointFailed`.
+    Warns of each capability that the endpoint lacks. Raises `UserError`, `EndpointFailed`.
     """
     key = f"{endpoint.options.url}\x1f{endpoint.model}\x1f{endpoint.options!r}"
     with _lock:
@@ -98,14 +96,14 @@ async def findings(
                 future.exception()
             raise
         if found.unasked:
-            # Whoever has more to spend may ask for the rest.
+            # A caller with a larger budget may probe the rest.
             with _lock:
                 _known.pop(key, None)
         future.set_result(found)
         spend = probe.calls.spend + Spend(seconds=time.perf_counter() - began)
     if found.unasked:
         endpoint.say_once(
-            f"the budget is too small to find out whether it can do {', '.join(found.unasked)} ({found.why}), so that "
+            f"the budget is too small to find out whether it can do {', '.join(found.unasked)} ({found.why}), so it "
             "is taken as absent: give a larger budget, or say what it can do with the engine's options probe=false and "
             "capabilities"
         )
@@ -116,7 +114,7 @@ async def findings(
 
 
 def forget() -> None:
-    """Probe anew from here on, as after an endpoint was replaced."""
+    """Forget all findings, as after an endpoint was replaced."""
     with _lock:
         _known.clear()
 
@@ -129,11 +127,11 @@ class _Probe:
         self.found = declared(endpoint.options)
         """What is certain so far."""
         self.unasked = list(_LOST)
-        """Capabilities that nothing is known of yet."""
+        """Capabilities that are not known yet."""
         self.why = ""
 
     async def run(self) -> Findings:
-        """Find out what there is room and time for. Raises `UserError`, `EndpointFailed`."""
+        """Run what fits into the budget. Raises `UserError`, `EndpointFailed`."""
         timeout = asyncio.timeout(self.seconds)
         try:
             if self.seconds == 0:
@@ -145,7 +143,7 @@ class _Probe:
         except TimeoutError:
             if not timeout.expired():
                 raise
-            self.why = f"the {self.seconds:.3g} seconds that the budget leaves the probe are used up"
+            self.why = f"the probe's {self.seconds:.3g} seconds of the budget are used up"
         return dataclasses.replace(self.found, unasked=tuple(self.unasked), why=self.why if self.unasked else "")
 
     async def _look(self) -> None:
@@ -158,7 +156,7 @@ class _Probe:
             template_tokens=self._template(first),
             hidden=bool(first.reasoning_tokens) and not any(self._thinks(s) for s in first.samples),
         )
-        # The bounds of what follows are closer with it.
+        # The bounds of later calls are closer with it.
         self.endpoint.counter.template_tokens = self.endpoint.options.template_tokens or self.found.template_tokens
         self._know(*(name for name in tried if name != "seed" or not found.seed))
         self.found = dataclasses.replace(self.found, context=await self._context())
@@ -183,7 +181,7 @@ class _Probe:
         return await self.calls.ask(found, Request(_DIGITS, params, n=2 if found.n else 1))
 
     async def _simplest(self) -> tuple[Findings, Received, set[str]]:
-        """Fields that it takes, all together or one by one, what it answered, and which of them were tried."""
+        """The fields that the endpoint takes (tried together, else singly), its answer, and which fields were tried."""
         stated = _stated(self.endpoint.options)
         everything = Findings(n=True, logprobs=True, seed=True, cuts=True, **{"usage": "running", **stated})
         first = await self._digits(everything)
@@ -191,7 +189,7 @@ class _Probe:
             return everything, first, {"n", "logprobs", "seed"}
         found, refusal = Findings(), first
         ways = itertools.product(("max_tokens", "max_completion_tokens"), ("final", "none"))
-        # Fields that the options give are the same each way.
+        # Fields that the options give do not vary.
         for found in dict.fromkeys(
             Findings(**{"limit_field": limit, "usage": usage, **stated}) for limit, usage in ways
         ):
@@ -233,7 +231,7 @@ class _Probe:
         return self.found
 
     async def _knows_flags(self, found: Findings) -> bool:
-        """vLLM refuses both flags at once, and says so; whoever does not know them has nothing to say."""
+        """vLLM refuses both flags at once with a message; an endpoint that does not know them ignores them."""
         both = {"add_generation_prompt": True}
         answer = await self.calls.ask(found, Request(_WEEK, SamplingParams(1), prefix=_CUT), both)
         return isinstance(answer, str) and "both" in answer and "continue_final_message" in answer
@@ -250,7 +248,7 @@ class _Probe:
                 return ()
             counts[text] = answer.prompt_tokens
         base = counts.pop("")
-        # A template that takes thoughts out of a conversation makes it no longer.
+        # A template that strips thoughts from a conversation adds no tokens.
         return tuple((text, n - base) for text, n in counts.items() if n > base)
 
     async def _thinking(self, first: Received) -> Findings:
@@ -272,15 +270,15 @@ class _Probe:
 
     def _thinks(self, sample: Sample) -> bool:
         form = self.endpoint.thought
-        return sample.apart or (form is not None and form.open in sample.raw)
+        return sample.separate or (form is not None and form.open in sample.raw)
 
     async def _context(self) -> int:
-        """Most tokens of prompt and response by the endpoint's list of models; 0 if it does not say."""
+        """Most tokens of prompt and response by the endpoint's model list; 0 if it does not say."""
         try:
             listing: Any = await self.endpoint.lane().client.get("/models", cast_to=object)
             entry = next(e for e in listing["data"] if e.get("id") == self.endpoint.model)
         except Exception:
-            # Not every endpoint has a list, and none of what follows depends on it.
+            # Not every endpoint has a list, and nothing else depends on it.
             return 0
         for value in (entry.get("max_model_len"), entry.get("context_length"), entry.get("context_window")):
             if isinstance(value, int) and value > 0:

@@ -1,4 +1,4 @@
-"""The probe's calls: each one's worst case is held against what the probe may spend before it is sent."""
+"""The probe's calls: before each one is sent, its worst case is checked against what the probe may spend."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ponder.types import Request, Spend
 
 
 class NoRoom(Exception):
-    """A call of the probe may cost more than what is left for it; it was not sent."""
+    """A call of the probe may cost more than the probe has left; it was not sent."""
 
 
 class ProbeCalls:
-    """Asks the endpoint, and books what each call has cost: one that broke off at its worst case."""
+    """Calls the endpoint, and books the cost of each call: the worst case for one that failed midway."""
 
     def __init__(self, endpoint: Endpoint, tokens: int | None = None) -> None:
         """`tokens` is the most that all calls together may cost, prompt and response; None is no limit."""
@@ -27,14 +27,14 @@ class ProbeCalls:
         self.spend = Spend()
 
     def worst(self, request: Request) -> Spend:
-        """What a call costs at most; an endpoint may count the prompt for each sample."""
+        """The worst case of a call; an endpoint may count the prompt once per sample."""
         prompt = self.endpoint.count_tokens(request.prompt) + self.endpoint.counter.text(str(request.prefix))
         return Spend(prompt_tokens=request.n * prompt, sampled_tokens=request.n * request.params.max_tokens)
 
     async def ask(self, found: Findings, request: Request, more: dict[str, Any] | None = None) -> Received | str:
-        """What comes, or what the endpoint says where it refuses.
+        """The answer, or the endpoint's message if it refuses.
 
-        Raises `NoRoom`, and what no other request would mend.
+        Raises `NoRoom`, and errors that no other request would avoid.
         """
         from openai import AsyncStream
 
@@ -54,7 +54,7 @@ class ProbeCalls:
             if self.tokens is not None and self.spend.tokens + worst.tokens > self.tokens:
                 raise NoRoom(
                     f"a call may take {worst.tokens} tokens, and {self.tokens - self.spend.tokens} of the "
-                    f"{self.tokens} that the budget leaves the probe are left"
+                    f"{self.tokens} that the budget allows the probe are left"
                 )
             received = Received(request.n, endpoint.thought, request.prefix)
             entered = await lane.gate.enter()
@@ -93,7 +93,7 @@ class ProbeCalls:
         raise AssertionError("the last attempt returns or raises")
 
     def _cost(self, request: Request, received: Received) -> Spend:
-        """What the endpoint counted of a call that ended, and bounds where it did not."""
+        """The endpoint's count for a finished call, bounds where it gave none."""
         counter, total, prompt = self.endpoint.counter, received.completion_tokens, received.prompt_tokens
         worst = self.worst(request)
         if prompt is None:

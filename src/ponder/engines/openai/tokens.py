@@ -1,4 +1,8 @@
-"""How many tokens a text costs at an endpoint: never fewer than it will count, and exact where it counted before."""
+"""Upper bounds of token counts at an endpoint, exact where it counted the text before.
+
+A bound is the endpoint's own count of the same text, else the tokens of `tokenizer`, else UTF-8 bytes, plus what the
+chat template adds.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +20,15 @@ from ponder.types import Message, Prompt, Tool, as_messages, offered_tools
 REMEMBERED = 4096
 """Prompts and responses whose counts are kept."""
 TOOLS_TOKENS = 512
-"""What templates say about tools before they list them, at most."""
+"""Most tokens that a template writes about tools before it lists them."""
 CALL_TOKENS = 96
-"""Of the markers, names of fields and brackets around one call or one tool, at most."""
+"""Most tokens of markers, field names and brackets around one call or one tool."""
 _ENDING = 256
 """Most characters that may follow a remembered response in a text that continues it."""
 
 
 def bytes_bound(text: str) -> int:
-    """At least as many tokens as any tokenizer makes of a text whose tokens spell at least one byte each.
+    """Upper bound for any tokenizer whose tokens spell at least one byte each.
 
     Compatibility normalisation, which some tokenizers do first, can lengthen a text; the longest form counts. One more
     is for the space that SentencePiece puts in front.
@@ -52,7 +56,7 @@ class Counter:
 
     @property
     def exact(self) -> bool:
-        """There is a tokenizer."""
+        """Whether there is a tokenizer."""
         return self._tokenizer is not None
 
     def text(self, text: str) -> int:
@@ -79,18 +83,18 @@ class Counter:
         return sum(map(self.text, (message.content, message.tool_call_id, message.name))) + calls
 
     def call(self, name: str, arguments: str) -> int:
-        """Bound for a call as a model writes it or a template writes it down."""
+        """Bound for a tool call as a model or a template writes it."""
         return CALL_TOKENS + self.text(name) + self.text(arguments)
 
     def _tool(self, tool: Tool) -> int:
-        # Some templates write each value on a line of its own.
+        # Some templates write each value on its own line.
         schema = json.dumps(tool.schema(), indent=4, ensure_ascii=False)
         return CALL_TOKENS + self.text(tool.name) + self.text(tool.description) + self.text(schema)
 
     def response(self, text: str) -> int:
         """Bound for a response that is to be continued, often a remembered one with a little added.
 
-        The text that the endpoint sampled is taken for no more tokens than it was sampled in.
+        Text that the endpoint sampled counts as the tokens that it was sampled in.
         """
         if self._tokenizer is not None or not text:
             return self.text(text)
@@ -101,9 +105,9 @@ class Counter:
         return bytes_bound(text)
 
     def learn_prompt(self, prompt: Prompt, tokens: int) -> int:
-        """The endpoint counted a prompt; returns by how much the bound was too low (0 if it held).
+        """Remember the endpoint's count of a prompt. Returns by how much the bound was too low (0 if it held).
 
-        A bound that did not hold is raised for all prompts to come.
+        If it was too low, the bound is raised for all later prompts.
         """
         if prompt in self._prompts:
             short = 0
@@ -114,7 +118,7 @@ class Counter:
         return short
 
     def learn_response(self, text: str, tokens: int) -> None:
-        """A response took at most so many tokens."""
+        """Remember an upper bound for the tokens of a response."""
         _remember(self._texts, _digest(text), tokens)
 
 

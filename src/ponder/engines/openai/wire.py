@@ -31,7 +31,7 @@ _FILTERED = {
 
 
 class Malformed(ValueError):
-    """The endpoint sent what no stream of chat completions has."""
+    """The endpoint sent what does not belong in a stream of chat completions."""
 
 
 def body(
@@ -104,28 +104,28 @@ def _put(fields: dict[str, Any], path: str, value: Any) -> None:
 
 @dataclass
 class Sample:
-    """One choice of a call, as far as it has come."""
+    """One choice of a call, as received so far."""
 
     text: str = ""
-    """What is new of the response, thought markers put in where the endpoint keeps the thought apart."""
+    """The new part of the response, with markers inserted around a thought that came in a separate field."""
     raw: str = ""
-    """The same without what was put in."""
+    """The same without inserted markers."""
     pieces: int = 0
-    """Chunks that brought text."""
+    """Chunks with text."""
     alike: int = 0
-    """Chunks that brought the same as the one before and may be repeats."""
+    """Chunks equal to the previous one, which may be repeats."""
     logprobs: list[float] = field(default_factory=list)
     finish: str = ""
     running: int | None = None
     """Tokens so far, where the endpoint says."""
     in_thought: bool = False
     answering: bool = False
-    """Text of the reasoning field is the answer: the thought was closed before this call."""
-    apart: bool = False
-    """The thought came in a field of its own."""
+    """Text of the reasoning field belongs to the answer: the thought was closed before this call."""
+    separate: bool = False
+    """The thought came in a separate field."""
     last: Any = None
     calls: dict[int, dict[str, str]] = field(default_factory=dict)
-    """Tool calls by their index: `id`, `name`, `arguments`, as far as they have come."""
+    """Tool calls by their index: `id`, `name`, `arguments`, as received so far."""
     may_call: bool = False
     """Tools were offered."""
 
@@ -139,7 +139,7 @@ class Sample:
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
-        """The calls, in the order of their indices; only of a response that came to its end."""
+        """The calls, in the order of their indices; only of a response that is complete."""
         if not self.may_call or self.finish_reason is not FinishReason.STOP:
             return ()
         rows = [row for _, row in sorted(self.calls.items()) if row["name"]]
@@ -170,7 +170,7 @@ class Received:
                 sample.answering = thought.close in prefix
 
     def feed(self, chunk: Any) -> list[int]:
-        """Take a chunk; the samples that it brings text of. Raises `Malformed`."""
+        """Take a chunk. Returns the samples with new text. Raises `Malformed`."""
         if not isinstance(chunk, Mapping):
             raise Malformed(f"a chunk is {type(chunk).__name__}, not an object")
         choices = chunk.get("choices") or []
@@ -205,7 +205,7 @@ class Received:
                     return ""
                 sample.alike += 1
             if sample.finish:
-                raise Malformed("a choice goes on after its finish_reason")
+                raise Malformed("a choice continues after its finish_reason")
             sample.pieces += 1
             sample.last = whole
             sample.raw += thought + content
@@ -224,30 +224,30 @@ class Received:
         return text
 
     def _written(self, sample: Sample, thought: str, content: str, *, called: bool) -> str:
-        """The text with markers around a thought that came apart; a call ends it, too."""
+        """The text with markers around a thought from a separate field; a tool call ends it too."""
         form = self._thought
         if form is None or sample.answering:
             return thought + content
         text = ""
         if thought:
             text += thought if sample.in_thought else form.open + thought
-            sample.in_thought = sample.apart = True
+            sample.in_thought = sample.separate = True
         if content or called:
-            if sample.in_thought and sample.apart:
+            if sample.in_thought and sample.separate:
                 text += form.close
                 sample.in_thought = False
             text += content
         return text
 
     def check(self) -> None:
-        """Raise `Malformed` if the stream was cut or has brought a chunk twice."""
+        """Raise `Malformed` if the stream was cut or sent a chunk twice."""
         if any(not s.finish for s in self.samples):
             raise Malformed("the stream ended before the response did")
         total = self.completion_tokens
         if total is None:
             return
         pieces, alike = sum(s.pieces for s in self.samples), sum(s.alike for s in self.samples)
-        # A chunk has a token at least. Endpoints that cut a text finer have many chunks too many, not these few.
+        # A chunk has at least one token. Endpoints that send smaller pieces have far more chunks than tokens.
         if pieces > total >= pieces - alike:
             raise Malformed(f"the stream repeats itself: {pieces} pieces of {total} tokens")
 
@@ -259,7 +259,7 @@ class Received:
             running = [s.running for s in self.samples]
             return None if any(r is None for r in running) else sum(r for r in running if r is not None)
         done: int = usage["completion_tokens"]
-        # Some count the reasoning beside the completion; the total then tells.
+        # Some count reasoning tokens outside the completion; then the total includes them.
         total, prompt = usage.get("total_tokens"), self.prompt_tokens
         if isinstance(total, int) and prompt is not None:
             done = max(done, total - prompt)

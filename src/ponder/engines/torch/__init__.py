@@ -1,4 +1,28 @@
-"""The in-process torch engine: its options. Importing this is quick; torch is imported when a model is opened."""
+"""The in-process torch engine. Importing this is quick (options only); torch is imported when a model is opened.
+
+`engine.py` is the asynchronous interface. One thread (`worker.py`) decodes one `Batch` (`batch.py`) of rows. Requests
+that arrive in one turn of the event loop are handed over as one group, so that the same requests meet in the same batch
+each time.
+
+    jobs.py       a request as ids (`engines/requests.py`) and limits, or a refusal before anything runs
+    worker.py     the queue: first in, first out; when prompts are computed and samples get slots
+    pool.py       one memory limit for all keys and values; admission and eviction
+    prefix.py     the radix tree of prefixes that were computed once
+    cache.py      the slots: what belongs to one row, padded to the longest
+    attention.py  attention over the cache: one token a row (`Step`), packed prompts (`PromptPass`)
+    forward.py    runs the network with that cache, or transformers' own forward over whole rows
+    packed.py     the decoder's forward pass from a copy of its matrices in MKL's packed order
+    compiled.py   decode steps through `torch.compile`, piece by piece
+    exact.py      the batch-invariant mode
+    batch.py      who has a slot, and one decode step over all of them
+    rows.py       all bookkeeping of a step as arrays over slots
+    thoughts.py   bounded thoughts, and forced tokens
+    endings.py    which rows end, by an id or a stop string, and their completions
+    drawing.py    the head and each row's sampling rules: the next ids
+    sampler.py    one uniform number a row (`engines/random_streams.py`), inverted through the CDF
+    weights.py    new weights: checked before the first is copied, and their digest
+    sinks.py      where the results of a job go
+"""
 
 from __future__ import annotations
 
@@ -28,17 +52,17 @@ class Torch:
     """Most memory for keys and values, such as 2GiB; empty: a quarter of what is available, 1 GiB at most (half of a
     GPU's free memory)."""
     exact: bool = False
-    """Batch-invariant: a sample has the same bits in any company. Slower; float32 on a CPU only."""
+    """Batch-invariant: a sample has the same bits with any batch composition. Slower; float32 on a CPU only."""
     compile: bool = False
     """Decode through torch.compile, with CUDA graphs on a GPU; opening takes a minute."""
     raw_prompts: bool = False
     """Continue plain-text prompts as they are, without the chat template."""
     max_rows: int = 512
-    """Most samples that run at once."""
+    """Most samples in the running batch."""
     prefill_chunk: int = 512
-    """Most tokens of prompts that are computed between two steps of running samples."""
+    """Most prompt tokens that are computed between two decode steps (chunked prefill)."""
     packed: bool | None = None
-    """Products go through a second copy of the matrices; None: where that is faster and the copy takes at most a
+    """Use a second, packed copy of the matrices; None: where that is faster and the copy takes at most a
     quarter of the free memory."""
 
     def __post_init__(self) -> None:
@@ -51,7 +75,7 @@ class Torch:
         """An engine for whatever `models.load` can name.
 
         Raises `MissingExtra` without torch, `UserError` for a model that cannot be loaded, `Unsupported` for options
-        that the model cannot do.
+        that the model does not support.
         """
         from ponder.models.load import load
 

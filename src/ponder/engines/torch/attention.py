@@ -1,10 +1,16 @@
-"""What attention does with the cache: one token a row (`Step`), and packed stretches of prompts (`PromptPass`).
+"""Attention over the cache: one token a row (`Step`), and packed stretches of prompts (`PromptPass`).
 
-Rows that hang on the same node attend to it in one matrix product; each row's own columns come in a padded product,
-and the parts are merged by their log-sum-exp, which gives the softmax over all positions (Hydragen, Juravsky et al.
-2024, arXiv:2402.05099; the merge as in FlashAttention, Dao et al. 2022, arXiv:2205.14135). A step reads blocks of
-slots, each only up to its own longest row, and slots are sorted by length now and then, so that one long row does not
-make all others pay. On a GPU a block without shared stretches is one call of torch's fused attention instead.
+Rows that hang on the same node (`prefix.py`) attend to it in one matrix product. Each row's own columns are one padded
+product, and the parts are merged by log-sum-exp, which gives the softmax over all positions (Hydragen, Juravsky et al.
+2024, arXiv:2402.05099; the merge as in FlashAttention, Dao et al. 2022, arXiv:2205.14135). There are no pages to
+gather: on a CPU that would cost bandwidth at every step. A step reads blocks of slots, each only up to its own longest
+row. Slots are sorted by length now and then, so that one long row does not slow down all others.
+
+On a GPU keys are stored in the slots column by column (`KVCache.by_column`), and a block without shared stretches is
+one call of torch's fused attention. The queries of a group are passed as positions of one key-value head: with
+`enable_gqa` torch has no fused kernel that takes a mask. Shared stretches keep their products and the merge; prompts go
+through the fused kernel as on a CPU. The same code runs on a CPU in the tests. Which kernel torch chooses on a GPU, and
+its speed, are untested.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from ponder.engines.torch.prefix import Node, spans
 from ponder.models.cache import causal
 
 PADDING = 1.25
-"""Fresh prompts attend together as long as padding makes them no more than this much longer."""
+"""New prompts attend together as long as padding lengthens them by no more than this factor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,7 @@ class Shared:
     """Position of its first id."""
     kv: Tensor
     rows: Tensor | None
-    """Which rows; None is all of them."""
+    """Which rows; None means all."""
 
 
 def shared_parts(nodes: Sequence[Node | None], bases: np.ndarray, device: torch.device) -> list[Shared]:
@@ -70,7 +76,7 @@ class Step:
         for start, end, length in cut_blocks(columns + 1, cache.shape.numbers_per_position):
             hidden = torch.arange(length, device=device) > self.columns_B[start:end, None]
             bias = torch.zeros(hidden.shape, dtype=cache.shape.dtype, device=device).masked_fill_(hidden, -torch.inf)
-            # For each key-value head; all queries of a group see the same.
+            # Per key-value head; all queries of a group see the same keys.
             self.blocks.append((start, end, length, bias.repeat_interleave(cache.shape.kv_heads, 0).unsqueeze(1)))
 
     def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
@@ -107,7 +113,7 @@ class Step:
         query = query_BHTD.unflatten(1, (self.cache.shape.kv_heads, -1)).squeeze(3)
         columns = [(start, end, torch.arange(length, device=query.device)) for start, end, length, _ in self.blocks]
         seen = int(self.positions_B.max()) + 1
-        # A block reads columns that its shorter rows have not reached: room for them, cut off at the end.
+        # A block reads columns that its shorter rows have not reached: the bias has room for them, cut off at the end.
         width = max([seen, *(int(self.bases_B[a:b].max()) + len(at) for a, b, at in columns)])
         scores_BKGS = query.new_full((*query.shape[:3], width), -torch.inf, dtype=torch.float32)
         for a, b, at in columns:
@@ -150,9 +156,9 @@ def _part(
 ) -> tuple[Tensor, Tensor]:
     """Attention of queries (N G D) over keys (N D T) and values (N T D), and the log-sum-exp of its scores (N G 1).
 
-    Divided by the sum at the end, where there are fewer numbers: half the time of a softmax and its log-sum-exp.
+    Divided by the sum at the end, where there are fewer values: half the time of a softmax and its log-sum-exp.
     """
-    # Without a bias nothing is read of the first argument.
+    # Without a bias the first argument is not read.
     nothing = query.new_empty(()).expand(len(query), 1, 1)
     scores = torch.baddbmm(nothing if bias is None else bias, query, keys, beta=int(bias is not None), alpha=scale)
     top = scores.amax(-1, keepdim=True)
@@ -164,8 +170,8 @@ def _part(
 def _fused(query: Tensor, keys: Tensor, values: Tensor, scale: float, bias: Tensor) -> Tensor:
     """Attention of queries (N G D) over keys (N D T) and values (N T D) with a bias (N 1 T), in one kernel on a GPU.
 
-    The queries of a group stand as positions of one head: they see the same keys. With `enable_gqa` torch has no fused
-    kernel that takes a mask, and would fall back to separate products.
+    The queries of a group are passed as positions of one head: they see the same keys. With `enable_gqa` torch would
+    fall back to separate products, since it has no fused kernel that takes a mask.
     """
     mask = bias.expand(-1, query.shape[1], -1).unsqueeze(0)
     keys = keys.transpose(1, 2).unsqueeze(0)
@@ -186,7 +192,7 @@ class Stretch:
 
     @property
     def fresh(self) -> bool:
-        """It is the beginning of its prompt."""
+        """Whether it is the beginning of its prompt."""
         return self.first == 0
 
     def keys_and_values(self, layer: int) -> Tensor:
@@ -233,7 +239,7 @@ class PromptPass:
         return out_NHS
 
     def store(self, layer: int, key_KND: Tensor, value_KND: Tensor) -> None:
-        """Put keys and values of all stretches where they belong."""
+        """Store keys and values of all stretches."""
         both = torch.stack((key_KND, value_KND))
         for s, at in self.places:
             begin = s.first - s.base
@@ -241,7 +247,7 @@ class PromptPass:
 
 
 def _groups(places: list[tuple[Stretch, int]]) -> list[list[tuple[Stretch, int]]]:
-    """Fresh stretches of like length."""
+    """New stretches of similar length."""
     groups: list[list[tuple[Stretch, int]]] = []
     for place in sorted(places, key=lambda p: p[0].count):
         if groups and place[0].count <= PADDING * groups[-1][0][0].count:
@@ -252,7 +258,7 @@ def _groups(places: list[tuple[Stretch, int]]) -> list[list[tuple[Stretch, int]]
 
 
 class _Group:
-    """Fresh stretches that attend together, padded on the right, where causal attention never looks."""
+    """New stretches that attend together, padded on the right, which causal attention never reads."""
 
     def __init__(self, places: list[tuple[Stretch, int]], device: torch.device) -> None:
         self.rows, self.length = len(places), max(s.count for s, _ in places)
@@ -286,7 +292,7 @@ class _Group:
 
 
 class _Continued:
-    """A stretch with a past: keys and values of its nodes, of what was computed of it before, and its own."""
+    """A stretch with a prefix: keys and values of its nodes, of its earlier chunks, and its own."""
 
     def __init__(self, stretch: Stretch, at: int, shape: CacheShape) -> None:
         s = self.stretch = stretch

@@ -1,4 +1,4 @@
-"""The running batch: who has a slot, and one decoding step over all of them.
+"""The running batch: which samples have a slot, and one decode step over all of them.
 
 Python runs per row only when a row joins, finishes, streams, or may have completed a stop string.
 """
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from ponder.models.base import LoadedModel
 
 TIDY_STEPS = 16
-"""How often slots are sorted by length, if it pays."""
+"""Steps between sorting slots by length, where that pays."""
 WORTH_KEEPING = 64
-"""Positions of a response from which on its keys and values are left in the tree."""
+"""Responses of at least this many positions leave their keys and values in the tree, for the next turn or branch."""
 
 
 class Batch:
-    """The slots and one decoding step over them. Used by one thread only."""
+    """The slots and one decode step over them. Used by one thread only."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Batch:
 
     @property
     def longest(self) -> int:
-        """Most columns that any row may come to need."""
+        """Most columns that any row may need."""
         return self.rows.longest
 
     def _columns(self) -> int:
@@ -79,7 +79,7 @@ class Batch:
 
     @torch.inference_mode()
     def join(self, samples: Sequence[tuple[Job, int]], *, cache_rows: int) -> None:
-        """Give slots to samples whose prompts are there, in order. `cache_rows` is how many rows to make room for."""
+        """Give slots to samples with computed prompts, in order. `cache_rows` is how many rows to make room for."""
         now = time.perf_counter()
         first, count = len(self), len(self) + len(samples)
         if not first:
@@ -101,7 +101,7 @@ class Batch:
         self._changed()
 
     def _fill(self, first: int, last: int) -> None:
-        """Write prompts into slots, one that neighbours share once for all of them."""
+        """Write prompts into slots; a prompt that neighbouring slots share is written once."""
         if self.pool is None:
             return
 
@@ -143,7 +143,7 @@ class Batch:
         self._share()
 
     def _share(self) -> None:
-        """Find out anew which rows hang on what."""
+        """Recompute which rows hang on which nodes."""
         if self.pool is not None:
             self.pool.live = (len(self), self._columns())
             self._splits = self.pool.tree.splits
@@ -239,7 +239,7 @@ class Batch:
         self._changed()
 
     def set_version(self, version: int) -> None:
-        """Mark that what rows sample from now on comes from other weights; nothing cached is found any more."""
+        """Mark that tokens sampled from now on come from other weights; nothing cached is found any more."""
         self.version = version
         for slot, row in enumerate(self.rows):
             row.versions.append((int(self.rows.at[slot]) + 1, version))

@@ -1,8 +1,8 @@
-"""The slots of a running batch: keys and values that belong to one row each.
+"""The slots of the running batch: keys and values that belong to one row each.
 
-Keys lie as [slot, kv head, dimension, column] and values as [slot, kv head, column, dimension]: with one query a row,
-`bmm` on that layout was the fastest of the variants measured on a CPU (bmm on untransposed keys 1.4 times, torch's
-scaled_dot_product_attention with a mask 1.4 to 1.7 times as long); on a GPU keys lie in memory as values do. Column `c`
+Keys are stored as [slot, kv head, dimension, column] and values as [slot, kv head, column, dimension]: with one query a
+row, `bmm` on that layout was the fastest of the variants measured on a CPU (bmm on untransposed keys 1.4 times, torch's
+scaled_dot_product_attention with a mask 1.4 to 1.7 times as long); on a GPU keys are stored as values are. Column `c`
 of a slot is position `base + c` of its row, where the positions before `base` are read from shared nodes (`prefix.py`).
 
 Memory is bounded by the caller, which admits no more rows than fit; `reserve` grows in steps of `CHUNK` columns.
@@ -24,7 +24,7 @@ UNIT = 16
 ROUND = 16
 """Attention lengths are rounded up to this, so that few shapes occur."""
 PADDING_WORTH_A_BLOCK = 1 << 16
-"""Numbers of padding that cost about as much to read as one more block costs to start."""
+"""Padding values that cost about as much to read as starting one more block."""
 
 
 def rounded(length: int, to: int = CHUNK) -> int:
@@ -71,7 +71,7 @@ def better_order(lengths_B: np.ndarray, numbers_per_position: int) -> np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """What one position of one row takes."""
+    """Size of one position of one row."""
 
     layers: int
     kv_heads: int
@@ -98,9 +98,9 @@ class KVCache:
     """Keys and values of the slots 0 … rows - 1, for all layers."""
 
     def __init__(self, shape: CacheShape, by_column: bool | None = None) -> None:
-        """`by_column` is whether the numbers of a key lie side by side in memory; None is where kernels that fuse
+        """`by_column`: whether the values of a key are contiguous in memory; None means where fused attention kernels
 
-        attention need it: not on a CPU. What is seen of the tensors is the same.
+        need it: not on a CPU. The tensors look the same either way.
         """
         self.shape = shape
         self.by_column = shape.device.type != "cpu" if by_column is None else by_column
@@ -111,7 +111,7 @@ class KVCache:
 
     @property
     def tokens(self) -> int:
-        """Positions that there is memory for."""
+        """Positions with allocated memory."""
         return self.rows * self.length
 
     def resize(self, rows: int, length: int, live_rows: int, live_length: int) -> None:
@@ -134,7 +134,7 @@ class KVCache:
         self.rows, self.length = rows, length
 
     def clear(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self.resize(0, 0, 0, 0)
 
     def copy(self, sources: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, length: int) -> None:

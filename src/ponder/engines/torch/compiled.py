@@ -1,16 +1,23 @@
-"""Decoding steps of a native decoder through `torch.compile`, piece by piece: everything but attention over the cache.
+"""Decode steps of a native decoder through `torch.compile`, piece by piece: everything but attention over the cache.
 
-A step of few rows on a GPU costs what starting its small operations costs. What lies between two attentions (output
-projection, norm, SwiGLU, the next block's norm, projections and rotation) is one compiled function; on CUDA inductor
-records each of its calls as a CUDA graph, one for each block and number of rows. Attention stays outside: its shapes
-change at every step. The head stays outside too: it is one product, and rows are padded here but not there.
+On a GPU a step of few rows costs what launching its small operations costs. A step is L + 1 calls of three compiled
+functions: from the ids to the first block's queries, keys and values; from one block's attention to the next block's
+queries, keys and values (output projection, norm, SwiGLU, norm, projections, rotation); from the last attention to the
+last norm. On CUDA inductor records each call as a CUDA graph, one for each block and number of rows. Attention stays
+eager: its shapes change at every step. So do prompts and the head: the head is one product and needs no padded rows.
 
-Weights are arguments, so that all blocks share one compiled function, and are read where the trainer has them: nothing
-is copied, an optimiser's step in place is seen, and a parameter or adapter that was put in place of another is found
-by identity before each step. Where the module does more than its classes say (`models.as_written`: a hook, a tap), the
-module computes. Compiled once for one row and once for any more; rows are padded to a few sizes, so that few graphs
-are recorded. In float32 the log-probabilities are the eager ones up to rounding; in bf16 fused operations keep float32
-between them, so they differ as two bf16 passes do.
+Weights and adapters are arguments, read where the trainer has them. So all blocks share the functions, nothing is
+copied, an optimiser's in-place step is seen, new weights need no new graph, and a replaced parameter or adapter is
+found by identity before each step. Where the module does more than its classes say (`models.as_written`: a hook, a
+tap), the module computes. Each function is compiled twice when the engine opens, for one row and for more; where that
+fails the engine does not open and says why. Rows are padded to a few sizes, so that few graphs are recorded. No output
+in a graph's memory outlives the sampling of its step, so nothing is copied out. In float32 the log-probabilities are
+the eager ones up to rounding; in bf16 fused operations keep float32 between them, so they differ as two bf16 passes do.
+
+Off unless asked for; refused for the exact mode, packed products and models that run through transformers. Tested on a
+CPU only, by inductor's C++, where it showed no gain over packed products (docs/LOG.md). Tests of what concerns CUDA
+(graphs, their memory, the decoding thread, bf16) are skipped without a GPU, and `benchmarks/gpu.py` was never run on
+one.
 
 Piecewise compilation and padded sizes as in vLLM (docs/design, "torch.compile integration") and SGLang.
 """
@@ -41,26 +48,26 @@ if TYPE_CHECKING:
     from ponder.models.base import LoadedModel
 
 _STEPS = threading.Lock()
-"""Which step CUDA graphs are in is a number of the whole process: engines take turns."""
+"""The current step of CUDA graphs is one number per process, so engines take turns."""
 _serial = itertools.count()
 
 
 def why_not(model: LoadedModel, *, exact: bool, packed: bool | None) -> str:
-    """Why this model's decoding cannot be compiled, in words that go on after "cannot be compiled: "; empty if it can.
+    """Why this model's decoding cannot be compiled, as a clause after "cannot be compiled: "; empty if it can.
 
-    Whether a compiler is there shows when it is asked to compile (`CompiledDecoder.warm_up`).
+    Whether there is a compiler shows only when it compiles (`CompiledDecoder.warm_up`).
     """
     if not isinstance(model.module, DecoderLM) or not model.supports_cache:
         return "it runs through transformers' forward"
     if exact:
-        return "the exact mode computes in tiles of its own; leave exact or compile out"
+        return "the exact mode computes in its own tiles; leave out exact or compile"
     if packed:
-        return "packed products are no part of a compiled graph; leave packed or compile out"
+        return "packed products cannot be part of a compiled graph; leave out packed or compile"
     return ""
 
 
 def padded(rows: int) -> int:
-    """The size that this many rows are filled up to: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, …"""
+    """The size that this many rows are padded to: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, …"""
     power = 1 << (rows - 1).bit_length()
     between = 3 * power // 4
     return between if power >= 32 and rows <= between else power
@@ -70,7 +77,7 @@ def padded(rows: int) -> int:
 
 
 class Projection(NamedTuple):
-    """A linear layer, with the adapter beside it if there is one (`models.lora`)."""
+    """A linear layer, with its adapter if there is one (`models.lora`)."""
 
     weight: Tensor
     bias: Tensor | None
@@ -155,9 +162,9 @@ class Pieces(NamedTuple):
     def compiled(self, backend: str | Callable[..., Any], mode: str | None) -> Pieces:
         """The same through `torch.compile`, whole graphs or an error.
 
-        Dynamo leaves a size open from the second value on that it sees, and makes a special case of 1: tried with one
-        row and then with two, each piece is compiled once for one row and once for any more. With all sizes left open
-        from the start that took four times as long.
+        Dynamo makes a size dynamic from the second value that it sees, and specialises on 1: called with one row and
+        then with two, each piece is compiled once for one row and once for more. With all sizes dynamic from the
+        start compiling took four times as long.
         """
 
         def compile_one(piece: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,9 +174,9 @@ class Pieces(NamedTuple):
 
 
 def _separate(piece: Any) -> Any:
-    """The function with a code object of its own.
+    """A copy of the function with its own code object.
 
-    Dynamo counts compilations, and remembers which sizes vary, by code object: engines must not share them.
+    Dynamo counts compilations, and remembers dynamic sizes, per code object: engines must not share one.
     """
     name = f"{piece.__name__}_{next(_serial)}"
     return types.FunctionType(piece.__code__.replace(co_name=name), piece.__globals__, name, None, piece.__closure__)
@@ -186,18 +193,18 @@ class CompiledDecoder:
         self.device = module.lm_head.weight.device
         self.cuda = self.device.type == "cuda"
         config = module.config
-        # Another backend than inductor knows no modes.
+        # Only inductor has modes.
         mode = "reduce-overhead" if self.cuda and backend == "inductor" else None
         self.pieces = Pieces.of(config.head_dim, config.rms_norm_eps).compiled(backend, mode)
         self.mixed: dict[int, Tensor] = {}
-        """Where attention's output is handed over, by padded rows: at a fixed address, so that a graph reads it there.
+        """Buffers for attention's output, by padded rows: at a fixed address, so that a graph can read it.
         """
         if self.cuda:
             _give_thread_its_graphs()
         self.gather()
 
     def gather(self) -> None:
-        """Collect the arguments of the pieces, and where each of them is found again (`fits`)."""
+        """Collect the arguments of the pieces, and where to look each of them up again (`fits`)."""
         self._places: list[tuple[dict[str, Any], str, Any]] = []
         model = self.module.model
         blocks = [b for b in model.layers if isinstance(b, Block)]
@@ -206,7 +213,7 @@ class CompiledDecoder:
         self._embeddings = self._tensor(model.embed_tokens, "weight")
         self._norm = self._tensor(model.norm, "weight")
         self._table = self.module.rope_table
-        # Parameters are read where they lie; a buffer would be copied into the graph at each step.
+        # Parameters are read in place; a buffer would be copied into the graph at each step.
         torch._dynamo.mark_static_address(self._table, guard=False)
 
     def _tensor(self, part: nn.Module, name: str) -> Any:
@@ -236,7 +243,7 @@ class CompiledDecoder:
         return After(self._projection(block.self_attn.o_proj), norm, gate, up, down)
 
     def fits(self) -> bool:
-        """Whether every parameter and adapter is still the one that was gathered; its values may be new."""
+        """Whether every parameter and adapter is still the same object; its values may have changed."""
         return all(place.get(name) is found for place, name, found in self._places)
 
     def warm_up(self) -> None:
@@ -249,7 +256,7 @@ class CompiledDecoder:
             except Unsupported:
                 raise
             except Exception as error:
-                raise Unsupported(f"decoding cannot be compiled here: {_reason(error)}: leave compile out") from error
+                raise Unsupported(f"decoding cannot be compiled here: {_reason(error)}: leave out compile") from error
 
     def __call__(self, ids_B: np.ndarray, positions_B: np.ndarray, cache: Attends) -> Tensor:
         """Hidden states after the last norm, shape B D, valid until the next call.
@@ -269,7 +276,7 @@ class CompiledDecoder:
             if not type(error).__name__.startswith("FailOn"):
                 raise
             raise Unsupported(
-                f"decoding was compiled anew more often than torch._dynamo.config.cache_size_limit = "
+                f"decoding was recompiled more often than torch._dynamo.config.cache_size_limit = "
                 f"{torch._dynamo.config.cache_size_limit}, as with adapters that differ from block to block: leave "
                 "compile out or raise that limit"
             ) from error
@@ -278,7 +285,7 @@ class CompiledDecoder:
         first, between, last = self.pieces
         mixed_NE = self._handover(len(ids_N))
         # No output of a piece is kept longer than the next pieces need it: in a graph's memory it lives until then,
-        # and the order in which outputs are let go must be the same at each replay.
+        # and outputs must be released in the same order at each replay.
         x, query, key, value, cos, sin = first(ids_N, positions_N, self._embeddings, self._table, self._before[0])
         for layer, after in enumerate(self._after):
             mixed_NE[:rows] = cache.attend(layer, query[:rows], key[:rows], value[:rows]).flatten(1)
@@ -291,7 +298,7 @@ class CompiledDecoder:
         if found is None:
             config, weight = self.module.config, self._embeddings
             width = config.num_attention_heads * config.head_dim
-            # Zeros: what fills up must be numbers, and stays unread.
+            # Zeros: padding must be finite, and is not read.
             found = self.mixed[size] = torch.zeros(size, width, dtype=weight.dtype, device=self.device)
             torch._dynamo.mark_static_address(found, guard=False)
         return found
@@ -307,20 +314,20 @@ class CompiledDecoder:
             yield
             return
         with _STEPS:
-            # From here on the outputs of the step before may be overwritten; the sampler is done with them.
+            # From here on the previous step's outputs may be overwritten; the sampler is done with them.
             torch.compiler.cudagraph_mark_step_begin()
             yield
 
 
 class _Nothing:
-    """A cache for trying out the pieces."""
+    """A cache for compiling the pieces."""
 
     def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
         return query_BHTD
 
 
 def _reason(error: BaseException) -> str:
-    """The line of an error of torch.compile that says most."""
+    """The most informative line of an error of torch.compile."""
     from torch._inductor.exc import InvalidCxxCompiler
 
     causes = [error]
@@ -328,15 +335,15 @@ def _reason(error: BaseException) -> str:
         causes.append(cause)
     if any(isinstance(c, InvalidCxxCompiler) or "InvalidCxxCompiler" in str(c) for c in causes):
         return "no C++ compiler is found (install g++ or name one in CXX)"
-    # The last one is where it began, but for a compiler's exit status: what it wrote stands in the one before.
+    # The last one is the root cause. For a compiler's exit status, its output is in the one before.
     last = next((c for c in reversed(causes) if not isinstance(c, subprocess.CalledProcessError)), error)
     text = str(last).rpartition("Output:\n")[2]
-    line = next((x.strip() for x in text.splitlines() if x.strip()), "it failed without a word")
+    line = next((x.strip() for x in text.splitlines() if x.strip()), "it failed without a message")
     return f"torch.compile failed with {type(last).__name__}: {line[:200]}"
 
 
 def _give_thread_its_graphs() -> None:
-    """Before torch 2.13 CUDA graphs of `torch.compile` assert in a thread that Python started (pytorch #123177)."""
+    """Before torch 2.13 CUDA graphs of `torch.compile` raise in a thread that Python started (pytorch #123177)."""
     from torch._inductor import cudagraph_trees
 
     if not hasattr(cudagraph_trees, "_initialize_tls") and not hasattr(

@@ -1,4 +1,4 @@
-"""The next id of each row, from what the network made of its last one."""
+"""The next id of each row, from the hidden state of its last one."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Drawing:
         self._rules: list[Rules] = []
 
     def changed(self) -> None:
-        """Rows have come or gone."""
+        """Update after rows joined or left."""
         params = [row.job.params for row in self._rows]
-        # In the exact mode a tile at a time, its padding too, so that nothing depends on how many rows there are.
+        # In the exact mode a tile at a time, its padding too, so that nothing depends on the number of rows.
         exact = isinstance(self._forward, Exact)
         size = self._forward.tile if isinstance(self._forward, Exact) else max(1, len(params))
         padded = params + [_NEUTRAL] * (-len(params) % size)
@@ -64,7 +64,7 @@ class Drawing:
         return ids, logprobs, best
 
     def note(self, best: _Best, free: np.ndarray) -> None:
-        """Keep the most likely ids of the rows that want them; none where a token was put in by force."""
+        """Keep the most likely ids of the rows that ask for them; none where a token was forced."""
         for slot, row in enumerate(self._rows):
             if row.best is not None:
                 pairs = zip(*best[slot], strict=True) if free[slot] else ()

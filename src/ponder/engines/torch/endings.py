@@ -1,4 +1,4 @@
-"""Which rows end, and the completions that they leave."""
+"""Which rows end, and their completions."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Endings:
         self._tables: dict[tuple[str, ...], np.ndarray] = {}
         """Ids that may complete one of these stop strings, as bool of shape V."""
         self._stopping_S = self._table_of_S = np.zeros(0, dtype=np.int64)
-        """Slots with stop strings, and the row of `_tables_KV` that is theirs."""
+        """Slots with stop strings, and their row of `_tables_KV`."""
         self._tables_KV = np.zeros((0, vocabulary.size), dtype=bool)
 
     def changed(self) -> None:
-        """Rows have come or gone."""
+        """Update after rows joined or left."""
         params = [row.job.params for row in self._rows]
         self._stop_ids = [(s, np.array(p.stop_ids)) for s, p in enumerate(params) if p.stop_ids]
         texts = [tuple(p.stop) for p in params]
@@ -43,7 +43,7 @@ class Endings:
             self._tables_KV = np.array([*self._tables.values()], dtype=bool)
 
     def ends(self, tokens: np.ndarray) -> np.ndarray:
-        """Where a token ends its response."""
+        """Which tokens end their response."""
         ends = self._is_end_V[tokens]
         for slot, ids in self._stop_ids:
             ends[slot] |= bool((ids == tokens[slot]).any())
@@ -63,7 +63,7 @@ class Endings:
         return stopped
 
     def completion(self, slot: int, *, ended: bool, cut: int | None, flops: float) -> Completion:
-        """What a row has so far; `ended` by its last id, or `cut` where a stop string begins in its text."""
+        """The completion of a row so far; `ended` by its last id, or `cut` where a stop string begins in its text."""
         rows, row, job = self._rows, self._rows[slot], self._rows[slot].job
         start, stop = int(rows.start[slot]), int(rows.at[slot]) + 1
         ids = rows.response(slot)

@@ -1,4 +1,4 @@
-"""The in-process engine: an asynchronous face over one decoding thread with continuous batching."""
+"""The in-process engine: an asynchronous interface over one decoding thread with continuous batching."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from ponder.types import Capabilities, Completion, Delta, Prompt, Request, Spend
 
 _EXIT_SECONDS = 5.0
 GRACE = 1.0
-"""Seconds that a cancelled call waits at most for the thread to end the step or the chunk of prompts that it is in.
+"""Most seconds that a cancelled call waits for the thread to finish its current decode step or chunk of prompts.
 
-Then it knows what was sampled and settles its receipt. A step that takes longer is not waited for: the receipt stays
-unsettled, and whoever counts books the worst case.
+Then it knows what was sampled and settles its receipt. If the step takes longer, the receipt stays unsettled, and the
+caller books the worst case.
 """
 
 
@@ -50,9 +50,9 @@ class CacheUse:
     slots: int
     """Room for the running rows, used or not."""
     held: int
-    """Prefixes that running rows, prompts in the making and leases need."""
+    """Prefixes that running rows, prompts being computed and leases need."""
     free: int
-    """Prefixes that are kept in case they are asked for again."""
+    """Prefixes that are kept for reuse."""
 
 
 class TorchEngine(BaseEngine):
@@ -60,23 +60,23 @@ class TorchEngine(BaseEngine):
 
     Rows join and leave the running batch at every step; what does not fit into `max_rows` rows or `kv_memory` bytes
     waits, first in, first out. Requests that are submitted together (one `asyncio.gather`, one `generate_many`) to an
-    idle engine form one group and give the same tokens and log-probabilities bit for bit each time, on one machine
-    with one number of threads. In another company a sample draws the same random numbers, but its logits may differ
-    in the last bits, as matrix products of another shape round differently; so they may after other requests have left
-    prefixes in the cache (`drop_caches` empties it). With `exact=True` nothing of this changes a bit.
+    idle engine form one group and give the same tokens and log-probabilities bit for bit each time, on one machine with
+    one number of threads. With a different batch composition a sample draws the same random numbers, but its logits may
+    differ in the last bits, as matrix products of another shape round differently; so they may once other requests have
+    left prefixes in the cache (`drop_caches` empties it). With `exact=True` none of this changes a bit.
 
-    Requests that begin alike share the keys and values of what they have in common, without being asked; what nobody
-    needs any more stays until the memory is needed or the weights change. `hold` keeps a prefix.
+    Requests share the keys and values of common prefixes automatically. A prefix that is no longer in use stays cached
+    until the memory is needed or the weights change. `hold` keeps one.
 
     A call that is cancelled, or whose stream is closed, ends within `grace` seconds, and then its receipt is settled. A
-    slow reader of a stream holds back neither its own call nor others; its pieces are merged.
+    slow reader of a stream slows down neither its own call nor others; its pieces are merged.
 
     Log-probabilities are of the distribution that was sampled from (after temperature, top-k, top-p and min-p; 0 for
     greedy samples), or of the model's own with `SamplingParams.logprobs_of="raw"`.
 
-    The module is the trainer's own: who shares it steps between calls and then announces the new version with
-    `load_weights(WeightsUpdate(model.module, version))`. `path` is `"native"` (own cache) or `"transformers"` (a module
-    that does not support the cache; whole rows are computed again at every step: right, but slow).
+    The module is the trainer's own: a trainer that shares it steps between calls and then announces the new version
+    with `load_weights(WeightsUpdate(model.module, version))`. `path` is `"native"` (own cache) or `"transformers"` (a
+    module that does not support the cache; whole rows are recomputed at every step: correct, but slow).
     """
 
     grace = GRACE
@@ -95,13 +95,13 @@ class TorchEngine(BaseEngine):
     ) -> None:
         """`kv_memory` is the most bytes that keys and values may take; None takes a quarter of what is available,
 
-        1 GiB at most (on a GPU half of what is free there). `prefill_chunk` is the most tokens of prompts that are
-        computed between two steps of running rows. `exact` is the batch-invariant mode, slower, on a CPU in float32
-        only (`engines.torch.exact` says how it works, docs/LOG.md what it costs). `packed` is whether products go
-        through a second copy of the matrices (`engines.torch.packed`); None is where that is faster and the copy takes
-        at most a quarter of the free memory. `compile` is whether decoding steps go through `torch.compile`, with CUDA
-        graphs on a GPU (`engines.torch.compiled`); opening takes as long as compiling then. None is no, everywhere: it
-        was never measured on a GPU, and on a CPU it showed no gain over packed products.
+        1 GiB at most (on a GPU half of what is free there). `prefill_chunk` is the most prompt tokens that are computed
+        between two decode steps. `exact` is the batch-invariant mode, slower, on a CPU in float32
+        only (`engines.torch.exact` says how it works, docs/LOG.md what it costs). `packed` is whether products use a
+        second copy of the matrices (`engines.torch.packed`); None is where that is faster and the copy takes
+        at most a quarter of the free memory. `compile` is whether decode steps go through `torch.compile`, with CUDA
+        graphs on a GPU (`engines.torch.compiled`); opening then takes as long as compiling. None means no: it was
+        never measured on a GPU, and on a CPU it showed no gain over packed products.
         """
         if max_rows < 1:
             raise UserError(f"max_rows is {max_rows}: it must be at least 1")
@@ -141,12 +141,12 @@ class TorchEngine(BaseEngine):
         )
         self._batch = batch
         reuse_freed_memory()
-        release_threads()  # of the thread that loaded the model: from here on the worker computes
+        release_threads()  # the team of the thread that loaded the model: from here on the worker computes
         self._worker = Worker(batch, max_rows=max_rows, chunk=prefill_chunk)
         self._last_prompt: tuple[Any, Any, tuple[int, ...]] = (None, None, ())
         self._pending: dict[asyncio.AbstractEventLoop, list[Job]] = {}
         self._lock = threading.Lock()
-        # Ends the thread when the engine is forgotten and, before torch is torn down, when Python exits.
+        # Ends the thread when the engine is garbage-collected and, before torch is torn down, when Python exits.
         self._finalizer = weakref.finalize(self, self._worker.shutdown, _EXIT_SECONDS)
         if compile and isinstance(batch.forward, Native):
             try:
@@ -161,7 +161,7 @@ class TorchEngine(BaseEngine):
 
     @property
     def running(self) -> int:
-        """Rows that are being sampled now."""
+        """Number of rows in the running batch."""
         return len(self._batch)
 
     @property
@@ -172,7 +172,7 @@ class TorchEngine(BaseEngine):
 
     @property
     def cache(self) -> CacheUse:
-        """What the key-value cache takes now, in bytes."""
+        """Current size of the KV cache in bytes."""
         pool = self._batch.pool
         if pool is None:
             return CacheUse(self.kv_memory, 0, 0, 0)
@@ -184,7 +184,7 @@ class TorchEngine(BaseEngine):
         return len(self._prompt_ids(prompt))
 
     def _prompt_ids(self, prompt: Prompt | tuple[int, ...]) -> tuple[int, ...]:
-        """The ids of a prompt; those of the last one are kept, as it is counted, sampled and often sampled again."""
+        """The ids of a prompt. The last ones are kept, since a prompt is counted, sampled and often sampled again."""
         info, known, ids = self._last_prompt
         if info is not self.model.info or (known is not prompt and known != prompt):
             info, ids = self.model.info, tuple(self.model.prompt_ids(prompt))
@@ -206,7 +206,7 @@ class TorchEngine(BaseEngine):
             job.settle(receipt)
 
     async def _cut_short(self, job: Job) -> None:
-        """Drop a job and wait until it is known what it used. Cancelled once more, it does not wait."""
+        """Drop a job and wait until it is known what it used. Cancelled again, it does not wait."""
         await asyncio.wait([asyncio.wrap_future(self._worker.cancel([job]))], timeout=GRACE)
 
     def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
@@ -229,10 +229,10 @@ class TorchEngine(BaseEngine):
 
     @contextlib.asynccontextmanager
     async def hold(self, ids: Sequence[int]) -> AsyncIterator[None]:
-        """Compute a prefix if it is not there, and keep it while the context is open; see `protocols.PrefixHolder`.
+        """Compute a prefix if it is not cached, and keep it while the context is open; see `protocols.PrefixHolder`.
 
-        It waits its turn like a request. New weights compute it anew, before any request that comes after them. Raises
-        `UserError` if it does not fit into `kv_memory` beside other leases, `Unsupported` for a model whose prompts
+        It waits in the queue like a request. New weights recompute it, before any later request. Raises
+        `UserError` if it does not fit into `kv_memory` with the other leases, `Unsupported` for a model whose prompts
         cannot be kept.
         """
         if self._batch.pool is None:
@@ -259,7 +259,7 @@ class TorchEngine(BaseEngine):
     async def drop_caches(self) -> None:
         """Free every cached prefix that no request and no lease needs.
 
-        What is found in the cache decides in which company a prompt is computed, and so its last bits: call this where
+        What is cached decides with which batch composition a prompt is computed, and so its last bits: call this where
         a run must repeat bit for bit without the exact mode. New weights do it anyway.
         """
         await asyncio.wrap_future(self._worker.call(self._worker.drop_caches))
@@ -271,8 +271,8 @@ class TorchEngine(BaseEngine):
     def generate_many(self, requests: Sequence[Request]) -> list[tuple[Completion, ...]]:
         """Sample several requests as one group and wait for all; completions in the order of the requests.
 
-        For scripts and the trainer; not to be called on an event loop's thread. Raises what `generate` raises; then
-        none of the requests goes on.
+        For scripts and the trainer; do not call it on an event loop's thread. Raises what `generate` raises; then
+        all of the requests are dropped.
         """
         futures: list[concurrent.futures.Future[tuple[Completion, ...]]] = []
         jobs = []
@@ -290,12 +290,12 @@ class TorchEngine(BaseEngine):
     async def load_weights(self, update: WeightsUpdate) -> Delivery:
         """Take new weights between two steps.
 
-        The very module that the engine uses is only announced, and nothing is sent: the delivery has no digest. It may
-        be announced again under the version that the engine has, by a trainer that has restored a checkpoint of it;
-        all other versions rise. With `update.digest` the new tensors, in the engine's types, must have that digest
+        The module that the engine itself uses is only announced, and nothing is copied: the delivery has no digest. It
+        may be announced again under the version that the engine has, by a trainer that has restored a checkpoint of it;
+        all other versions must rise. With `update.digest` the new tensors, in the engine's types, must have that digest
         (`weights.digest`) before one of them is copied.
 
-        Requests that are running carry on with the new weights over the keys and values that they have; their segments
+        Running requests continue with the new weights over the keys and values that they have; their segments
         say which version sampled what. Raises `UserError` if the weights do not fit, are not those of the digest, or
         are not newer; the old ones then stay.
         """
@@ -315,14 +315,14 @@ class TorchEngine(BaseEngine):
         self._refuse_old(update.version, own)
         if own:
             if update.digest:
-                raise UserError("digest: the engine shares this module, so nothing is sent that could be compared")
+                raise UserError("digest: the engine shares this module, so nothing is sent to compare")
             return None
         state = state_of(update.source)
         check_fit(module, state)
         if update.digest and (found := digest(as_stored(module, state))) != update.digest:
             raise UserError(
                 f"the new weights of version {update.version} have the digest {found}, not {update.digest}: they are "
-                "not those that were sent; send them again"
+                "not the ones that were sent; send them again"
             )
         return state
 
@@ -330,14 +330,14 @@ class TorchEngine(BaseEngine):
         now = self.weights_version
         if version < now or (version == now and not own):
             raise UserError(
-                f"the new weights have version {version}, and the engine has version {now} already: versions rise"
+                f"the new weights have version {version}, and the engine has version {now} already: versions must rise"
             )
 
     def _loader(self, state: Mapping[str, Tensor] | None, version: int) -> Callable[[], Delivery]:
         worker, module = self._worker, self.model.module
 
         def load() -> Delivery:
-            # Once more: another update may have come first.
+            # Again: another update may have come first.
             self._refuse_old(version, own=state is None)
             if state is not None:
                 copy_weights(module, state)
@@ -378,7 +378,7 @@ class TorchEngine(BaseEngine):
         )
 
     def _submit_soon(self, loop: asyncio.AbstractEventLoop, job: Job) -> None:
-        """Hand over all jobs of one turn of the event loop as one group, so that the batch does not depend on luck."""
+        """Hand over all jobs of one turn of the event loop as one group: the batch must not depend on timing."""
         with self._lock:
             jobs = self._pending.setdefault(loop, [])
             jobs.append(job)
@@ -390,7 +390,7 @@ class TorchEngine(BaseEngine):
             jobs = self._pending.pop(loop, [])
         if not jobs:
             return
-        release_threads()  # the caller's: it waits while the worker computes
+        release_threads()  # the caller's team: it waits while the worker computes
         try:
             self._worker.submit(jobs)
         except EngineClosed as error:

@@ -1,15 +1,16 @@
-"""The batch-invariant mode: a token's numbers do not depend on what else is computed, or when.
+"""The exact (batch-invariant) mode: a token's numbers do not depend on what else is computed, or when.
 
 Floating-point sums depend on their order, and matrix libraries choose the order by the shape; so a row's logits change
 in the last bits with the size of its batch (He et al. 2025, "Defeating Nondeterminism in LLM Inference", Thinking
 Machines). Here every token, of a prompt or of a response, goes through the network in a tile of a given number of
-tokens, filled up where there are fewer, and its attention is a sum over whole pages of absolute positions, one page
-after another. A page is read into a buffer of a fixed shape first, wherever it is stored, so that sharing, splitting
-and chunking leave no trace; pages that a token must not see are added as exact zeros.
+tokens, padded where there are fewer, and its attention is a sum over whole pages of absolute positions in fixed order.
+A page is first read into a buffer of fixed shape, wherever it is stored. So batch composition, order, chunking, sharing
+and splitting change no bit; pages that a token must not see are added as exact zeros.
 
-Holds for a fixed number of threads on one machine. That a row's result does not depend on its place in the tile is
-checked when the engine opens. So is whether wider tiles give the same bits; those that do are used where there are
-enough tokens, since a product of more rows is faster for each of them.
+Holds for a fixed number of threads on one machine. When the engine opens, it checks that a row's
+result does not depend on its place in the tile; if it does, the next size is tried, one row last. Wider tiles that give
+the same bits (those of packed products do) are used where there are enough tokens, since a product of more rows is
+faster per row.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from ponder.models.base import LoadedModel
 
 TILES = (16, 32, 8, 1)
-"""Sizes that are tried; matrix products of a single row depend on nothing else for sure."""
+"""Sizes that are tried; products of a single row cannot depend on other rows."""
 WIDER = (64, 32)
-"""Tiles that are used too if they give the same bits."""
+"""Wider tiles that are also used if they give the same bits."""
 _CHECKED = 3 * PAGE - 5
 """Position of the tokens in the checks: keys and values of several pages, the last one not full."""
 
@@ -48,17 +49,17 @@ class Exact(Native):
         if self.device.type != "cpu" or self.shape.dtype != torch.float32:
             raise UserError(
                 f"the exact mode runs on a CPU in float32, but {model.info.name} is in {str(self.shape.dtype)[6:]} on "
-                f"{self.device}: load it with device='cpu' and dtype='float32', or leave exact out"
+                f"{self.device}: load it with device='cpu' and dtype='float32', or leave out exact"
             )
         self.stage = torch.zeros(0)
         self.tile = next(size for size in TILES if size == 1 or self._same([size], [size], turn=1))
-        """The smallest one."""
+        """The smallest tile."""
         wider = [s for s in WIDER if s > self.tile and self.tile > 1]
         self.tiles = [*(s for s in wider if self._same([self.tile] * (s // self.tile), [s])), self.tile]
-        """The widest first."""
+        """All tiles in use, widest first."""
 
     def _same(self, first: Sequence[int], second: Sequence[int], turn: int = 0) -> bool:
-        """Whether tokens in tiles of these sizes get the same bits, the second time `turn` places further on."""
+        """Whether tokens in tiles of these sizes get the same bits, the second time shifted by `turn` places."""
         total = sum(first)
         vocab = int(self.module.config.vocab_size)  # type: ignore[attr-defined]
         generator = torch.Generator().manual_seed(0)
@@ -71,7 +72,7 @@ class Exact(Native):
                 slots.resize(total, rounded(_CHECKED + 1, PAGE), 0, 0)
                 for kv in (*slots.keys, *slots.values):
                     kv.normal_(generator=torch.Generator().manual_seed(1))
-                    kv.copy_(kv[:1].expand_as(kv).clone())  # all slots the same, so that tokens may swap them
+                    kv.copy_(kv[:1].expand_as(kv).clone())  # all slots are equal, so that tokens may swap them
                 turned, hidden, logits, at = np.roll(ids, by), [], [], 0
                 for size in sizes:
                     view = _StepTile(self, slots, at, positions[at : at + size], bases[at : at + size], [], size)
@@ -82,7 +83,7 @@ class Exact(Native):
         return all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
     def cuts(self, count: int) -> list[int]:
-        """Sizes of the tiles that hold so many tokens, as wide as possible without a tile of padding."""
+        """Sizes of the tiles for this many tokens, as wide as possible without a tile of padding only."""
         left, sizes = -(-count // self.tile) * self.tile, []
         while left > 0:
             sizes.append(next(s for s in self.tiles if s <= left))
@@ -90,13 +91,13 @@ class Exact(Native):
         return sizes
 
     def _run(self, ids: np.ndarray, positions: np.ndarray, view: _Tile) -> Tensor:
-        """Hidden states of one tile, padded with tokens whose results are thrown away."""
+        """Hidden states of one tile, padded with tokens whose results are discarded."""
         ids_M, positions_M = (np.zeros(view.tile, dtype=np.int64) for _ in range(2))
         ids_M[: len(ids)], positions_M[: len(ids)] = ids, positions
         return self.network(ids_M, positions_M, view.tile, view)
 
     def prompts(self, stretches: Sequence[Stretch], ids: Sequence[np.ndarray]) -> None:
-        # Stretches of one prompt never meet in a pass, but its own earlier tiles are read by the later ones.
+        # A pass has one stretch per prompt; later tiles of a stretch read its earlier ones.
         places = [(s, offset) for s in stretches for offset in range(s.count)]
         packed = np.concatenate(ids)
         first = 0
@@ -107,7 +108,7 @@ class Exact(Native):
             first += tile
 
     def step(self, ids_B: np.ndarray, positions_B: np.ndarray, bases_B: np.ndarray, shared: Sequence[Shared]) -> Tensor:
-        """As in `Native`, but filled up to whole tiles."""
+        """As in `Native`, but padded to whole tiles."""
         parts, a = [], 0
         for tile in self.cuts(len(ids_B)):
             b = a + tile
@@ -122,7 +123,7 @@ class Exact(Native):
             s = self.shape
             pages_too = 0 if len(self.stage) == 0 else self.stage.shape[1]
             wide = tile if len(self.stage) == 0 else max(tile, self.stage.shape[2])
-            # zeros: what no token reads yet is multiplied by a weight of 0.
+            # zeros: what no token may read is multiplied by a weight of 0.
             self.stage = torch.zeros(2, max(pages + pages // 4, pages_too), wide, s.kv_heads, PAGE, s.head_dim)
         return self.stage[:, :pages, :tile]
 
@@ -150,7 +151,7 @@ class _Tile:
         raise NotImplementedError
 
     def stage_node(self, kv: Tensor, start: int, first: int, last: int) -> None:
-        """Put a stretch (2, kv heads, positions, head dimension) that begins at a page before some tokens."""
+        """Put a stretch (2, kv heads, positions, head dimension) that begins at a page in front of some tokens."""
         heads, length, dim = kv.shape[1:]
         page, whole = start // PAGE, length // PAGE
         if whole:
@@ -160,7 +161,7 @@ class _Tile:
             self.stage[:, page + whole, first:last, :, : length - whole * PAGE] = kv[:, None, :, whole * PAGE :]
 
     def rows(self) -> Tensor:
-        """Without what fills the tile up."""
+        """Without the padding of the tile."""
         raise NotImplementedError
 
     def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
@@ -247,7 +248,7 @@ class _StepTile(_Tile):
 
 
 class _PromptTile(_Tile):
-    """Tokens of stretches of prompts, those of one stretch one after another."""
+    """Tokens of stretches of prompts, each stretch contiguous."""
 
     def __init__(self, owner: Exact, places: Sequence[tuple[Stretch, int]], positions: np.ndarray, tile: int) -> None:
         super().__init__(owner, positions, tile)

@@ -1,7 +1,9 @@
-"""How the next hidden state of every row is computed: with a cache of keys and values, or by running whole rows again.
+"""How the next hidden state of every row is computed: with a cache of keys and values, or by recomputing whole rows.
 
 `Native` is for modules whose attention goes through `models.cache.Cache`. `Recompute` is for any other
-`module(ids_BT)`: right, slow, and without memory; it runs each row from its first token at every step.
+`module(ids_BT)`: correct, slow and without a cache; it runs each row from its first token at every step.
+
+Prompts end at the last block's keys and values: its output is not needed for them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class _Costs:
-    """FLOPs of one token at a context length, from what the model says of itself."""
+    """FLOPs of one token at a context length, from the model's own estimate."""
 
     def __init__(self, model: LoadedModel) -> None:
         module: Any = model.module
@@ -53,22 +55,22 @@ class _Costs:
 
 
 class Native:
-    """Prompts in chunks, then one token a row and step, with keys and values kept in slots and nodes."""
+    """Prefill in chunks, then one token a row per decode step, with keys and values kept in slots and nodes."""
 
     path = "native"
 
     def __init__(self, model: LoadedModel, packed: bool | None = None) -> None:
-        """`packed` says whether to decode from a packed copy of the matrices; None is where it helps and fits."""
+        """`packed`: whether to decode from a packed copy of the matrices; None means where it is faster and fits."""
         module: Any = model.module
         self.module = cast("CausalLM", module)
         config = module.config
         weight = next(module.parameters())
         self.device = weight.device
         self.packs = can_pack(module) and (copy_fits(module) if packed is None else packed)
-        """Whether products go through a packed copy of the matrices."""
+        """Whether products use a packed copy of the matrices."""
         self.copy: PackedDecoder | None = None
         self.compiled: CompiledDecoder | None = None
-        """What takes the decoding steps, if somebody asked for it (`compile`)."""
+        """The compiled decode steps, if asked for (`compile`)."""
         self.as_written = AsWritten(module)
         self._structure = self.as_written.structure
         if self.device.type == "cpu" and not self.packs:
@@ -90,7 +92,7 @@ class Native:
             copy.store(torch.from_numpy(np.concatenate(ids)), torch.from_numpy(positions), view)
 
     def network(self, ids_N: np.ndarray, positions_N: np.ndarray, rows: int, view: Cache) -> Tensor:
-        """Hidden states (N D) of `rows` rows of tokens that lie one after another."""
+        """Hidden states (N D) of `rows` rows of contiguous tokens."""
         ids = torch.as_tensor(ids_N, device=self.device)
         positions = torch.as_tensor(positions_N, device=self.device)
         copy = self._copy()
@@ -104,7 +106,7 @@ class Native:
         return self.module.logits(hidden_ND) if copy is None else copy.logits(hidden_ND)
 
     def _stands_in(self) -> bool:
-        """Whether another form of the module may compute; drops what was made of modules that are gone."""
+        """Whether a fast form of the module may compute; drops forms of modules that were replaced."""
         if not self.as_written():
             return False
         if self._structure != self.as_written.structure:
@@ -118,26 +120,26 @@ class Native:
         if not (self.packs and self._stands_in()):
             return None
         if self.copy is None or not self.copy.fits():
-            self.copy = None  # first, so that there are never two
+            self.copy = None  # first, so that there are never two copies
             self.copy = PackedDecoder(cast("DecoderLM", self.module))
         return self.copy
 
     def compile(self) -> None:
-        """Take decoding steps through `torch.compile` from now on; prompts stay as they are.
+        """Run decode steps through `torch.compile` from now on; prompts stay eager.
 
-        To be called on the thread that decodes: CUDA graphs belong to it. Raises `Unsupported` where it cannot be done.
+        Call it on the decoding thread: CUDA graphs belong to it. Raises `Unsupported` where compiling fails.
         """
         compiled = CompiledDecoder(cast("DecoderLM", self.module))
         compiled.warm_up()
         self.compiled = compiled
 
     def weights_changed(self) -> None:
-        """Make anew what was made of the weights: now, so that publishing shows what it costs."""
+        """Rebuild what was made from the weights: now, so that publishing includes the cost."""
         self.copy = None
         self._copy()
 
     def step(self, ids_B: np.ndarray, positions_B: np.ndarray, bases_B: np.ndarray, shared: Sequence[Shared]) -> Tensor:
-        """Hidden states (B D) of the tokens at these positions of the slots 0 … B - 1; their keys and values stay."""
+        """Hidden states (B D) of the tokens at these positions of the slots 0 … B - 1; stores their keys and values."""
         view = Step(self.slots, positions_B, bases_B, shared)
         if self.compiled is not None and self._stands_in():
             return self.compiled(ids_B, positions_B, view)
@@ -149,7 +151,7 @@ class Native:
 
 
 class Recompute:
-    """Runs whole rows at every step; nothing is kept between steps, so that there is nothing to copy or to drop."""
+    """Runs whole rows at every step; nothing is kept between steps, so there is nothing to copy or to drop."""
 
     path = "transformers"
 
@@ -160,7 +162,7 @@ class Recompute:
         self.costs = _Costs(model)
 
     def step(self, table_BT: np.ndarray, positions_B: np.ndarray) -> Tensor:
-        """Hidden states (B D) at the positions; what lies to the right of them is hidden by causal attention."""
+        """Hidden states (B D) at the positions; causal attention does not read what is to the right of them."""
         width = min(rounded(int(positions_B.max()) + 1, 8), table_BT.shape[1])
         ids = np.where(np.arange(width) <= positions_B[:, None], table_BT[:, :width], self.pad)
         hidden = self.module(torch.as_tensor(ids, device=self.device))
@@ -171,5 +173,5 @@ class Recompute:
         return self.module.logits(hidden_ND)
 
     def flops(self, computed_from: int, first: int, last: int) -> float:
-        """What was really computed: the whole row again for each token of the response."""
+        """FLOPs actually computed: the whole row again for each token of the response."""
         return sum(self.costs.tokens(0, length) for length in range(first, last))

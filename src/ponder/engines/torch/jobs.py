@@ -1,4 +1,4 @@
-"""A request as the decoding thread sees it: ids instead of text, limits resolved, and where to send what comes."""
+"""A request as the decoding thread sees it: ids instead of text, limits resolved, and where to send the results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sink(Protocol):
     """Where a job's results go; called on the decoding thread."""
 
     def tokens(self, sample: int, ids: list[int]) -> None:
-        """More ids of a running sample; only if the job streams."""
+        """More ids of a running sample; called only if the job streams."""
         ...
 
     def sample(self, sample: int, completion: Completion) -> None: ...
@@ -48,66 +48,66 @@ class Job:
     params: SamplingParams
     prompt: tuple[int, ...]
     prefix: tuple[int, ...]
-    """Ids of `Request.prefix`; computed with the prompt and spent like it."""
+    """Ids of `Request.prefix`; computed with the prompt and counted as prompt tokens."""
     extend: tuple[int, ...]
     keys: np.ndarray
     """Stream key of each sample, uint64."""
     inside: bool
-    """Sampling begins inside a thought."""
+    """Whether sampling begins inside a thought."""
     thought: int
     """Tokens of thought in the prefix."""
     sink: Sink
     streams: bool = False
     lease: bool = False
-    """It asks for no sample, only to have its prompt kept."""
+    """It asks for no samples, only that its prompt is kept."""
     granted: bool = False
-    """The lease's holder was told that it may go on."""
+    """The lease's holder was told that the prefix is ready."""
     group: int = 0
-    """Jobs that were handed over together have one number."""
+    """Jobs that were handed over together share one number."""
     next: int = 0
     """First sample that is not admitted yet."""
     load: Load | None = None
-    """The prompt in the cache, from admission until its last sample has a slot; of a lease, until it is let go."""
+    """The prompt in the cache, from admission until its last sample has a slot; of a lease, until it is released."""
     hangs: bool = False
-    """It was admitted on the promise that its rows share the storage of the prompt."""
+    """It was admitted on condition that its rows share the storage of the prompt."""
     cancelled: bool = False
     results: dict[int, Completion] = field(default_factory=dict)
     spend: Spend | None = None
-    """What was used by the time that it was done or cut short; None before, and where that is not known."""
+    """What was used when it finished or was cut short; None before, and where that is not known."""
 
     def settle(self, receipt: Receipt) -> None:
-        """Say what was sampled and used, where that is known."""
+        """Settle its receipt with what was sampled and used, where that is known."""
         if self.spend is not None:
             receipt.settle(self.spend, self.completions)
 
     @property
     def completions(self) -> tuple[Completion, ...]:
-        """What is done or was cut short, in sample order."""
+        """The samples that finished or were cut short, in order."""
         return tuple(self.results[i] for i in sorted(self.results))
 
     @property
     def samples(self) -> int:
-        """How many rows it asks for."""
+        """Number of rows that it asks for."""
         return 0 if self.lease else self.request.n
 
     @property
     def context(self) -> tuple[int, ...]:
-        """What is there before the first draw."""
+        """Prompt and prefix: what is given before the first draw."""
         return self.prompt + self.prefix
 
     @cached_property
     def cached(self) -> np.ndarray:
-        """Ids whose keys and values are there before the first draw; the step of that draw computes the last."""
+        """Ids whose keys and values are computed before the first draw; the step of that draw computes the last."""
         return np.array(self.context if self.lease else self.context[:-1], dtype=np.int64)
 
     @property
     def private(self) -> int:
-        """Columns that each of its rows may come to need."""
+        """Most columns that each of its rows may need."""
         return self.total - (aligned(len(self.context) - 1) if self.hangs else 0)
 
     @property
     def total(self) -> int:
-        """Longest that prompt and response may become."""
+        """Most tokens of prompt and response."""
         return len(self.prompt) + self.params.max_tokens
 
 
@@ -123,11 +123,11 @@ def prepare(
     memory: int,
     streams: bool = False,
 ) -> Job:
-    """Check a request, whose prompt is these ids, and resolve it. Raises `UserError`, `Unsupported`; nothing ran."""
+    """Check a request, whose prompt is these ids, and resolve it; nothing runs. Raises `UserError`, `Unsupported`."""
     p = request.params
     ready = resolve(request, prompt, model, vocabulary, markers)
     total = len(ready.prompt) + p.max_tokens
-    # The prompt in nodes, and a slot for what comes after them.
+    # The prompt in nodes, and a slot for what follows it.
     computed = len(ready.prompt) + len(ready.prefix) - 1
     need = (rounded(computed, PAGE) + slot_length(1, total - aligned(computed))) * bytes_per_token
     if need > memory:

@@ -1,13 +1,15 @@
 """A second copy of a decoder's matrices in MKL's packed order, for products with few rows in float32 on a CPU.
 
-A product with the 64 rows of a decoding step spends half of its time on bringing the matrix into the order in which the
-processor reads it. Packed once, it comes near the rate of a large product (docs/LOG.md has both beside the machine's
-limit). Projections that read the same input are packed as one: fewer operations, which counts at one row.
+A product with the 64 rows of a decode step spends half of its time on reordering the matrix for the processor. Packed
+once, it comes near the rate of a large product (docs/LOG.md compares both with the machine's peak). Projections that
+read the same input are packed as one: fewer operations, which counts at one row.
 
-The copy belongs to the engine and costs as much memory as the weights; it is made when it is first needed and made
-anew as soon as a weight has changed (`fits` looks at the tensors' own version counters, so that a step of an optimiser
-that nobody announced is seen too). Adapters are not packed: they are applied beside the product, from their own
-tensors. Where the module does more than its classes say (`models.as_written`: a hook, a tap), the module computes.
+The copy belongs to the engine and costs as much memory as the weights. It is rebuilt when weights are published, and
+before any pass that finds a changed matrix (`fits` compares addresses and the tensors' version counters, so that an
+unannounced optimiser step is seen too). Adapters, norms and embeddings are read from the module's own tensors. Where
+the module does more than its classes say (`models.as_written`: a hook, a tap, an overridden `forward`), the module
+computes. So it does for any other dtype or device, and unless asked where the copy takes more than a quarter of the
+free memory (on a CPU then with its matrices stored column by column, `weights.py`).
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ if TYPE_CHECKING:
     from ponder.engines.torch.attention import PromptPass
 
 PACKED_FOR = 64
-"""Rows that MKL is told to expect; it is right, and as fast within a few per cent, from 1 to 2,048."""
+"""Rows that MKL is told to expect; results are correct, and the speed within a few per cent, from 1 to 2,048."""
 MOST_OF_FREE = 0.25
-"""Share of the free memory that the copy may take to be made unasked."""
+"""Largest share of the free memory that the copy may take without being asked for."""
 
 
 def can_pack(module: nn.Module) -> bool:
-    """Whether products can be packed at all: those of a native decoder in float32 on a CPU, and a torch with MKL."""
+    """Whether products can be packed: it takes a native decoder in float32 on a CPU, and torch with MKL."""
     if not isinstance(module, DecoderLM) or not torch.backends.mkl.is_available():
         return False
     weight = module.lm_head.weight
@@ -41,19 +43,19 @@ def can_pack(module: nn.Module) -> bool:
 
 
 def copy_fits(module: nn.Module) -> bool:
-    """Whether the copy would take no more than `MOST_OF_FREE` of what is free now."""
+    """Whether the copy would take at most `MOST_OF_FREE` of the free memory."""
     size = sum(p.numel() * p.element_size() for p in module.parameters())
     return size <= MOST_OF_FREE * psutil.virtual_memory().available
 
 
 class Product:
-    """`x W^T + b` of one or several projections of the same input; the results lie side by side."""
+    """`x W^T + b` of one or several projections of the same input; the results are concatenated."""
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         self.layers = layers
         weight = layers[0].weight.detach() if len(layers) == 1 else torch.cat([y.weight.detach() for y in layers])
         self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), PACKED_FOR)
-        # The operator asks for the plain matrix too, and reads its shape only.
+        # The operator takes the plain matrix too, and reads only its shape.
         self.shape = weight.new_zeros(()).expand(weight.shape)
         self.bias = None
         if any(y.bias is not None for y in layers):
@@ -92,7 +94,7 @@ class PackedBlock:
         return x_ND
 
     def store(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: PromptPass) -> None:
-        """Only leave this block's keys and values in the cache."""
+        """Only store this block's keys and values in the cache."""
         _, key, value = self._project(x_ND, rows, cos_N1D, sin_N1D)
         cache.store(self.block.self_attn.layer, key[0], value[0])
 
@@ -118,12 +120,12 @@ class PackedDecoder:
         self.head = Product([module.lm_head])
         products = [self.head, *(p for b in self.blocks for p in (b.qkv, b.output, b.gate_up, b.down))]
         layers = [layer for product in products for layer in product.layers]
-        # Through the dictionaries, as `nn.Module.__getattr__` is slow and this is looked at before every step.
+        # Through the dictionaries, as `nn.Module.__getattr__` is slow and this is checked before every step.
         self.places = [layer._parameters for layer in layers]
         self.made_of = self._state()
 
     def _state(self) -> list[tuple[int, int]]:
-        """Where each packed matrix lies and how often it was written to."""
+        """Address and version counter of each packed matrix."""
         weights = [place["weight"] for place in self.places]
         return [(w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights if w is not None]
 
@@ -132,14 +134,14 @@ class PackedDecoder:
         return self.made_of == self._state()
 
     def __call__(self, ids_N: Tensor, positions_N: Tensor, rows: int, cache: Attends) -> Tensor:
-        """Hidden states after the last norm, shape N D, of `rows` rows that lie one after another."""
+        """Hidden states after the last norm, shape N D, of `rows` contiguous rows."""
         x_ND, cos, sin = self._embedded(ids_N, positions_N)
         for block in self.blocks:
             x_ND = block(x_ND, rows, cos, sin, cache)
         return self.module.model.norm(x_ND)
 
     def store(self, ids_N: Tensor, positions_N: Tensor, cache: PromptPass) -> None:
-        """Leave keys and values of prompts in the cache; the output of the last block is not needed for that."""
+        """Store keys and values of prompts in the cache; the output of the last block is not needed for that."""
         x_ND, cos, sin = self._embedded(ids_N, positions_N)
         for block in self.blocks[:-1]:
             x_ND = block(x_ND, 1, cos, sin, cache)

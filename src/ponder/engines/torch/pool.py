@@ -1,8 +1,11 @@
 """The memory of keys and values: slots of running rows, shared nodes, and prompts that are being computed.
 
-All sizes are counted in positions, of which `limit` may exist at a time. What somebody needs (slots, held nodes,
-prompts in the making) is admitted only if its worst case fits; nodes that nobody holds fill what is left and are
-evicted when it is needed.
+All sizes are counted in positions, of which `limit` may exist at a time. What is in use (slots, held nodes, prompts
+being computed) is admitted only if its worst case fits: slots as long as the longest row may become, held nodes,
+prompts still to be computed. Nodes without a holder fill the rest and are evicted when it is needed.
+
+New weights make every node unfindable. Rows that hang on one keep it until they end; prompts being computed and leases
+go back to the queue.
 """
 
 from __future__ import annotations
@@ -20,34 +23,37 @@ from ponder.engines.torch.forward import Native
 from ponder.engines.torch.prefix import PAGE, Node, PrefixTree, aligned, common_length, spans
 
 HANG_WORTH = 1 << 19
-"""Numbers of one layer that a step must read less to be worth attending to a shared stretch on its own."""
+"""A row hangs on a shared stretch if that saves a step at least this many values to read per layer.
+
+Hanging costs a matrix product and a merge for each node and step, so it pays where many rows read the same long
+stretch; else the stretch is copied into the slot. Rows also hang where the memory allows nothing else."""
 
 
 def slot_length(rows: int, longest: int) -> int:
-    """Columns that so many slots get, at most, if none of their rows becomes longer."""
+    """Most columns that this many slots get if none of their rows becomes longer."""
     return rounded(longest, PAGE if rows == 1 else CHUNK)
 
 
 @dataclass(eq=False)
 class Load:
-    """A prompt on its way into the cache, held for those who wait for it."""
+    """A prompt being computed into the cache, held for the jobs that wait for it."""
 
     ids: np.ndarray
     count: int
-    """How many rows or leases will use it."""
+    """Number of rows or leases that will use it."""
     node: Node
     matched: int
-    """Positions that were found, not computed."""
+    """Positions that were found in the cache, not computed."""
     done: int = 0
     base: int = 0
     kv: Tensor | None = None
     """Its keys and values from `base` on, while it is computed."""
     claim: int = 0
-    """Positions that it takes, or may still take, besides what it holds."""
+    """Positions that it takes or may still take, besides what it holds."""
     seconds: float = 0.0
-    """Of the machine, for what was computed."""
+    """Device seconds for what was computed."""
     paid: bool = False
-    """A sample was told that it paid for what was computed."""
+    """The cost of computing it was booked to a sample."""
 
     @property
     def ready(self) -> bool:
@@ -55,7 +61,7 @@ class Load:
 
 
 class Pool:
-    """Slots, tree and prompts in the making within one limit. Used by one thread only."""
+    """Slots, tree and prompts being computed, within one limit. Used by one thread only."""
 
     def __init__(self, native: Native, memory: int) -> None:
         self.native, self.shape = native, native.shape
@@ -66,7 +72,7 @@ class Pool:
         self.loads: list[Load] = []
         """Not ready yet, in the order in which they were opened."""
         self.making = 0
-        """Positions that prompts in the making have memory for."""
+        """Positions allocated for prompts being computed."""
         self.claims = 0
         """Sum of what `loads` claim."""
         self.live = (0, 0)
@@ -74,23 +80,23 @@ class Pool:
 
     @property
     def tokens(self) -> int:
-        """Positions that memory is taken for; never above `limit`."""
+        """Positions with allocated memory; never above `limit`."""
         return self.slots.tokens + self.tree.tokens + self.making
 
     def fits(self, rows: int, longest: int, more: int = 0) -> bool:
-        """Whether so many rows of so many columns at most could run beside all that is held, and `more` positions."""
+        """Whether `rows` rows of at most `longest` columns could run besides what is held and `more` positions."""
         need = rows * slot_length(rows, longest) + self.tree.held_tokens + self.claims
         return need + more <= self.limit
 
     def look(self, ids: np.ndarray) -> int:
-        """Positions that `open` with these ids would take from what may be evicted or is free."""
+        """Positions that `open` with these ids would take from evictable or free memory."""
         node, length = self.tree.match(ids)
         if length == len(ids):
             return self.tree.newly_held(node, rounded(length, PAGE))
         return self.tree.newly_held(node, aligned(length)) + rounded(len(ids), PAGE) - aligned(length)
 
     def open(self, ids: np.ndarray, count: int) -> Load:
-        """Hold what is there of a prompt and queue the rest for computation."""
+        """Hold the cached part of a prompt and queue the rest for prefill."""
         load = Load(ids, count, self.tree.root, 0)
         self._match(load)
         if not load.ready:
@@ -98,12 +104,12 @@ class Pool:
         return load
 
     def _match(self, load: Load) -> Node:
-        """Hold the whole pages of what is found of a prompt, and no more; returns the node where the find ends."""
+        """Hold only the whole pages that are cached of a prompt; returns the node where the match ends."""
         node, length = self.tree.match(load.ids)
         whole = length == len(load.ids)
         end = rounded(length, PAGE) if whole else aligned(length)
         if node.start < end < node.end:
-            # Both halves are copied before the whole is let go.
+            # Both halves are copied before the whole is released.
             missing = self.tokens + len(node.ids) - self.limit
             self.tree.hold(node)
             if missing > 0:
@@ -122,7 +128,7 @@ class Pool:
         load.claim = positions
 
     def give_back(self, load: Load, count: int) -> None:
-        """So many of those who waited have what they need, or need it no more."""
+        """This many of the waiting rows or leases have what they need, or no longer need it."""
         load.count -= count
         self.tree.release(load.node, count)
         if not load.count and load in self.loads:
@@ -136,7 +142,7 @@ class Pool:
             load.kv = None
 
     def work(self, most: int) -> None:
-        """Compute up to `most` ids of the prompts that wait, in one pass; the oldest first."""
+        """Prefill up to `most` ids of the waiting prompts, several packed into one pass; the oldest first."""
         started = time.perf_counter()
         stretches, ids, left, counts = [], [], most, []
         begun = [load for load in self.loads if load.kv is not None]
@@ -167,7 +173,7 @@ class Pool:
                 self._finish(load)
 
     def _better_wait(self, load: Load, begun: list[Load]) -> bool:
-        """True if a prompt that is being computed will leave more of this one than is there now."""
+        """True if a prompt being computed will cache more of this one than is cached now."""
         common = max((common_length(load.ids, other.ids) for other in begun), default=0)
         return aligned(common) > aligned(load.matched) and aligned(common) > aligned(self.tree.match(load.ids)[1])
 
@@ -176,7 +182,7 @@ class Pool:
         if load.ready:
             self.loads.remove(load)
             return
-        # Less than a page; nobody holds it, so making room may evict it.
+        # Less than a page; it has no holder, so making room may evict it.
         tail = [part.kv[:, :, :, a:b].clone() for part, a, b in spans(node, load.base, load.matched)]
         size = len(load.ids) - load.base
         self.make_room(size)
@@ -199,7 +205,7 @@ class Pool:
         self.loads.remove(load)
 
     def make_room(self, tokens: int) -> None:
-        """Evict, and shrink slots that are larger than they need be, until so many positions are free."""
+        """Evict, and shrink slots that are larger than needed, until this many positions are free."""
         missing = self.tokens + tokens - self.limit
         if missing > 0:
             missing -= self.tree.evict(missing)
@@ -211,7 +217,7 @@ class Pool:
     def reserve(self, rows: int, length: int, longest: int, *, spare_rows: int = 0) -> None:
         """Make room for `rows` slots of `length` columns, and for more of both if memory is free; live ones are kept.
 
-        `longest` is the most columns that any of these rows may come to need: growth goes no further than that.
+        `longest` is the most columns that any of these rows may need: slots grow no further than that.
         """
         if rows <= self.slots.rows and length <= self.slots.length:
             return
@@ -228,12 +234,12 @@ class Pool:
         assert self.tokens <= self.limit, "admission promised this memory"
 
     def seat(self, load: Load, base: int, first: int, last: int) -> None:
-        """Write what lies after `base` of a prompt that is ready into the slots `first` … `last - 1`."""
+        """Write the part after `base` of a computed prompt into the slots `first` … `last - 1`."""
         for part, a, b in spans(load.node, base, len(load.ids)):
             self.slots.fill(first, last, part.start + a - base, part.kv[:, :, :, a:b])
 
     def best_base(self, load: Load) -> int:
-        """Up to where a row should hang on the nodes of its prompt: where others hang too, and it saves enough."""
+        """How far a row should hang on the nodes of its prompt: as far as other rows do too, where it saves enough."""
         best = gain = base = 0
         for part, a, b in spans(load.node, 0, aligned(len(load.ids))):
             gain += (part.held - 1) * (b - a) * self.shape.numbers_per_position - HANG_WORTH
@@ -242,16 +248,16 @@ class Pool:
         return base
 
     def hanging_pays(self, rows: int, length: int) -> bool:
-        """Whether so many rows should hang on one prompt of this length."""
+        """Whether this many rows should hang on one prompt of this length."""
         return (rows - 1) * aligned(length) * self.shape.numbers_per_position > HANG_WORTH
 
     def keep(self, ids: np.ndarray, base: int, slot: int) -> None:
-        """Leave what a finished row computed in the tree, if memory is free or taken by what was used longer ago."""
+        """Store what a finished row computed in the tree, if memory is free or held by less recently used nodes."""
         node, length = self.tree.match(ids)
         start = aligned(length)
         size = len(ids) - start
         spare = self.limit - self.slots.tokens - self.tree.held_tokens - self.claims
-        # A split copies both halves before the whole is let go.
+        # A split copies both halves before the whole is released.
         size += len(node.ids)
         if start < base or length == len(ids) or size > spare:
             return
@@ -264,7 +270,7 @@ class Pool:
             self.tree.add(ids, start, self.slots.take(slot, start - base, len(ids) - base))
 
     def clear(self) -> None:
-        """Forget everything; nobody may need it any more."""
+        """Forget everything; nothing may be in use."""
         self.loads.clear()
         self.tree = PrefixTree()
         self.making, self.claims, self.live = 0, 0, (0, 0)

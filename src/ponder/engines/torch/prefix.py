@@ -1,8 +1,11 @@
-"""Prefixes that were computed once: a radix tree whose nodes own the keys and values of a stretch of ids.
+"""The prefix cache: a radix tree whose nodes own the keys and values of a stretch of ids.
 
-Rows that begin alike hang on the same nodes. A node begins at a multiple of `PAGE`, so that two prompts share storage
-where at least a page of them is equal; a shorter common part is copied, not computed. What nobody holds stays until
-the memory is needed (least recently used leaves go first) or the weights change.
+A prompt is looked up in the tree, the missing part is computed straight into a new node, and the node stays in the
+tree. A row either *hangs on* nodes, which means that it attends to them in place and its slot begins where they end, or
+has them copied into its slot (`pool.py` chooses). A node begins at a multiple of `PAGE`, so that two prompts share
+storage where at least a page of them is equal; a shorter common part is copied, not computed. A node without a holder
+(a row, a prompt being computed, a lease) stays until the memory is needed (least recently used leaves go first) or the
+weights change. Long responses are stored in the tree too, for the next turn or branch.
 
 Radix trees for key-value reuse: SGLang's RadixAttention (Zheng et al. 2024, arXiv:2312.07104).
 """
@@ -24,8 +27,8 @@ PAGE = 32
 class Siblings:
     """Nodes that begin at the same position after the same ids, in the order of their first page.
 
-    They have less than a page in common, so the one that has most in common with given ids stands next to where these
-    would stand: thousands of prompts and responses are told apart in a few comparisons.
+    They have less than a page in common, so the one that shares most with given ids is next to where these would be
+    inserted: a lookup among thousands of prompts and responses takes a few comparisons.
     """
 
     __slots__ = ("_keys", "_nodes")
@@ -51,14 +54,14 @@ class Siblings:
         del self._keys[i], self._nodes[i]
 
     def replace(self, node: Node, other: Node) -> None:
-        """Put another node that begins with the same page in a node's place."""
+        """Replace a node by another that begins with the same page."""
         self._nodes[self._place(node)] = other
 
     def closest(self, ids: np.ndarray) -> tuple[Node | None, int]:
-        """The node with most leading ids in common with these, and how many; None if there is none in common."""
+        """The node with the longest common prefix with these ids, and its length; None if there is none."""
         i = bisect_left(self._keys, _page(ids))
         best, most = None, 0
-        # What stands after comes first: only there can all of `ids` be found.
+        # The next node is tried first: only there can all of `ids` be found.
         for node in (*self._nodes[i : i + 1], *self._nodes[max(0, i - 1) : i]):
             common = common_length(node.ids, ids)
             if common > most:
@@ -72,7 +75,7 @@ class Siblings:
 
 
 def _page(ids: np.ndarray) -> bytes:
-    """The first page of ids, such that bytes stand in the order of the ids."""
+    """The first page of ids, as bytes that sort like the ids."""
     return ids[:PAGE].astype(">u8").tobytes()
 
 
@@ -87,11 +90,11 @@ class Node:
     parent: Node | None
     children: Siblings = field(default_factory=Siblings)
     held: int = 0
-    """Rows, prompts in the making and leases that need this node or one below."""
+    """Number of rows, prompts being computed and leases that need this node or one below."""
     used: int = 0
-    """When it was last matched or let go; a count, not a time."""
+    """When it was last matched or released; a count, not a time."""
     findable: bool = True
-    """False once the weights have changed: only those who hold it still read it."""
+    """False once the weights have changed: only its holders still read it."""
 
     @property
     def end(self) -> int:
@@ -99,7 +102,7 @@ class Node:
 
 
 def common_length(a: np.ndarray, b: np.ndarray) -> int:
-    """How many leading elements are equal."""
+    """Number of equal leading elements."""
     size = min(len(a), len(b))
     differ = a[:size] != b[:size]
     first = int(differ.argmax()) if size else 0
@@ -107,19 +110,19 @@ def common_length(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def aligned(length: int) -> int:
-    """The last multiple of `PAGE` that is not above."""
+    """The largest multiple of `PAGE` that is not above."""
     return length // PAGE * PAGE
 
 
 class PrefixTree:
-    """The nodes, who holds them, and how much they store. Used by one thread only."""
+    """The nodes, their holders, and how much they store. Used by one thread only."""
 
     def __init__(self) -> None:
         self.root = Node(np.zeros(0, dtype=np.int64), 0, torch.empty(0), None)
         self.tokens = 0
         """Positions stored, those of nodes that can no longer be found but are still held included."""
         self.held_tokens = 0
-        """Positions that somebody holds; the others may be evicted."""
+        """Positions with a holder; the others may be evicted."""
         self.splits = 0
         """Counts changes of what a held node covers."""
         self._clock = 0
@@ -157,13 +160,13 @@ class PrefixTree:
                     self.tokens -= len(n.ids)
 
     def newly_held(self, node: Node, end: int) -> int:
-        """Positions before `end` on the way to a node that nobody holds yet."""
+        """Positions before `end` on the path to a node that have no holder yet."""
         return sum(max(0, min(n.end, end) - n.start) for n in _upwards(node) if not n.held)
 
     def add(self, ids: np.ndarray, start: int, kv: Tensor) -> Node:
         """Store the keys and values of `ids[start:]`; the tree must hold `ids[:start]`, `start` a multiple of `PAGE`.
 
-        Returns the node that holds the last id: a new one, or one that was there already.
+        Returns the node that holds the last id: a new one, or an existing one.
         """
         node, length = self.match(ids)
         assert start % PAGE == 0
@@ -180,12 +183,12 @@ class PrefixTree:
         return new
 
     def boundary(self, node: Node, position: int) -> Node:
-        """The node on the way to `node` that ends at a multiple of `PAGE`; one is split if it must."""
+        """The node on the path to `node` that ends at a multiple of `PAGE`; a node is split if needed."""
         while node.parent is not None and node.start >= position:
             node = node.parent
         if node.end <= position:
             return node
-        # The lower half stays the same object: whoever holds it finds the upper half among its ancestors.
+        # The lower half stays the same object: its holders find the upper half among its ancestors.
         cut, parent = position - node.start, node.parent
         assert parent is not None
         upper = Node(node.ids[:cut].copy(), node.start, node.kv[:, :, :, :cut].clone(), parent)
@@ -202,7 +205,7 @@ class PrefixTree:
         return upper
 
     def evict(self, tokens: int) -> int:
-        """Drop least recently used leaves that nobody holds until so many positions are free; returns how many are."""
+        """Evict least recently used leaves without a holder until `tokens` positions are free; returns how many are."""
         freed = 0
         while freed < tokens:
             leaves = sorted((n for n in self.nodes() if not n.children and not n.held), key=lambda n: n.used)
@@ -222,7 +225,7 @@ class PrefixTree:
         leaf.findable = False
 
     def drop(self) -> None:
-        """Forget everything: nothing is found any more, and what nobody holds is freed."""
+        """Forget everything: nothing is found any more, and nodes without a holder are freed."""
         for node in list(self.nodes()):
             node.findable = False
             if not node.held:
@@ -239,7 +242,7 @@ class PrefixTree:
 
 
 def spans(node: Node, first: int, last: int) -> list[tuple[Node, int, int]]:
-    """What the nodes down to `node` have of positions `first` … `last - 1`, as (node, from, to) within each node."""
+    """The parts of the nodes down to `node` that cover positions `first` … `last - 1`, as (node, from, to)."""
     parts = []
     for n in _upwards(node):
         a, b = max(first, n.start), min(last, n.end)

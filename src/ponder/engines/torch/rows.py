@@ -1,4 +1,4 @@
-"""What each slot of the running batch holds: one slot a sample, all bookkeeping of a step as arrays over slots.
+"""State of the running batch: one slot a sample, all bookkeeping of a step as arrays over slots.
 
 Slots are always 0 … n - 1; arrays may be longer. `table` holds prompt and response of each slot by absolute position,
 so that the input of the next step is `table[slot, at]`, and a completion is a slice of it.
@@ -17,7 +17,7 @@ from ponder.engines.torch.prefix import Node
 
 @dataclass(eq=False)
 class Row:
-    """What a slot holds besides numbers."""
+    """The state of a slot that is not in arrays."""
 
     job: Job
     index: int
@@ -25,15 +25,15 @@ class Row:
     """Positions of the prompt and prefix that this sample did not have to compute."""
     begun: float
     node: Node | None = None
-    """What it hangs on; it holds this node."""
+    """The node that it hangs on and holds."""
     versions: list[tuple[int, int]] = field(default_factory=list)
     """(first absolute position, weights version), ascending."""
     best: list[tuple[tuple[int, float], ...]] | None = None
-    """The most likely ids at each token of the response, if asked for; nothing where a token was forced."""
+    """The most likely ids at each token of the response, if asked for; empty where a token was forced."""
 
 
 class Rows:
-    """The rows by slot, and their numbers."""
+    """The rows by slot, and their arrays."""
 
     def __init__(self) -> None:
         self._rows: list[Row] = []
@@ -41,7 +41,7 @@ class Rows:
         self.logprobs = np.zeros((0, 0), dtype=np.float64)
         self.forced = np.zeros((0, 0), dtype=bool)
         self.pending = np.zeros((0, 1), dtype=np.int64)
-        """Ids to be put in by force next: columns `pending_at` … `pending_end - 1`."""
+        """Ids to be forced next: columns `pending_at` … `pending_end - 1`."""
         integers, flags = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
         self.at, self.start, self.end, self.base = integers, integers, integers, integers
         """Position of the last known token; of the first and one past the last possible token of the response; of the
@@ -49,7 +49,7 @@ class Rows:
         self.thought, self.thought_max, self.thought_min = integers, integers, integers
         self.pending_at, self.pending_end = integers, integers
         self.device = np.zeros(0)
-        """Seconds of the machine that each row had, the first of a request those of its prompt too."""
+        """Device seconds booked to each row; the first row of a request has those of its prompt too."""
         self.inside, self.closing = flags, flags
         self.keys = np.zeros(0, dtype=np.uint64)
 
@@ -67,18 +67,18 @@ class Rows:
 
     @property
     def columns(self) -> np.ndarray:
-        """Columns of each row that are in use; its last known token is not computed yet."""
+        """Columns of each row that are in use; its last token is not computed yet."""
         n = len(self)
         return self.at[:n] - self.base[:n]
 
     @property
     def longest(self) -> int:
-        """Most columns that any row may come to need."""
+        """Most columns that any row may need."""
         n = len(self)
         return int((self.end[:n] - self.base[:n]).max()) if n else 0
 
     def forcing(self) -> np.ndarray:
-        """Which rows have ids to be put in."""
+        """Which rows have ids to be forced."""
         n = len(self)
         return self.pending_at[:n] < self.pending_end[:n]
 
@@ -88,7 +88,7 @@ class Rows:
     # Coming and going -----------------------------------------------------------------------------------------------
 
     def grow(self, rows: int, width: int) -> None:
-        """Make room for so many rows and positions."""
+        """Make room for this many rows and positions."""
         old_rows, old_width = self.table.shape
         rows, width = max(rows, old_rows), max(width, old_width)
         if (rows, width) == (old_rows, old_width):
@@ -101,7 +101,7 @@ class Rows:
             setattr(self, name, new)
 
     def add(self, row: Row, base: int, device: float) -> int:
-        """Seat a row in the next slot, for which there is room; its prompt and prefix are known. Returns the slot."""
+        """Put a row into the next slot, for which there is room; its prompt and prefix are known. Returns the slot."""
         slot, job = len(self), row.job
         context = job.context
         self._rows.append(row)
@@ -115,7 +115,7 @@ class Rows:
         return slot
 
     def force(self, slots: np.ndarray | int, ids: Sequence[int]) -> None:
-        """Put these ids in next, instead of what is drawn."""
+        """Force these ids next, in place of what is drawn."""
         if self.pending.shape[1] < len(ids):
             wider = np.zeros((len(self.pending), len(ids)), dtype=np.int64)
             wider[:, : self.pending.shape[1]] = self.pending

@@ -1,7 +1,7 @@
 """Drawing one token a row: temperature, truncation, and an inverse-CDF draw from a stream of `engines.random_streams`.
 
-One uniform number a row is all that is drawn: the token is where the cumulated probability passes it, found in two
-levels (blocks, then within one block), in float64, without a sort and without noise over the vocabulary.
+Each row draws one uniform number: the token is where the cumulative probability passes it, found in two levels (blocks,
+then within one block), in float64, without a sort and without noise over the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ponder.errors import PonderError
 from ponder.types import SamplingParams
 
 _RARE = 1e-30
-"""Probabilities below this are too near to what float32 can hold for their logarithm to be right."""
+"""Below this, probabilities are too close to the smallest float32 for an accurate logarithm."""
 _CANDIDATES = 64
-"""Largest logits that are looked at first for a nucleus."""
+"""Number of largest logits that are searched first for a nucleus."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +31,18 @@ class Rules:
     greedy_B: Tensor | None
     all_greedy: bool
     cut_rows: Tensor | None
-    """Rows with a truncated distribution; the next three are theirs, in this order."""
+    """Rows with a truncated distribution; the next three fields belong to them, in this order."""
     top_k: Tensor | None
     top_p: Tensor | None
     min_p: Tensor | None
     raw_B: Tensor | None = None
     """Rows whose log-probabilities are of the model's own distribution."""
     best: int = 0
-    """How many of the most likely ids some row wants to know."""
+    """Most top log-probabilities that any row asks for."""
 
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device, *, alike: bool = False) -> Rules:
-        """The rules of some rows. With `alike` all rows take the same way as soon as one of them is truncated."""
+        """The rules of some rows. With `alike` all rows take the same code path as soon as one of them is truncated."""
         kinds = {id(p): p for p in params}.values()
         best = max((p.top_logprobs for p in kinds), default=0)
         raw = None
@@ -84,12 +84,12 @@ class Drawn:
     logprobs_B: Tensor
     """float64, of the distribution that each row asks for."""
     best_ids_BK: Tensor | None = None
-    """The most likely ids, best first, if some row wants them."""
+    """The most likely ids, best first, if any row asks for them."""
     best_logprobs_BK: Tensor | None = None
 
 
 def sample(logits_BV: Tensor, rules: Rules, uniforms_B: Tensor) -> Drawn:
-    """`draw`, and what the rules ask to know beside it. `logits_BV` (float32) is overwritten."""
+    """`draw`, and what else the rules ask for. `logits_BV` (float32) is overwritten."""
     raw_BV = None if rules.raw_B is None else torch.log_softmax(logits_BV, -1)
     ids_B, logprobs_B = draw(logits_BV, rules, uniforms_B)
     if rules.raw_B is None and not rules.best:
@@ -113,7 +113,7 @@ def draw(logits_BV: Tensor, rules: Rules, uniforms_B: Tensor) -> tuple[Tensor, T
     """Draw a token a row; returns ids (int64) and log-probabilities (float64), both of shape B.
 
     The log-probability is of the distribution that was drawn from: after temperature, top-k, top-p and min-p. A greedy
-    row draws from a point mass, so that its log-probability is 0. `logits_BV` (float32) is overwritten. Raises
+    row draws from a point mass, so its log-probability is 0. `logits_BV` (float32) is overwritten. Raises
     `PonderError` if a row has no finite distribution.
     """
     if rules.inverse_temperature_B1 is not None:
@@ -141,7 +141,7 @@ def draw(logits_BV: Tensor, rules: Rules, uniforms_B: Tensor) -> tuple[Tensor, T
 
 
 def _inverse_cdf(weights_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
-    """First id whose cumulated weight passes `u · total`; and the totals."""
+    """First id whose cumulative weight passes `u · total`; and the totals."""
     rows, vocab = weights_BV.shape
     width = 32 if vocab <= 4096 else 256
     blocks = -(-vocab // width)
@@ -170,7 +170,7 @@ def _refuse_broken(numbers_B: Tensor) -> None:
 
 
 def _truncate(logits_BV: Tensor, rules: Rules) -> None:
-    """Set what top-k, then top-p, then min-p leave out to -inf, in place; ties with the last kept one stay."""
+    """Set what top-k, then top-p, then min-p leave out to -inf, in place; ties with the last one kept stay."""
     whole = len(rules.cut_rows) == len(logits_BV)  # type: ignore[arg-type]
     x = logits_BV if whole else logits_BV[rules.cut_rows]
     top = x.amax(-1, keepdim=True)

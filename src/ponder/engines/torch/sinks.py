@@ -1,4 +1,4 @@
-"""Where the decoding thread sends what one caller waits for; a stream's is `engines._handover.Handover`."""
+"""Where the decoding thread sends the results of a job; for a stream it is `engines._handover.Handover`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 from ponder.types import Completion
 
 
-def _tell(loop: asyncio.AbstractEventLoop, action: Callable[..., None], *args: Any) -> None:
+def _post(loop: asyncio.AbstractEventLoop, action: Callable[..., None], *args: Any) -> None:
     try:
         loop.call_soon_threadsafe(action, *args)
     except RuntimeError:
-        # The loop is gone, and whoever waited on it too.
+        # The loop is closed, and with it the caller.
         return
 
 
@@ -29,10 +29,10 @@ class FutureSink:
     def sample(self, sample: int, completion: Completion) -> None: ...
 
     def done(self, completions: tuple[Completion, ...]) -> None:
-        _tell(self.loop, lambda: None if self.future.done() else self.future.set_result(completions))
+        _post(self.loop, lambda: None if self.future.done() else self.future.set_result(completions))
 
     def failed(self, error: BaseException) -> None:
-        _tell(self.loop, lambda: None if self.future.done() else self.future.set_exception(error))
+        _post(self.loop, lambda: None if self.future.done() else self.future.set_exception(error))
 
 
 class SyncSink:

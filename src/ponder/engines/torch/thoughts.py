@@ -1,4 +1,4 @@
-"""Thoughts of a bounded length inside the batch: closed by force where full, made to go on where too short."""
+"""Bounded thoughts inside the batch: the end is forced at the limit; a thought that is too short continues."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ponder.engines.torch.rows import Rows
 
 
 class Thoughts:
-    """Who is inside a thought and for how long."""
+    """Which rows are inside a thought, and for how many tokens."""
 
     def __init__(self, rows: Rows, markers: Markers, endings: Endings) -> None:
         self.markers = markers
         self.any = False
-        """Some row's thought is bounded."""
+        """Whether any row's thought is bounded."""
         self._rows, self._endings = rows, endings
 
     def begin(self, slot: int) -> None:
-        """A row has come."""
+        """Add a row."""
         rows, job = self._rows, self._rows[slot].job
         thinking = job.params.thinking
         limit = None if thinking is None else thinking.max_tokens
@@ -32,11 +32,11 @@ class Thoughts:
             self._close(np.array([slot]))
 
     def changed(self) -> None:
-        """Rows have come or gone."""
+        """Update after rows joined or left."""
         self.any = any(row.job.params.thinking is not None for row in self._rows)
 
     def override(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The next tokens: what was drawn, or what is put in by force; and where nothing is."""
+        """The next tokens, drawn or forced; and which were drawn."""
         rows, tokens = self._rows, drawn.copy()
         self._extend_early(tokens)
         forcing = rows.forcing()
@@ -51,7 +51,7 @@ class Thoughts:
         self._rows.closing[slots] = True
 
     def _extend_early(self, tokens: np.ndarray) -> None:
-        """Replace an end that was drawn before the least thought by the text that makes the model go on."""
+        """Replace an end drawn before the minimum length by the text that makes the model continue."""
         rows, n = self._rows, len(tokens)
         early = ~rows.forcing() & rows.inside[:n] & (rows.thought[:n] < rows.thought_min[:n])
         if not early.any():
@@ -62,7 +62,7 @@ class Thoughts:
         rows.keys[:n][early] = again(rows.keys[:n][early])
 
     def follow(self, tokens: np.ndarray, free: np.ndarray, ended: np.ndarray) -> None:
-        """Keep track of who is inside a thought and for how long; queue the marker where a thought is full."""
+        """Update which rows are inside a thought and for how long; queue the end marker at the limit."""
         rows, n = self._rows, len(tokens)
         if not self.markers.single:
             self._read_markers(tokens, free)

@@ -1,4 +1,8 @@
-"""New weights for a module that is in use: checked in full before the first one is copied, and their digest."""
+"""New weights for a module in use: all checks before the first tensor is copied, and their digest.
+
+Versions are numbers that rise, so that staleness is a difference. The digest in a `Delivery` is of the tensors as they
+are in the engine.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from ponder.models.load import load
 
 
 def state_of(source: Any) -> Mapping[str, Tensor]:
-    """Tensors by name of a module, a state dict, or the path of whatever `models.load` can read.
+    """Tensors by name of a module, a state dict, or a path that `models.load` can read.
 
     Raises `UserError` if the source is none of these or cannot be read.
     """
@@ -30,7 +34,7 @@ def state_of(source: Any) -> Mapping[str, Tensor]:
 
 
 def check_fit(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Raises `UserError` if a state has other names or shapes than a module."""
+    """Raises `UserError` if names or shapes of a state differ from a module's."""
     targets = _targets(module)
     unknown = sorted(set(state) - set(targets))
     if unknown:
@@ -55,12 +59,12 @@ def copy_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
-    """What a module saves, each tensor once: of tied ones under the first name that the module has for it."""
+    """The tensors that a module saves, each once: a tied one under its first name."""
     return dict(module.named_parameters()) | _persistent_buffers(module)
 
 
 def as_stored(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What `tensors_of` the module will be when a state that fits was copied into it."""
+    """What `tensors_of` the module will be once a state that fits is copied into it."""
     targets = _targets(module)
     by_target = {id(targets[name]): tensor for name, tensor in state.items()}
     return {name: by_target[id(t)].to(t.dtype) for name, t in tensors_of(module).items()}
@@ -76,7 +80,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def lay_out(module: nn.Module) -> None:
-    """Store the matrices of linear layers column by column, in place: names, shapes and values stay.
+    """Store the matrices of linear layers column by column, in place; names, shapes and values stay.
 
     On a CPU a product with few rows is 1.2 to 1.4 times as fast then, with many rows the same (docs/LOG.md). A matrix
     that is also looked up by row, as tied embeddings are, stays as it is.

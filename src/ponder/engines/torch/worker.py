@@ -1,10 +1,15 @@
 """The decoding thread: a first-in-first-out queue in front of the running batch.
 
-A job waits in the queue until its worst case fits, then among the `joining` until its prompt is computed (at most a
-chunk of prompts between two steps, so that streams flow), then its samples get slots.
+A job waits in the queue until its worst case fits, then among the `joining` until its prompt is computed, then its
+samples get slots. No job overtakes another. A request that could never fit is refused with the numbers; so is one that
+waits only for leases while nothing runs. `hold(ids)` is a job without rows that keeps its node.
 
-The thread owns the batch; everybody else posts closures that run between two steps. It holds no reference to the
-engine, so that an engine that is forgotten can be collected and its thread ended.
+Chunked prefill: between two decode steps at most `prefill_chunk` ids of prompts are computed, the oldest first, so that
+streams keep flowing. A prompt that shares a page or more with one that is being computed waits for it. A group that
+finds the engine idle starts decoding together, so that the same group gives the same bits.
+
+The thread owns the batch; other threads post closures that run between two steps. It holds no reference to the engine,
+so that an unused engine can be garbage-collected and its thread ended.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from ponder.types import Spend
 
 CLOSED = "the engine is closed: open a new one"
 UNDISTURBED = 4
-"""Chunks of prompts that are computed in one pass while no row waits for its next token."""
+"""Chunks of prompts that are computed in one pass while no rows are decoding."""
 
 
 class Worker:
@@ -40,14 +45,14 @@ class Worker:
         self.joining: list[tuple[Job, int]] = []
         """Samples that are admitted and wait for their prompts, in order."""
         self.leases: list[Job] = []
-        """Leases that are admitted; granted once their prefix is computed."""
+        """Admitted leases; granted once their prefix is computed."""
         self._groups = 0
         self.ended: Future[None] = Future()
-        """Done when the thread has told every caller and stopped."""
+        """Done when the thread has notified every caller and stopped."""
         self._inbox: deque[Callable[[], None]] = deque()
         self._wake = threading.Condition()
         self.closing = False
-        """No more work is taken."""
+        """No more work is accepted."""
         self._thread = threading.Thread(target=self._run, name="ponder-engine", daemon=True)
         self._thread.start()
 
@@ -60,7 +65,7 @@ class Worker:
             self._wake.notify()
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs as one group: they join the batch in this order, together as far as there is room."""
+        """Queue jobs as one group: they join the batch in this order, as many together as there is room for."""
 
         def add() -> None:
             self._groups += 1
@@ -71,9 +76,9 @@ class Worker:
         self.post(add)
 
     def cancel(self, jobs: Sequence[Job]) -> Future[None]:
-        """Drop jobs and free their rows before the next step; their sinks hear no more. Never raises.
+        """Drop jobs and free their rows before the next step; their sinks get nothing more. Never raises.
 
-        Once that is done, the jobs say what they had used (`spend`) and `results` holds what had been sampled.
+        Once that is done, the jobs know what they used (`spend`) and `results` holds what was sampled.
         """
         dropped: Future[None] = Future()
         for job in jobs:
@@ -119,7 +124,7 @@ class Worker:
 
     @property
     def busy(self) -> bool:
-        """There is something to compute."""
+        """Whether there is something to compute."""
         loads = self.batch.pool is not None and self.batch.pool.loads
         return bool(self.queue or self.joining or loads or len(self.batch))
 
@@ -135,7 +140,7 @@ class Worker:
                     self._inbox.clear()
                     closing = self.closing
                 try:
-                    # Also when closing: a caller whose group is still in the inbox must be told.
+                    # Also when closing: a caller whose group is still in the inbox must get an answer.
                     for action in actions:
                         action()
                     if closing:
@@ -176,7 +181,7 @@ class Worker:
                 job.sink.done(tuple(job.results[i] for i in range(job.request.n)))
 
     def _admit(self) -> None:
-        """Take jobs from the queue while their worst case fits, in order: what waits longest is never overtaken."""
+        """Take jobs from the queue while their worst case fits, in order: no job is overtaken."""
         rows = len(self.batch) + len(self.joining)
         longest = max([self.batch.longest, *(job.private for job, _ in self.joining)])
         while self.queue:
@@ -199,7 +204,7 @@ class Worker:
                 self.leases.append(job)
 
     def _open(self, job: Job, rows: int, longest: int) -> bool:
-        """Hold a job's prompt if that and its first row fit; its rows hang on the prompt if that pays or must be."""
+        """Hold a job's prompt if that and its first row fit; its rows hang on it if that pays or is needed."""
         pool = self.batch.pool
         if pool is None:
             return rows < self.max_rows
@@ -219,7 +224,7 @@ class Worker:
         return self.batch.pool is None or self.batch.pool.fits(rows, longest)
 
     def _refusal(self, job: Job) -> UserError:
-        """Why a job does not fit although nothing runs: leases hold the rest."""
+        """The error for a job that does not fit although nothing runs: leases hold the rest."""
         pool = self.batch.pool
         assert pool is not None
         per_token = pool.shape.bytes_per_token
@@ -227,17 +232,17 @@ class Worker:
         need = pool.look(job.cached) + (0 if job.lease else job.private)
         return UserError(
             f"{need * per_token} more bytes of cache are needed, but leases hold {pool.tree.held_tokens * per_token} "
-            f"of the {pool.limit * per_token} of kv_memory: let a lease go or raise kv_memory"
+            f"of the {pool.limit * per_token} of kv_memory: release a lease or raise kv_memory"
         )
 
     def _join(self) -> None:
-        """Give slots to samples whose prompts are there. A group that finds the engine idle starts as one."""
+        """Give slots to samples whose prompts are computed. A group that finds the engine idle starts together."""
         ready = [(job, i) for job, i in self.joining if job.load is None or job.load.ready]
         if not ready:
             return
         running = len(self.batch)
         if running:
-            # Joining has a fixed cost: while more wait than fit, save it for several rows.
+            # Joining has a fixed cost: while more wait than fit, several rows join at once.
             if self.queue and len(ready) < running // 16:
                 return
         else:
@@ -259,12 +264,12 @@ class Worker:
                 job.load = None
 
     def drop_caches(self) -> None:
-        """Free what nobody holds."""
+        """Free nodes without a holder."""
         if self.batch.pool is not None:
             self.batch.pool.tree.evict(self.batch.pool.tree.tokens)
 
     def begin_again(self) -> None:
-        """Put what is admitted but not running, and all leases, back into the queue: the weights have changed."""
+        """The weights have changed: put all leases, and jobs that are admitted but not running, back into the queue."""
         waiting = list(dict.fromkeys([*self.leases, *(job for job, _ in self.joining), *self.queue]))
         for job, index in reversed(self.joining):
             job.next = index
@@ -276,7 +281,7 @@ class Worker:
         self.queue = deque(waiting)
 
     def _cut(self, jobs: Sequence[Job]) -> None:
-        """Note what was sampled of jobs, and what they have used."""
+        """Record what jobs have sampled and used."""
         for slot, row in enumerate(self.batch.rows):
             if row.job in jobs:
                 row.job.results[row.index] = self.batch.cut_short(slot)
@@ -299,14 +304,14 @@ class Worker:
             self.batch.leave(np.array(leaving))
 
     def _fail(self, error: PonderError) -> None:
-        """Tell every caller, and begin again with an empty batch; leases that were granted are computed anew."""
+        """Report to every caller, and start again with an empty batch; granted leases are recomputed."""
         running = [*(row.job for row in self.batch.rows), *(job for job, _ in self.joining)]
         jobs = dict.fromkeys([*running, *self.queue, *self.leases])
         granted = [job for job in self.leases if job.granted and not job.cancelled]
         try:
             self._cut(list(jobs))
         except Exception:
-            # What failed may have left the batch in any state; then what was used is not known.
+            # The failure may have left the batch in any state; then what was used is not known.
             for job in jobs:
                 job.spend = None
         self.queue.clear()
