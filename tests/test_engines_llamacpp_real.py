@@ -189,14 +189,14 @@ def test_a_cached_prefix_gives_the_logits_of_a_recomputed_prompt(real):
     ids = real.model.prompt_ids("What is the capital of France? Name its river too.")
     logits, llama = real._logits, real._logits._llama
 
-    def anew(some):
+    def recomputed(some):
         llama._ctx.kv_cache_clear()
         llama.n_tokens = 0
         return logits(some, lambda count: None)
 
-    whole = anew(ids)
+    whole = recomputed(ids)
     for kept in (3, len(ids) - 1):
-        anew((*ids[:kept], 7, 8, 9))
+        recomputed((*ids[:kept], 7, 8, 9))
         # Quantised products of another number of rows round otherwise: on this model by up to 0.3 nats.
         assert np.abs(logits(ids, lambda count: None) - whole)[np.argsort(-whole)[:20]].max() < 1.0
         assert list(llama.input_ids[: llama.n_tokens]) == list(ids)

@@ -3,9 +3,9 @@
 `load("FOLDER")` takes PEFT's folder, whose config names the base; `load("BASE", adapter="FOLDER")` names it. The base's
 weights are frozen: training moves A and B only, and `save` (so every checkpoint) writes only the adapter.
 
-Reads and writes PEFT's folders (`adapter_config.json`, `adapter_model.safetensors`). Of PEFT's kinds
-only plain and rank-stabilised LoRA are supported: fields of others are refused by name. There is no dropout: sampler
-and trainer must compute the same numbers, so `lora_dropout` is ignored when read and saved as 0.
+Reads and writes PEFT's folders (`adapter_config.json`, `adapter_model.safetensors`). Of PEFT's kinds only plain and
+rank-stabilised LoRA are supported: fields of others are refused by name. There is no dropout: sampler and trainer must
+compute the same numbers, so `lora_dropout` is ignored when read and saved as 0.
 
 Source: Hu et al. 2021 (arXiv:2106.09685); rank stabilisation, Kalajdzievski 2023 (arXiv:2312.03732).
 """
