@@ -1,4 +1,4 @@
-"""Prompts with worked examples, for models that were never taught to answer."""
+"""Prompts with worked examples, for base models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def few_shot_prompt(question: str, examples: Sequence[tuple[str, str]], style: S
 
     `chat` gives turns of user and assistant; without examples the question alone. `text` gives blocks of
     `Question: …` and `Answer: …` for a model that continues text, ending in `Answer:`; give the engine the stop string
-    `Question:` there, or the model goes on with questions of its own.
+    `Question:` there, or the model continues with questions that it makes up.
     """
     if style == "text":
         blocks = [f"Question: {q}\nAnswer: {a}\n\n" for q, a in examples]

@@ -77,7 +77,7 @@ def make(task: str, options: str, number: int) -> dict[str, Any]:
 
 
 class _NotAllowed(OSError):
-    """What an answer tried to do. An `OSError`, so that an import that cannot write its cache goes on."""
+    """What an answer tried to do. An `OSError`, so that an import that cannot write its cache continues."""
 
 
 _scoring = False

@@ -31,7 +31,7 @@ def take(row: dict[str, Any], field: str, where: str) -> Any:
 
 
 def key_of(prompt: Prompt) -> str:
-    """What a prompt asks, for telling duplicates: case and spaces do not count."""
+    """What a prompt asks, for telling duplicates: case and spaces are ignored."""
     text = prompt if isinstance(prompt, str) else "\x1e".join(f"{m.role}:{m.content}" for m in prompt)
     return " ".join(text.split()).casefold()
 

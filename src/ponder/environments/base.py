@@ -43,7 +43,7 @@ def split_of(key: str, test_one_in: int = TEST_ONE_IN) -> Split:
 def guarded(hook: Callable[[Problem, str], Verdict], problem: Problem, response: Response) -> Verdict:
     """Call a hook with the answer's text. Never raises; what is no answer does not reach the hook.
 
-    A prompt that is echoed is no answer; one that is repeated before the answer is taken off.
+    A prompt that is echoed is no answer; one that is repeated before the answer is stripped.
     """
     answer = response.answer
     if answer is None:
@@ -74,7 +74,7 @@ class SingleTurn:
     """Judging may take so long that it is done on a thread."""
 
     def size(self, split: Split) -> int | None:
-        """Number of problems of a split; None if there is no end to them."""
+        """Number of problems of a split; None if it is unlimited."""
         return None
 
     def problem(self, split: Split, index: int) -> Problem:
@@ -155,7 +155,7 @@ class Item:
 
 
 class _State:
-    """What a procedural environment remembers; all of it can be computed again."""
+    """What a procedural environment caches; all of it can be computed again."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()

@@ -262,7 +262,7 @@ def _number(text: str) -> int | None:
 def final_expression(answer: str, target: int) -> str | None:
     """The expression that an answer in prose ends with; None if it holds no number at all.
 
-    The last expression or number counts, but numbers that only repeat the target after an expression are passed over.
+    The last expression or number counts, but numbers that only repeat the target after an expression are skipped.
     """
     text = _SPELLING.sub(lambda m: _SPELLINGS[m[0]], answer)
     candidates = [c.strip() for c in _CANDIDATE.findall(text)]

@@ -143,9 +143,9 @@ def _from_hub(repo: str) -> dict[str, Path]:
     kinds = ["*.jsonl", "*.jsonl.gz", "*.parquet"]
     try:
         folder = Path(huggingface_hub.snapshot_download(repo, repo_type="dataset", allow_patterns=kinds))
-    except Exception as error:  # the errors of its HTTP library are not ours to list
+    except Exception as error:  # the errors of its HTTP library are too many to list
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{repo}: is no local path, and the hub did not give it ({reason}); {_HELP}") from None
+        raise UserError(f"{repo}: is no local path, and its download from the hub failed ({reason}); {_HELP}") from None
     found = _named([p for p in folder.rglob("*") if p.is_file() and "socratic" not in p.parts])
     if not found:
         raise UserError(f"{repo}: this data set has no .jsonl or .parquet file with train or test in its name")

@@ -57,7 +57,7 @@ class ReasoningGym(Procedural):
     options: Options = field(default_factory=dict)
     """Options of the task's own config (difficulty)."""
     partial: bool = False
-    """Give a wrong answer the task's partial score as its reward. Some scorers pay a little for anything at all."""
+    """Give a wrong answer the task's partial score as its reward. Some scorers give every text a little."""
     instructions: str = ""
     """Added after each question, on a line of its own."""
     seconds: float = 5.0
@@ -121,13 +121,13 @@ class ReasoningGym(Procedural):
         if not math.isfinite(score):
             return verdict(VerdictKind.JUDGE_ERROR, f"{self.task} gave the score {score}")
         if score >= _ONE:
-            if answer != right and self._goes_on(gold, given):
+            if answer != right and self._continues(gold, given):
                 return verdict(VerdictKind.WRONG, "a different answer follows the right one", given)
             return verdict(VerdictKind.CORRECT, f"{self.task} scored it 1", given)
         reward = max(0.0, score) if self.partial else 0.0
         return verdict(VerdictKind.WRONG, f"{self.task} scored it {score:.3g}", given, reward)
 
-    def _goes_on(self, gold: Gold, answer: str) -> bool:
+    def _continues(self, gold: Gold, answer: str) -> bool:
         """True if an answer is complete before its last line, and that line says something else.
 
         Several scorers read only the beginning of an answer, or search it for the right one.

@@ -3,7 +3,7 @@
     from ponder.environments.selfcheck import self_check
     failures = self_check(Mine(), "test", range(20))
 
-Every gold response must earn 1; what is no answer, or another answer in the end, must earn 0; nothing may raise, be an
+Every gold response must earn 1; what is no answer, or ends with another answer, must earn 0; nothing may raise, be an
 infrastructure error (`judge_error`) or take long.
 """
 
@@ -25,7 +25,7 @@ _LAST_RESORTS = ("-7919.25", "none of these", "0", "no")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One thing that is not as it should be."""
+    """One check that failed."""
 
     problem_id: str
     case: str
@@ -47,7 +47,7 @@ def self_check(environment: Environment, split: Split, indices: Iterable[int]) -
 
 
 def check_problem(environment: Environment, problem: Problem, others: Iterable[Problem] = ()) -> list[Failure]:
-    """Judge the gold response and the bad ones of one problem; `others` lend their golds as different answers."""
+    """Judge the gold response and the bad ones of one problem; the golds of `others` serve as different answers."""
     try:
         gold = environment.gold_response(problem)
     except Exception as error:

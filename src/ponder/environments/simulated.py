@@ -16,7 +16,7 @@ from ponder.verifiers.base import verdict
 
 @dataclass(frozen=True)
 class Simulated(SingleTurn):
-    """Problems that only the simulated engine can solve, with a checker and a scorer that errs as much as it is told.
+    """Problems that only the simulated engine can solve, with a checker and a scorer whose error is set.
 
     The engine draws the difficulty of a problem from its name, so that the same problem is hard for every simulated
     model. Any other model is wrong on all of them.
@@ -25,7 +25,7 @@ class Simulated(SingleTurn):
     seed: int = 0
     """Seed of the problems."""
     count: int | None = None
-    """Problems of each split; None is no end."""
+    """Problems of each split; None is unlimited."""
     checked: bool = True
     """Whether a search may use the checker."""
     noise: float = 0.3
@@ -35,7 +35,7 @@ class Simulated(SingleTurn):
 
     def __post_init__(self) -> None:
         if self.count is not None and self.count < 1:
-            raise UserError(f"count = {self.count}: give at least 1, or leave it out for no end")
+            raise UserError(f"count = {self.count}: give at least 1, or leave it out for no limit")
         if not 0.0 <= self.noise < float("inf"):
             raise UserError(f"noise = {self.noise!r}: give 0 or more")
 
@@ -109,5 +109,5 @@ class _Partial(BaseScorer):
         key = problem.public["key"]
         answer = None if response.answer is None else read_answer(response.answer)
         right = state(key, response.text)[1] if answer is None else answer == right_answer(key)
-        # The same text has the same score, whoever asks.
+        # The same text always has the same score.
         return right + self.noise * Random(stable_int(self.seed, problem.id, response.text)).gauss(0.0, 1.0)

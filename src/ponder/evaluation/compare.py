@@ -138,7 +138,7 @@ def _problems(run: Path) -> dict[str, _Problem]:
             _take(found, line)
         except (KeyError, TypeError) as error:
             raise UserError(
-                f"{where} is no search that this version of ponder wrote ({error!r}); evaluate again"
+                f"{where} is not a search that this version of ponder wrote ({error!r}); evaluate again"
             ) from None
     if not found:
         raise UserError(f"{run}: holds no judged response")

@@ -1,4 +1,4 @@
-"""`curves.json`: accuracy against train-time compute and against test-time compute, base beside trained."""
+"""`curves.json`: accuracy against train-time compute and against test-time compute, base and trained."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def to_mapping(curves: Curves) -> dict[str, Any]:
 
 
 def write(path: str | Path, curves: Curves) -> None:
-    """Validate and write, beside the target and renamed over it. Raises `UserError` (see `validate`)."""
+    """Validate and write, to a temporary file that is renamed. Raises `UserError` (see `validate`)."""
     path = Path(path)
     validate(curves, str(path))
     beside = path.with_name(path.name + ".tmp")

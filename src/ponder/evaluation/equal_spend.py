@@ -27,21 +27,21 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Compared:
-    """A strategy beside majority for the same tokens."""
+    """A strategy compared with majority at the same tokens."""
 
     samples: float
-    """That majority has for these tokens; less than 1 where they do not buy one."""
+    """Of majority for these tokens; less than 1 where they do not buy one."""
     majority: float
-    """Its accuracy there: between two counts of samples on the line between them, with less than one sample that of
-    one, with more than were drawn that of all."""
+    """Its accuracy there: interpolated linearly between counts of samples; below one sample that of one, beyond those
+    drawn that of all."""
     difference: Estimate
-    """Of accuracies, the strategy's less majority's."""
+    """Of accuracies, the strategy's minus majority's."""
     most: int
     """Samples that were drawn of each problem."""
 
     @property
     def within(self) -> bool:
-        """False if majority was not measured around there."""
+        """False where majority's accuracy is not measured but extrapolated."""
         return 1 - 1e-9 <= self.samples <= self.most + 1e-9
 
 
@@ -57,8 +57,8 @@ def at_equal_spend(
 ) -> Compared:
     """Compare at the same mean tokens a problem, with a percentile bootstrap over problems (95 %).
 
-    Each resample draws problems for both sides and finds anew how many samples of majority the strategy's tokens buy,
-    so the interval covers the spend's error too. Raises `ValueError` for sides of different problems.
+    Each resample draws problems for both sides and computes again how many samples of majority the strategy's
+    tokens buy, so the interval covers the spend's error too. Raises `ValueError` for sides of different problems.
     """
     count = len(correct_P)
     if not len(tokens_P) == len(yardstick.tokens_P) == len(yardstick.accuracy_PK) == count:

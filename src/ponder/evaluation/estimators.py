@@ -87,7 +87,7 @@ MOST_VOTES = 1_000
 def majority_of_k(sizes: Sequence[int], gains: Sequence[float], n: int, counts: Sequence[int]) -> Floats:
     """Expected accuracy of a majority vote over k of n samples drawn without replacement, for each k in `counts`.
 
-    `sizes` are the samples of each cluster (answers that say the same) and `gains` the share of each cluster's samples
+    `sizes` are the samples of each cluster (equal answers) and `gains` the share of each cluster's samples
     that is correct; what is left of `n` abstains. The cluster with the most votes wins; a tie goes to the one that was
     drawn first, which over all orders of drawing is each of them equally often. Without a vote the problem is lost.
 

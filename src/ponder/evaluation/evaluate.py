@@ -40,7 +40,7 @@ class Plan:
     """How an evaluation is run."""
 
     samples: int = 1
-    """Searches of each problem, each with a seed of its own."""
+    """Searches of each problem, each with its own seed."""
     seed: int = 0
     budget: Budget = Budget()  # noqa: RUF009  (frozen)
     """Of each search."""
@@ -58,7 +58,7 @@ def _check(concurrency: int) -> None:
 
 
 async def each(count: int, work: Callable[[int], Awaitable[None]], concurrency: int) -> None:
-    """Do `work(0)` to `work(count - 1)`, so many at once; the first failure cancels the rest and is raised."""
+    """Do `work(0)` to `work(count - 1)`, `concurrency` at once; the first failure cancels the rest and is raised."""
     _check(concurrency)
     numbers = iter(range(count))
 
@@ -120,12 +120,12 @@ async def evaluate(
     searches may ask (default: the environment's own). `on_search` gets each search as it ends; its trace is not kept
     (with it, every whole response of the trace is judged, unless the environment says `slow_judge`). `earlier` are
     results of the same evaluation that need not be run again, and what opening the engines has cost (an engine may
-    serve several evaluations: whoever opened it says which of them pays).
+    serve several evaluations: the caller that opened it says which of them pays).
 
     The result does not depend on the order in which searches finish. Infrastructure errors (a judge or an engine
     that failed) are left out of the shares and counted; more than 5 and 5 % raise `PonderError`. A search that its
     budget refused abstains, and says why; `PonderError` if all were refused. Raises `UserError` for no problems,
-    `Unsupported` if the strategy does not go with the engine.
+    `Unsupported` if the strategy does not work with the engine.
     """
     if not problems:
         raise UserError("there are no problems to evaluate")
@@ -188,7 +188,7 @@ async def evaluate(
             judged = dataclasses.replace(judged, text="")
         results[index, sample] = judged
         correct += verdict.correct
-        # Not `faults.count`: those that came after too many are in no result.
+        # Not `faults.count`: those beyond the limit are in no result.
         masked += verdict.kind is VerdictKind.JUDGE_ERROR
         if on_progress is not None:
             now, mine = time.perf_counter() - started, meter.spend
@@ -210,17 +210,17 @@ async def evaluate(
 
 
 async def _give_way() -> None:
-    """Let the search that takes the place of one that has ended be sent before that one is judged on this loop."""
+    """Let the search that replaces a finished one be sent before the finished one is judged on this loop."""
     for _ in range(_TURNS):
         await asyncio.sleep(0)
 
 
 _TURNS = 3
-"""Turns of the event loop until it is: it wakes up, its calls start as tasks, the engine is given what they ask for."""
+"""Turns of the event loop that this takes: the search wakes up, its calls start as tasks, the engine gets them."""
 
 
 async def _verdict(environment: Environment, problem: Problem, outcome: Outcome) -> Verdict:
-    """What the judge says of what a search chose; what there is no judging says why."""
+    """The judge's verdict on what a search chose; where nothing can be judged, it says why."""
     if failed(outcome):
         return Verdict(VerdictKind.JUDGE_ERROR, None, f"the engine failed: {outcome.reason}")
     if outcome.stop is StopReason.BUDGET and outcome.response.answer is None and not outcome.trace.nodes:

@@ -29,7 +29,7 @@ def _check_counts(k: int, n: int) -> None:
 
 
 def wilson(k: int, n: int) -> Estimate:
-    """A share k / n with Wilson's score interval (Wilson 1927, J. Am. Stat. Assoc. 22): never empty, never outside."""
+    """A share k / n with Wilson's score interval (Wilson 1927, J. Am. Stat. Assoc. 22): never empty, within [0, 1]."""
     _check_counts(k, n)
     p, z2 = k / n, Z * Z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)

@@ -43,7 +43,7 @@ class Progress:
     total: int
     correct: int
     masked: int
-    """Failures of ours so far."""
+    """Infrastructure errors so far."""
     response_tokens: int
     """Sampled and forced since this process began."""
     seconds: float
@@ -66,9 +66,12 @@ class Judged:
 
     @property
     def again(self) -> bool:
-        """True if a resumed evaluation runs it again: it failed for reasons of ours, or was not let run."""
-        ours = self.verdict.kind is VerdictKind.JUDGE_ERROR or self.stop is StopReason.FAILED
-        return ours or self.starved or self.refused
+        """True if a resumed evaluation runs it again: it failed by an infrastructure error, or was refused
+
+        or cut short by the budget of the whole evaluation.
+        """
+        failed = self.verdict.kind is VerdictKind.JUDGE_ERROR or self.stop is StopReason.FAILED
+        return failed or self.starved or self.refused
 
     @property
     def refused(self) -> bool:
@@ -88,16 +91,16 @@ class Searched:
     """Its trace holds the judge's verdicts, on the chosen response at least."""
     judged: Judged
     seconds: float
-    """That the search took, by the clock on the wall."""
+    """Wall-clock time of the search."""
     at: float
     """When it ended: seconds since the evaluation began, those before a resume included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What was there and spent before the first search: what an evaluation that was stopped has left (see
+    """What was found and spent before the first search.
 
-    `rollouts.earlier`), and what opening the engines has cost.
+    That is what a stopped evaluation has left (see `rollouts.earlier`), and what opening the engines has cost.
     """
 
     results: Mapping[tuple[int, int], Judged] = field(default_factory=dict)
@@ -141,7 +144,7 @@ class Evaluation:
     dollars_per_correct: float | None
     seconds_per_correct: float | None
     seconds: float
-    """By the clock on the wall."""
+    """Wall-clock time."""
     seed: int
     weights_version: int
     rows: tuple[Row, ...]
@@ -204,7 +207,7 @@ def summarise(
     """Count. `rows` are by problem, `results` the same by search, both in order."""
     kinds = Counter(k for r in rows for k in r.kinds)
     stops = Counter(r.stop for r in results)
-    # Summed in the order of the problems: floats must not depend on who finished first.
+    # Summed in the order of the problems: floats must not depend on which search finished first.
     spend = sum((r.spend for r in results), opening)
     correct = kinds[VerdictKind.CORRECT]
     judged = sum(kinds.values()) - kinds[VerdictKind.JUDGE_ERROR]

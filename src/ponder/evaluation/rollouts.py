@@ -1,4 +1,4 @@
-"""An evaluation on disk: one line of `rollouts.jsonl` for each search, and back, to compare or to go on.
+"""An evaluation on disk: one line of `rollouts.jsonl` for each search, and back, to compare or to resume.
 
 A line is `search.record.to_row` with `index` and `sample` (which search it is), `verdict` (of what was chosen; an
 abstention has one too), `seconds` (that the search took) and `at` (when it ended, since the evaluation began). A search
@@ -25,7 +25,7 @@ from ponder.types import Node, Problem, Spend, StopReason, ThoughtFormat, Trace,
 def to_line(searched: Searched, prices: Prices | None = None, thought: ThoughtFormat | None = None) -> dict[str, Any]:
     """The line of a search. With `prices`, branches whose engine does not say what they cost have their dollars.
 
-    With `thought` whoever reads the line as a pool (`ponder replay`) tells thought from answer.
+    With `thought` a reader of the line as a pool (`ponder replay`) can separate thought and answer.
     """
     outcome, verdict = searched.outcome, searched.judged.verdict
     if prices is not None:
@@ -55,8 +55,10 @@ def _without_none(verdict: dict[str, Any]) -> dict[str, Any]:
 
 
 def earlier(path: Path, problems: Sequence[Problem], samples: int) -> Earlier:
-    """What an evaluation of these problems has left in `rollouts.jsonl`; what failed for reasons of ours is to run
-    again, and so is what a budget refused or that of the whole evaluation cut short.
+    """What an evaluation of these problems has left in `rollouts.jsonl`.
+
+    To be run again are searches that failed by infrastructure errors, that a budget refused, or that the budget of the
+    whole evaluation cut short.
 
     Raises `UserError` if a line is of another evaluation or cannot be read.
     """
@@ -70,7 +72,7 @@ def earlier(path: Path, problems: Sequence[Problem], samples: int) -> Earlier:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise UserError(f"{where} is no search of an evaluation ({error!r})") from None
         if not same or not 0 <= place[1] < samples:
-            raise UserError(f"{where} is of another problem than the environment has now there")
+            raise UserError(f"{where} is of another problem than the environment now has at that index")
         if place in found:
             lost += found.pop(place).spend
         if judged.again:

@@ -257,7 +257,7 @@ async def sample_pool(
 
 
 async def _rank(checker: Checker, problem: Problem, node: Node, meter: Meter, slow: bool) -> float:
-    """The order that `best_of_n` goes by: accepted, unchecked, rejected; then the checker's reward."""
+    """The order that `best_of_n` ranks by: accepted, unchecked, rejected; then the checker's reward."""
     if node.response.answer is None:
         return -np.inf
     try:

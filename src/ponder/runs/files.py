@@ -1,6 +1,6 @@
-"""Files that survive a crash: whole lines appended, JSON written beside and renamed, torn last lines passed over.
+"""Files that survive a crash: whole lines appended, JSON replaced by a rename, torn last lines skipped.
 
-Leaves out fsync at each line: a run survives a killed process, not a pulled plug in the last second.
+Leaves out fsync at each line: a run survives a killed process, but may lose its last second in a power failure.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file beside and rename it: a reader sees the old one or the new one, never a half.
+    """Write a temporary file and rename it: a reader sees the old file or the new one, never a part.
 
     Raises `PonderError` if the disk is full (the old file stays), `UserError` if the place cannot be written.
     """
@@ -93,7 +93,7 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one JSON object as one whole line in one write; a write that fails half-way is taken back.
+    """Append one JSON object as one whole line in one write; a write that fails half-way is undone.
 
     Raises `PonderError` if the disk is full, `UserError` if the file cannot be written.
     """
@@ -124,7 +124,7 @@ class Lines:
 
     rows: tuple[dict[str, Any], ...] = ()
     torn: str | None = None
-    """A sentence about a torn last line that was passed over; None if the file is whole."""
+    """A sentence about a torn last line that was skipped; None if the file is whole."""
 
 
 def read_lines(path: Path) -> Lines:
@@ -139,7 +139,7 @@ _TAIL = 1 << 16
 
 
 def mend_tail(path: Path) -> str | None:
-    """Cut a torn last line off (or end a whole one), so that the next append starts a line of its own.
+    """Cut a torn last line off (or end a whole one), so that the next append starts a new line.
 
     Returns a sentence about what was cut, None if nothing was.
     """

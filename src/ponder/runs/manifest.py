@@ -41,7 +41,7 @@ def commit(where: Path | None = None) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *words: str) -> str | None:
-    # Without optional locks `git status` never gets in the way of a commit that runs beside it.
+    # Without optional locks `git status` never blocks a commit that runs at the same time.
     command = ["git", "--no-optional-locks", "-C", str(folder), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     return done.stdout if done.returncode == 0 else None

@@ -80,7 +80,7 @@ def draw(results: Results) -> dict[str, bytes]:
 
 
 def curves(results: Results, *, stacked: bool = False) -> Figure:
-    """Accuracy against train compute and against test-time compute, on one y axis; only the halves that there are."""
+    """Accuracy against train compute and against test-time compute, on one y axis; only the halves that have data."""
     halves: list[Callable[[Axes, Results], None]] = []
     if results.train:
         halves.append(_train_half)

@@ -97,7 +97,7 @@ class Progress:
             self._print()
 
     def note(self, text: str) -> None:
-        """Print a line of its own, such as an evaluation's result, without disturbing the bar."""
+        """Print a separate line, such as an evaluation's result, without disturbing the bar."""
         if self._quiet:
             return
         if self._bar is not None:

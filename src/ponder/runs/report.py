@@ -110,7 +110,7 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _inline(text: str) -> str:
-    """Text on one line with no power over the page: Markdown's signs and HTML's brackets escaped."""
+    """Text on one line, with Markdown's signs and HTML's brackets escaped."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_{}\[\]|#~!])", r"\\\1", text)
 

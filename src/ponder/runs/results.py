@@ -3,8 +3,8 @@
 Every part may be missing, since an RL run, an evaluation and the quickstart write different parts:
 
 - `curves.json`: `{"train": [point], "test": {"sequential": [point], "parallel": [point]}, "base": {the same two lists},
-  "base_accuracy", "trained_accuracy", "seconds", "peak_memory_bytes", "seed"}`, and by choice `"interval"`, the name of
-  the interval's method;
+  "base_accuracy", "trained_accuracy", "seconds", "peak_memory_bytes", "seed"}`, and optionally `"interval"`, the
+  name of the interval's method;
 - `metrics.jsonl`: one object a step;
 - `samples.json`: `[{"problem_id", "prompt", "gold", "before": {"text", "verdict", "reason"}, "after": {...}}]`, or
   `"response"` in place of before and after;
@@ -51,10 +51,10 @@ class Results:
     searched: int = 0
     """How many searches there are."""
     searches_torn: str = ""
-    """A sentence about a torn last line that was passed over."""
+    """A sentence about a torn last line that was skipped."""
     summary: Row = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """Sentences about torn lines that were passed over."""
+    """Sentences about torn lines that were skipped."""
 
     def __repr__(self) -> str:
         parts = [str(self.manifest.get("status", "unknown"))]
@@ -76,7 +76,7 @@ class Results:
 
 
 MOST_SEARCHES = 12
-"""That a report shows where it is not told which."""
+"""That a report shows where none are named."""
 
 
 def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
@@ -112,7 +112,7 @@ def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
 
 
 def _searches(path: Path, problems: Sequence[str]) -> tuple[tuple[Row, ...], int, str]:
-    """The lines to show, how many searches there are, and a word on a torn line; holds few lines at a time."""
+    """The lines to show, how many searches there are, and a sentence about a torn line; holds few lines at a time."""
     kept: dict[tuple[int, int], Row] = {}
     seen: set[tuple[int, int]] = set()
     torn: list[str] = []

@@ -175,7 +175,7 @@ class Run:
         self._write_manifest({**read_manifest(self.path), **facts})
 
     def finish(self, status: Status, **facts: Any) -> None:
-        """Write end, status and peak memory into the manifest, with any other facts, and give up the lock."""
+        """Write end, status and peak memory into the manifest, with any other facts, and release the lock."""
         facts = {"peak_memory_bytes": machine.peak_memory_bytes(), **facts}
         try:
             self._write_manifest({**read_manifest(self.path), "status": status, "end": now(), **facts})
@@ -183,7 +183,7 @@ class Run:
             self.close()
 
     def close(self) -> None:
-        """Give up the lock without a word in the manifest. Idempotent."""
+        """Release the lock without writing to the manifest. Idempotent."""
         _unlock(self._lock)
         self._lock = None
 

@@ -1,4 +1,4 @@
-"""What a report says, as data: sections of text, tables, pictures and samples. `report` writes them out twice.
+"""The content of a report as data: sections of text, tables, pictures and samples. `report` renders it.
 
 A section that the run has no data for is left out.
 """
@@ -18,7 +18,7 @@ from ponder.runs.trees import Tree, prompt_text, tree
 
 MOST_SAMPLES = 12
 METHOD = "Wilson's score for one sample a problem, bootstrap over problems for several"
-"""How `evaluation.intervals.mean_of_problems` makes intervals, for a run that does not name another way."""
+"""How `evaluation.intervals.mean_of_problems` makes intervals, for a run that does not name another method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Commands:
-    """Lines to type."""
+    """Commands to run."""
 
     lines: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One problem and what a model said to it; texts are untrusted and already `visible`."""
+    """One problem and a model's responses to it; texts are untrusted and already `visible`."""
 
     problem: str
     prompt: str
@@ -79,7 +79,7 @@ def title(results: Results) -> str:
 
 
 def sections(results: Results, pictures: Sequence[str]) -> list[Section]:
-    """Everything that the run can say, in reading order. `pictures` names those that were drawn."""
+    """All sections that the run has data for, in reading order. `pictures` names those that were drawn."""
     parts = (
         ("Result", _result(results)),
         ("Both curves", _both_curves(results, pictures)),
@@ -158,7 +158,7 @@ def _both_curves(results: Results, pictures: Sequence[str]) -> list[Block]:
     blocks: list[Block] = []
     ladders = [p for part in results.sequential.values() for p in part]
     if "curves.png" in pictures:
-        alt = "Held-out accuracy against train compute (left) and test-time compute (right), base beside trained."
+        alt = "Held-out accuracy against train compute (left) and test-time compute (right), base and trained side by side."
         blocks.append(Picture("curves.png", alt, _caption(results, [*results.train, *ladders]), "curves-narrow.png"))
     if results.train:
         rows = tuple(
@@ -172,7 +172,7 @@ def _both_curves(results: Results, pictures: Sequence[str]) -> list[Block]:
 
 
 def _beside(parts: Mapping[str, Sequence[Row]], key: str, label: str) -> Table:
-    """Base beside trained: one row for each budget."""
+    """Base and trained side by side: one row for each budget."""
     there = [who for who, points in parts.items() if points]
     keys = sorted({p[key] for who in there for p in parts[who] if _number(p.get(key))})
     by_key = {who: {p.get(key): p for p in parts[who]} for who in there}
@@ -199,13 +199,13 @@ def _more_samples(results: Results, pictures: Sequence[str]) -> list[Block]:
         return []
     blocks: list[Block] = []
     if "parallel.png" in pictures:
-        alt = "Accuracy of the best of k samples and coverage against the number of samples, base beside trained."
+        alt = "Accuracy of the best of k samples and coverage against the number of samples, base and trained side by side."
         blocks.append(Picture("parallel.png", alt, _caption(results, points)))
     blocks.append(_beside(results.parallel, "samples", "samples"))
     blocks.append(
         Text(
-            "Best of k picks by the environment's checker, which sees no gold answer. Coverage is pass@k by the judge, "
-            "who does: what a perfect picker could reach, not an accuracy."
+            "Best of k is picked by the environment's checker, which sees no gold answer. Coverage is pass@k by the "
+            "judge, which does: what a perfect picker could reach, not an accuracy."
         )
     )
     return blocks
@@ -226,9 +226,9 @@ def _searches(results: Results) -> list[Block]:
     trees = [tree(row, golds.get(row.get("problem"))) for row in results.searches]
     shown = "All searches" if len(trees) == results.searched else f"{len(trees)} of {results.searched:,} searches"
     about = (
-        f"{shown}, branch by branch; rollouts.jsonl has the whole. A marked branch leads to what was chosen. The "
-        "judge knows the answer and no search heard what it says; the checker, scores and votes are the search's own. "
-        "A branch's cost is that of its own call: prompt + response tokens."
+        f"{shown}, branch by branch; rollouts.jsonl holds them in full. Marked branches lead to the chosen response. "
+        "The judge knows the gold answer, and no search sees its verdicts; checker, scores and votes were seen by the "
+        "search. A branch's cost is that of its own call: prompt + response tokens."
     )
     torn = [Text(results.searches_torn)] if results.searches_torn else []
     return [Text(about), *torn, *trees]
@@ -311,7 +311,7 @@ def _made(results: Results) -> list[Block]:
         ("versions", ", ".join(f"{k} {v}" for k, v in (manifest.get("versions") or {}).items())),
     ]
     if isinstance(git, Mapping):
-        rows.append(("commit", f"{git.get('commit')}{'' if git.get('clean') else ' with changes'}"))
+        rows.append(("commit", f"{git.get('commit')}{'' if git.get('clean') else ' with uncommitted changes'}"))
     if manifest.get("resumed"):
         rows.append(("resumed", ", ".join(str(r.get("at")) for r in manifest["resumed"])))
     command = shlex.join(str(w) for w in manifest.get("command") or [])

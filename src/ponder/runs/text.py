@@ -1,4 +1,4 @@
-"""Untrusted text, made fit to be shown."""
+"""Untrusted text, made safe to show."""
 
 from __future__ import annotations
 

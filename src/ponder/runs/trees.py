@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """One node: what it says, what was found out about it, and what grew from it."""
+    """One node: what it says, what is known of it, and the branches below it."""
 
     name: str
     text: str
@@ -33,12 +33,12 @@ class Branch:
     check: str
     """The checker's."""
     facts: tuple[str, ...]
-    """Score, vote, why it was given up, how it ended."""
+    """Score, vote, why it was abandoned, how it ended."""
     cost: str
     reasons: tuple[str, ...]
     """Of judge and checker, in words."""
     on_path: bool
-    """It leads to what was chosen."""
+    """It leads to the chosen response."""
     chosen: bool
     branches: tuple[Branch, ...] = ()
     left_out: int = 0
@@ -100,7 +100,7 @@ def _grow(
     budget: list[int],
     depth: int,
 ) -> tuple[Branch, ...]:
-    """The branches below a node, those that lead to what was chosen first in line for the room that there is."""
+    """The branches below a node, within the limits; those that lead to the chosen response come first."""
     children = below.get(parent, ())
     taken = sorted(sorted(range(len(children)), key=lambda i: children[i].get("id") not in path)[: budget[0]])
     budget[0] -= len(taken)
@@ -211,7 +211,7 @@ MOST_LINES = 40
 
 
 def sketch(found: Tree, most: int = MOST_LINES) -> str:
-    """A compact tree, a line a branch; `*` marks the way to what was chosen."""
+    """A compact tree, a line a branch; `*` marks the path to the chosen response."""
     lines = _lines(found.branches, "")
     cut = [f"… {len(lines) - most} more lines"] if len(lines) > most else []
     return "\n".join([*lines[:most], *cut])

@@ -1,12 +1,12 @@
 """Attention over packed rows that share prefixes, without copies of a prefix's keys and values.
 
-A row's queries look at its prefix and at the row itself. The two are computed apart and merged by their log-sum-exp;
-for the prefix the queries of all rows of a group are one matrix (Hydragen, Juravsky et al. 2024, arXiv:2402.05099,
-§3.1). The way back is the same split: with the merged output and log-sum-exp, the kernel's own gradient of each part
-(FlashAttention-2, Dao 2023, arXiv:2307.08691, alg. 2) is its share of the whole.
+A row's queries attend to its prefix and to the row itself. The two parts are computed separately and merged by
+log-sum-exp; for the prefix the queries of all rows of a group are one matrix (Hydragen, Juravsky et al. 2024,
+arXiv:2402.05099, §3.1). The backward pass is split alike: with the merged output and log-sum-exp, the kernel's own
+gradient of each part (FlashAttention-2, Dao 2023, arXiv:2307.08691, alg. 2) is its share of the whole.
 
-On a CPU this is built on torch's flash kernel, which keeps no scores. Elsewhere `plainly` copies the prefixes to their
-rows and lets torch choose a kernel; it is also what the tests compare with.
+On a CPU this is built on torch's flash kernel, which keeps no scores. On other devices `plainly` copies the prefixes to
+their rows, pads rows of like length and lets torch choose a kernel; the tests compare with it too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ponder.models.cache import causal
 from ponder.training.packing import Packed, Run
 
 LANES = 16
-"""The kernel reads scores in vectors of so many keys and what is left over one by one: 48 keys, 5 of them hidden, take
+"""The kernel reads scores in vectors of this many keys and the remainder one by one: 48 keys, 5 of them hidden, take
 less than half the time of 43."""
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -190,7 +190,7 @@ def _one(x_NHD: Tensor) -> Tensor:
 
 
 def _longer(x_NKD: Tensor) -> Tensor:
-    """With rows to read past the end."""
+    """Padded, so that a kernel may read past the end."""
     return F.pad(x_NKD, (0, 0, 0, 0, 0, LANES - 1))
 
 

@@ -1,4 +1,4 @@
-"""The tokens of an optimiser step, laid end to end straight from the transcripts."""
+"""The tokens of an optimiser step, packed straight from the transcripts."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ class TokenBatch:
 
 
 def token_batch(groups: Sequence[Group], credits: Sequence[Sequence[Credit]]) -> TokenBatch:
-    """Lay out the samples of some groups, in their order, with what they are credited with.
+    """Pack the samples of some groups, in their order, with their credit.
 
-    Siblings whose transcripts are given the same ids at the beginning share that prompt; those of a group whose samples
-    were asked different things have prompts of their own. Raises `ValueError` for a credit that is not a transcript's.
+    Siblings whose transcripts begin with the same given ids share that prompt; siblings that were given different ids
+    have separate prompts. Raises `ValueError` for a credit that does not fit its transcript.
     """
     import torch
 

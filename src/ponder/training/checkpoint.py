@@ -1,8 +1,11 @@
-"""Checkpoints of a training run: weights, optimiser, position, random states. Data, never code.
+"""Checkpoints of a training run: weights, optimiser moments, state of the loop. Data, never code.
 
 A checkpoint is a folder `checkpoints/step-000100/` with `model/` (a Hugging Face folder), `optimiser.safetensors` and
-`state.json`; it is written beside and renamed, so that a killed process or a full disk leaves the one before it whole.
-Every file's SHA-256 stands in `checksums.json` and is verified when the checkpoint is read.
+`state.json`; it is written to a temporary folder and renamed, so that a killed process or a full disk leaves the one
+before it whole. `checksums.json` holds each file's SHA-256, which is verified when the checkpoint is read.
+
+There is no generator state to save: samples draw from (seed, step, problem, sample index). So a resumed run equals one
+that was never stopped.
 """
 
 from __future__ import annotations
@@ -60,7 +63,7 @@ def write(
 ) -> Checkpoint:
     """Write `step-NNNNNN` into a run's checkpoint folder and remove all but the last `keep`.
 
-    `state` holds `step` and whatever the loop needs to go on. Raises `PonderError` on a full disk; the earlier
+    `state` holds `step` and whatever the loop needs to resume. Raises `PonderError` on a full disk; the earlier
     checkpoints stay.
     """
     path = folder / f"step-{int(state['step']):06d}"
@@ -112,6 +115,6 @@ def by_step(folder: Path) -> list[Path]:
 
 
 def last_name(folder: Path) -> str:
-    """What an error says of the newest checkpoint."""
+    """Names the newest checkpoint, for an error message."""
     found = by_step(folder)
     return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was written before it"

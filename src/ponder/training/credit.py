@@ -1,4 +1,4 @@
-"""What an advantage estimator says of a sample: a number for each id, and which ids are trained on."""
+"""What an advantage estimator gives for a sample: a value for each id, and which ids are trained on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ponder.types import Transcript
 class Credit:
     """Advantages over the ids of a sample's transcript.
 
-    Which ids are trained on is said apart from the values: an advantage of 0 in the middle of a group is an advantage
-    (its tokens are in the divisor, and have a gradient where the loss has a KL term), and one that is not 0 by rounding
-    alone is none.
+    Which ids are trained on is separate from the values: an advantage of 0 in the middle of a group still counts (its
+    tokens are in the divisor, and have a gradient where the loss has a KL term), and one that differs from 0 only by
+    rounding does not.
     """
 
     values: tuple[float, ...]
@@ -55,7 +55,7 @@ class Credit:
     def of_tokens(cls, sample: Sample, values: Sequence[float | None]) -> Credit:
         """One value for each id of the transcript; None leaves an id out of training, and so does the loss mask.
 
-        Raises `ValueError` for another number of values, or one that is not finite.
+        Raises `ValueError` for a wrong number of values, or one that is not finite.
         """
         mask = sample.transcript.loss_mask
         if len(values) != len(mask):
@@ -66,7 +66,7 @@ class Credit:
         return cls(tuple(v if t and v is not None else 0.0 for v, t in zip(values, trained, strict=True)), trained)
 
     def shown(self, transcript: Transcript) -> Any:
-        """For records: the value of all trained ids (0.0 if there are none) where they have one; else a list with, for
+        """For records: the value of all trained ids (0.0 if there are none) where they share one; else a list with, for
 
         each segment, its value, None (not trained on), or the values of its ids.
         """

@@ -1,10 +1,10 @@
 """Log-probabilities of sampled tokens under the trainer's weights, each prompt computed once for its whole group.
 
-Two kinds of passes: the prompts of some groups, whose keys and values are kept, then micro-batches of their responses,
-which attend to them. Rows lie end to end (`packing`), so that nothing but attention sees padding. The gradient flows
-through both: the responses leave theirs at the prompts' keys and values, and when all micro-batches are done it goes on
-through the prompts, once. Models whose attention does not go through `models.cache.Cache` take plain passes over
-padded rows of like length.
+Two kinds of passes: the prompts of some groups (a wave), whose keys and values are kept, then micro-batches of their
+responses, which attend to them. Rows are packed (`packing`), so that nothing but attention sees padding. The gradient
+flows through both: the responses leave theirs at the prompts' keys and values, and one backward pass through the
+prompts ends the wave. So each prompt is computed once an update, however many micro-batches its group is spread over.
+Models whose attention does not go through `models.cache.Cache` take whole rows, padded to like length.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def micro_batches(
     """Log-probabilities of the ids that `batch.mask_N` marks in these rows, micro-batch by micro-batch.
 
     Each holds at most `tokens` ids with its prompts, unless one row or one prompt alone has more. The caller runs
-    `backward` on what it makes of a micro-batch before it asks for the next, and asks until there is none: the last
-    part of the gradient, through the prompts, is added then. Logits are made for trained tokens only. Raises
+    `backward` on the loss of a micro-batch before it asks for the next, and iterates to the end: the gradient through
+    the prompts is added last. Logits are made for trained tokens only. Raises
     `Unsupported` if `gradient_checkpointing` is on and the module has no list of layers.
     """
     with recomputed(model.module, gradient_checkpointing):
@@ -90,7 +90,7 @@ def row_logprobs(model: LoadedModel, batch: TokenBatch, rows: Tensor, temperatur
 
 
 def _alike(batch: TokenBatch, rows_B: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Rows of like length, each lot of at most `tokens` ids with padding, or of one row."""
+    """Rows of like length, each batch of at most `tokens` ids with padding, or of one row."""
     order = rows_B[torch.argsort(batch.lengths_B[rows_B], stable=True)]
     start = 0
     while start < len(order):
@@ -124,7 +124,7 @@ def _order(batch: TokenBatch, rows_B: Tensor) -> Tensor:
 
 @dataclass
 class _Rows:
-    """A `Cache` for packed rows that go on from prompts, or from nothing."""
+    """A `Cache` for packed rows that continue prompts, or begin a text."""
 
     layout: Packed
     prompts: _Prompts | None = None
@@ -134,7 +134,7 @@ class _Rows:
     def attend(self, layer: int, query_BHTD: Tensor, key_BKTD: Tensor, value_BKTD: Tensor) -> Tensor:
         query, key, value = (x[0].transpose(0, 1) for x in (query_BHTD, key_BKTD, value_BKTD))
         if self.prompts is None:
-            # A layer that is computed again for the way back must not replace what others hold already.
+            # A layer that is recomputed in the backward pass must not replace what others hold already.
             self.keys.setdefault(layer, key)
             self.values.setdefault(layer, value)
             out = attend(query, key, value, self.layout)
@@ -154,10 +154,10 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Prompts:
-    """What the prompts of a wave leave for their responses."""
+    """What responses need of the prompts of their wave."""
 
     keys: dict[int, Tensor]
-    """Of each layer, all prompts end to end: tokens, heads, width."""
+    """Of each layer, all prompts packed: tokens, heads, width."""
     values: dict[int, Tensor]
     last_PD: Tensor
     """Hidden state of each prompt's last token: it predicts the first one of each response."""
@@ -179,7 +179,7 @@ class _Prompts:
         )
 
     def backward(self, apart: _Prompts) -> None:
-        """Send what gradients `apart` has gathered through the prompts."""
+        """Backpropagate through the prompts what gradients `apart` has gathered."""
         pairs = [(x, y.grad) for x, y in zip(self._tensors, apart._tensors, strict=True) if y.grad is not None]
         if pairs:
             torch.autograd.backward([x for x, _ in pairs], [g for _, g in pairs])

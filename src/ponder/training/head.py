@@ -2,14 +2,15 @@
 
 Autograd would keep or make six such tensors (logits, their division by the temperature, log-softmax, its exponential
 for the entropy, and two gradients), 200 kB a token each at 49,152 ids. Here the logits are turned into probabilities
-where they lie, and what the gradient needs of them is taken at once. With p the softmax of z = h Wᵀ / temperature, the
+in place, and what the gradient needs of them is taken at once. With p the softmax of z = h Wᵀ / temperature, the
 log-probability of id c has the gradients
 
     d/dh = (W[c] - p W) / temperature        d/dW = (onehot(c) - p)ᵀ h / temperature
 
-so p W is computed on the way forward (it takes the place of a product of the way back) and gives the entropy too:
+so p W is computed in the forward pass (it replaces a product of the backward pass) and gives the entropy too:
 logsumexp(z) - h · p W / temperature. Only p itself waits for the loss, since d/dW sums over tokens with weights that
-the loss decides. What of p is more than `KEPT_BYTES` is computed again on the way back instead, chunk by chunk.
+the loss decides. What of p exceeds `KEPT_BYTES` is recomputed in the backward pass, chunk by chunk. Nothing waits where
+those weights are known beforehand (`summed_logprob`, for pre-training and SFT) or the head is frozen.
 
 The idea of a head that is fused with its loss is that of Liger kernels (Hsu et al. 2024, arXiv:2410.10989, §3.2) and of
 cut cross-entropy (Wijmans et al. 2024, arXiv:2411.09009); these fuse one loss, while here any function of the
@@ -27,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 KEPT_BYTES = 1 << 30
-"""Most bytes of probabilities that wait for the way back; the rest is computed again, an eighth more work in all."""
+"""Most bytes of probabilities kept for the backward pass; the rest is recomputed, an eighth more work in all."""
 CHUNK_BYTES = 64 << 20
 """Logits that are made at a time where they are not kept."""
 
@@ -155,7 +156,7 @@ class _Summed(torch.autograd.Function):
 
 
 def _softmax(hidden: Tensor, weight_VD: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Logit and log-probability of the ids, and all probabilities, made in the memory of the logits."""
+    """Logit and log-probability of the ids, and all probabilities, computed in place of the logits."""
     logits = (hidden @ weight_VD.T).float()
     if temperature != 1.0:
         logits /= temperature

@@ -43,9 +43,9 @@ class LMConfig:
     decay: float = 0.25
     """Tokens of the decay as a share of those before it."""
     eval_every: int = 50
-    """Steps between looks at the validation loss."""
+    """Steps between measurements of the validation loss."""
     patience: int = 4
-    """Looks without an improvement of `min_gain` after which the decay begins."""
+    """Measurements without an improvement of `min_gain` after which the decay begins."""
     min_gain: float = 0.002
     """The least relative improvement of the validation loss that counts."""
     weight_decay: float = 0.05
@@ -55,7 +55,7 @@ class LMConfig:
     max_grad_norm: float = 1.0
     """Largest gradient norm; 0 is no limit."""
     gradient_checkpointing: bool = False
-    """Compute each layer's activations again on the way back instead of keeping them: less memory, more time."""
+    """Recompute each layer's activations in the backward pass instead of keeping them: less memory, more time."""
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "max_tokens", "eval_every", "patience", "learning_rate"):
@@ -65,12 +65,12 @@ class LMConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"fit.{name} = {getattr(self, name)}: give 0 or more")
         if not 0 <= self.beta2 < 1:
-            raise UserError(f"fit.beta2 = {self.beta2}: give a number from 0 up to, but not, 1")
+            raise UserError(f"fit.beta2 = {self.beta2}: give a number from 0 to below 1")
 
 
 @dataclass
 class LMState:
-    """Where a run stands; all that a checkpoint holds besides weights and optimiser."""
+    """State of a run: all that a checkpoint holds besides weights and optimiser."""
 
     step: int = 0
     tokens: int = 0
@@ -130,10 +130,10 @@ def train(
     on_step: Callable[[LMState, dict[str, Any]], None] = lambda state, row: None,
     interrupt: Interrupt | None = None,
 ) -> None:
-    """Train until the decay is over (or an interrupt asks to stop); `state` is moved along.
+    """Train until the decay is over (or an interrupt asks to stop); `state` is updated.
 
-    `on_step` gets each step's metrics: loss, rate, gradient norm, tokens/s, and `validation_loss` where it was looked
-    at. Raises `TrainingDiverged` with the step if the loss is not finite; the step is not taken.
+    `on_step` gets each step's metrics: loss, rate, gradient norm, tokens/s, and `validation_loss` where it was
+    measured. Raises `TrainingDiverged` with the step if the loss is not finite; the step is not taken.
     """
     module = model.module
     stream: Iterator[tuple[Position, Batch]] = batches(source, state.position, config.batch_tokens, model.pad_id)

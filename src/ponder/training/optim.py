@@ -30,8 +30,8 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 def step(optimiser: torch.optim.Optimizer) -> None:
     """Take a step, gradients and moments laid out in memory as their weights are.
 
-    The fused AdamW walks over raw memory: where a moment was read from a file, or a weight was laid out anew after the
-    moments were made (engines do that), it would pair numbers of different places and raise no error.
+    The fused AdamW walks over raw memory: where a moment was read from a file, or a weight changed its layout after the
+    moments were made (engines do that), it would silently pair numbers of different places.
     """
     import torch
 

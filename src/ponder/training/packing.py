@@ -1,8 +1,8 @@
-"""Rows laid end to end: where each token stands, for networks that compute over tokens and attention that needs rows.
+"""Packed rows, end to end without padding: where each token is, for layers over tokens and attention over rows.
 
 Every layer but attention treats tokens one by one, so rows of unequal length need no padding there. Attention reads the
-layout: neighbours of one length are read where they lie, in one call of its kernel, and so is the prompt that rows
-share, once for all of them. Where calls are dear (not on a CPU), rows of like length are padded to the longest of their
+layout: neighbours of one length are read in place, in one call of its kernel, and so is the prompt that rows share,
+once for all of them. Where calls are expensive (not on a CPU), rows of like length are padded to the longest of their
 bucket instead.
 """
 
@@ -42,7 +42,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What some neighbouring rows share: `tokens` of the packed rows go on from `source` of the packed prefixes."""
+    """What some neighbouring rows share: `tokens` of the packed rows continue `source` of the packed prefixes."""
 
     tokens: slice
     source: slice
@@ -102,10 +102,10 @@ class Wave:
 
 
 def waves(batch: TokenBatch, rows_B: Tensor, tokens: int) -> Iterator[Wave]:
-    """Deal out rows so that prompts and one micro-batch of responses together hold at most `tokens` ids.
+    """Split rows so that prompts and one micro-batch of responses together hold at most `tokens` ids.
 
-    One that is longer comes alone, and the responses to a long prompt have at least half of `tokens`. `rows_B` must
-    have rows of one prompt together.
+    A longer one comes alone, and the responses to a long prompt have at least half of `tokens`. `rows_B` must have
+    rows of one prompt together.
     """
     prompts, prompt_B = torch.unique_consecutive(batch.prompt_B[rows_B], return_inverse=True)
     assert len(prompts) == len(prompts.unique()), "siblings must be neighbours"
@@ -175,9 +175,9 @@ def pack(
     lengths_B: Tensor,
     prefixes: tuple[Prefix, ...] = (),
 ) -> Packed:
-    """Lay `lengths_B` ids, from place `starts_B` of `ids_N` on, end to end; the first of each stands at position
+    """Pack `lengths_B` ids, from place `starts_B` of `ids_N` on; the first of each has position `first_B` in its text.
 
-    `first_B` of its own text. Empty rows are allowed.
+    Empty rows are allowed.
     """
     offsets_B = lengths_B.cumsum(0) - lengths_B
     row_N = torch.arange(len(lengths_B)).repeat_interleave(lengths_B)
@@ -216,7 +216,7 @@ def _equal(lengths: Sequence[int]) -> Iterator[Run]:
 
 
 def _alike(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Runs of like length in a falling sequence; empty rows at its end are left out."""
+    """Runs of like length in a descending sequence; empty rows at its end are left out."""
     first, count = 0, sum(n > 0 for n in lengths)
     for i in range(1, count + 1):
         if i == count or lengths[i] < LIKE * lengths[first]:

@@ -1,7 +1,7 @@
 """One policy-gradient update: micro-batches, loss, step.
 
-The loss says what its sum is divided by; tokens and sequences are counted over the whole batch of the optimiser step,
-those alone that are trained on.
+A loss returns a sum and what it is divided by: trained tokens, samples with a trained token, or a constant. Both counts
+are of the optimiser step's whole batch, so micro-batches change nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class UpdateStats:
-    """What one update was like; means are over trained tokens."""
+    """Statistics of one update; means are over trained tokens."""
 
     tokens: int = 0
     """Trained tokens (targets)."""
@@ -57,7 +57,7 @@ class Known:
     reference_N: Tensor | None = None
     """Log-probabilities under the model that the run began with."""
     importance_cap: float = 0.0
-    """Most that an importance weight old / sampler may be; 0 is without such weights."""
+    """Cap of the importance weights old / sampler; 0 is without them."""
     version: int = 0
     """The trainer's, before the step."""
 

@@ -1,4 +1,4 @@
-"""The model that a run began with, for losses that hold the policy near it."""
+"""The model that a run began with, for losses that keep the policy near it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class Reference:
-    """The weights that training moves, as they were; of an adapter's training these are the adapter's alone."""
+    """The initial values of the weights that training moves; with an adapter, of the adapter's alone."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -18,7 +18,7 @@ class Reference:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """While open, the module has the first weights. Nothing may sample from it meanwhile; nothing is copied."""
+        """While open, the module has the initial weights. Nothing may sample from it meanwhile; nothing is copied."""
         self._swap()
         try:
             yield

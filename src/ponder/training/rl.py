@@ -1,8 +1,9 @@
 """Reinforcement learning on answers that can be checked: collect groups, learn from them, publish the weights.
 
 The loop reads from top to bottom in `Trainer.step`. It is synchronous: every batch is sampled with the weights that it
-updates. Where rollouts come from is the source's affair (`source.RolloutSource`). Leaves out a value function and
-several devices.
+updates. Where rollouts come from is up to the source (`source.RolloutSource`). The trainer's log-probabilities are
+compared with the sampler's at every step (`mismatch_*`); `staleness_max` is the most versions that a sampled token is
+behind. Leaves out a value function and several devices.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ JUDGE_ERRORS = 0.1
 
 @dataclass
 class RLState:
-    """Where a run stands; with weights and optimiser all that a checkpoint needs."""
+    """State of a run: with weights and optimiser all that a checkpoint needs."""
 
     step: int = 0
     drawn: int = 0
@@ -55,7 +56,7 @@ class RLState:
     spend: Spend = field(default_factory=Spend)
     """Of sampling and training; held-out evaluation is not training."""
     evaluation: Spend = field(default_factory=Spend)
-    """Of the held-out evaluations along the way."""
+    """Of the held-out evaluations during training."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Trainer:
     state: RLState = field(default_factory=RLState)
 
     def __post_init__(self) -> None:
-        """Raises `UserError` for an estimator or a loss that is not there, or does not go with the config."""
+        """Raises `UserError` for an estimator or a loss that does not exist, or does not fit the config."""
         c = self.config
         self.advantage: Advantage = registry.build("training.advantages", c.advantage, c.advantage_options)
         self.loss: PolicyLoss = registry.build("training.losses", c.loss, c.loss_options)
@@ -107,7 +108,7 @@ class Trainer:
         trained = clock()
         delivery = await self.publish()
         published = clock()
-        # Seconds of the step, not of its samples: those were drawn side by side.
+        # Seconds of the step, not of its samples: those were drawn concurrently.
         self.state.spend = dataclasses.replace(self.state.spend, seconds=self.state.spend.seconds + published - began)
         step.row.update(
             weights_version=delivery.version,
@@ -121,11 +122,11 @@ class Trainer:
         return step
 
     async def collect(self) -> Collected:
-        """Groups to learn from. The state stays: what fails before an update can be taken again."""
+        """Groups to learn from. The state does not change: what fails before an update can be repeated."""
         return await self.source.groups(self.config.problems, self.state.drawn)
 
     def learn(self, collected: Collected) -> Step:
-        """Update the weights from groups; the state is one step on.
+        """Update the weights from groups; the state advances by one step.
 
         Raises, before anything is updated, `PonderError` if too many judgements failed and `UserError` for samples
         that cannot be trained on (`rollouts.temperature_of`); `TrainingDiverged`.
@@ -155,7 +156,7 @@ class Trainer:
     async def publish(self) -> Delivery:
         """Hand the weights to the source under the number of the step.
 
-        Raises `PonderError` if what arrived is something else.
+        Raises `PonderError` if another version arrived.
         """
         delivery = await self.source.publish(WeightsUpdate(self.model.module, self.state.step))
         if delivery.version != self.state.step:
@@ -181,7 +182,7 @@ class Trainer:
         return c.learning_rate * (1 - (1 - c.final_share) * min(1.0, share))
 
     def _known(self, batches: Sequence[TokenBatch], temperature: float) -> tuple[list[Known], int]:
-        """What the loss needs of each batch, measured before the first update; and the ids that took."""
+        """What the loss needs of each batch, measured before the first update; and how many ids that took."""
         c, computed = self.config, 0
         known = [Known(importance_cap=c.importance_cap, version=self.state.step)] * len(batches)
 
@@ -279,7 +280,7 @@ def flops_per_token(model: LoadedModel, context: float) -> float:
 
 
 def shuffled(groups: Sequence[Group], seed: int) -> list[Group]:
-    """The groups with the rewards of each dealt out at random among its judged samples."""
+    """The groups with the rewards of each shuffled among its judged samples."""
     rng = random.Random(seed)
     dealt = []
     for group in groups:

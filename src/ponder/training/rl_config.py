@@ -60,15 +60,15 @@ class RLConfig:
     loss_options: Options = field(default_factory=dict)
     """Options of the loss, such as clip_low and clip_high."""
     importance_cap: float = 0.0
-    """Weigh each token by how much likelier it is to the trainer than to the sampler, at most by this; 0 is without.
+    """Importance weights: the trainer's probability of a token over the sampler's, capped at this; 0 is without.
     For samplers whose numbers differ (another engine, less precision), with a loss that takes weights (grpo)."""
     mask_truncated: bool = False
-    """Leave the tokens of truncated responses out of the loss (they are counted either way). With thoughts that are
-    closed by force this teaches not to end: what is never punished grows (docs/LOG.md)."""
+    """Leave the tokens of truncated responses out of the loss (they are counted either way). Where the end of a
+    thought is forced, this teaches thoughts that never end: nothing penalises them (docs/LOG.md)."""
     resample: int = 0
     """Dynamic sampling: most extra rounds that replace groups without signal by new problems."""
     rewards: Literal["judge", "shuffled"] = "judge"
-    """`shuffled` deals each group's rewards out at random: a control that teaches nothing about being right."""
+    """`shuffled` permutes the rewards within each group: a control that cannot learn what is right."""
     eval_every: int = 20
     """Steps between held-out evaluations; 0 is only before and after."""
     eval_problems: int = 500
@@ -80,7 +80,7 @@ class RLConfig:
     micro_tokens: int = 4096
     """Most ids of a micro-batch, prompts included; memory grows with it, the gradient does not change."""
     gradient_checkpointing: bool = False
-    """Compute each layer's activations again on the way back instead of keeping them: less memory, more time."""
+    """Recompute each layer's activations in the backward pass instead of keeping them: less memory, more time."""
     max_rows: int = 512
     """Most samples that are decoded at once."""
     kv_memory: str = ""
@@ -134,7 +134,7 @@ class RLConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
         if not 0 <= self.beta2 < 1:
-            raise UserError(f"beta2 = {self.beta2}: give a number from 0 up to, but not, 1")
+            raise UserError(f"beta2 = {self.beta2}: give a number from 0 to below 1")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise UserError(f"minutes = {self.minutes}: give more than 0")
         size(self.kv_memory, "kv_memory")

@@ -153,7 +153,7 @@ class RLRun:
         return final
 
     def _step(self) -> Step:
-        """One step; on an error what there is can be continued."""
+        """One step; on an error the run can be resumed."""
         state = self.trainer.state
         try:
             return sync.run(self.trainer.step())
@@ -163,7 +163,7 @@ class RLRun:
         except PonderError as error:
             with contextlib.suppress(PonderError):
                 self.checkpoint()
-            raise type(error)(f"{error}; when that is mended, continue with: {self._command()}") from None
+            raise type(error)(f"{error}; once that is fixed, continue with: {self._command()}") from None
 
     def _command(self) -> str:
         return self.command or f"ponder train rl --config {shlex.quote(str(self.run.path / self.config_name))} --resume"
@@ -177,7 +177,7 @@ class RLRun:
         return last or (every > 0 and step % every == 0)
 
     def _resolve(self, step_seconds: float, elapsed: float) -> None:
-        """Turn the minutes that are left into steps, the evaluations along the way and at the end set aside."""
+        """Turn the minutes that are left into steps, less the time of the evaluations during and after training."""
         assert self.config.minutes is not None
         looks = [e.seconds for e in self.results.values()]
         look = sum(looks) / max(1, len(looks))
@@ -289,7 +289,7 @@ def source_of(config: RLConfig, environment: Environment, engine: Engine) -> Eng
 def _first_requests(
     strategy: Strategy, engine: Engine, held_out: Sequence[Problem], feedback: Feedback
 ) -> list[Request]:
-    """What a search would ask first, of the longest problem; nothing is asked of the engine.
+    """What a search would request first for the longest problem; nothing is sent to the engine.
 
     Raises `UserError` if its responses do not fit the context.
     """
@@ -345,11 +345,11 @@ def summary(loop: RLRun) -> dict[str, Any]:
 
 
 def cost(loop: RLRun) -> list[dict[str, Any]]:
-    """What training and the evaluations along the way took, as the report shows it."""
+    """What training and the evaluations during it took, as the report shows it."""
     state = loop.trainer.state
     return [
         {"phase": "training", **to_json(state.spend)},
-        {"phase": "evaluation along the way", **to_json(state.evaluation)},
+        {"phase": "evaluation during training", **to_json(state.evaluation)},
     ]
 
 

@@ -39,7 +39,7 @@ class Sample:
     verdict: Verdict
     reward: float | None
     """What it is trained with: any number, where the verdict's is in [0, 1]. None if the judge failed: such a sample
-    has no part in anything."""
+    is left out everywhere."""
     truncated: bool
     params: tuple[SamplingParams | None, ...]
     """How it was sampled, call by call; None where the engine does not say."""
@@ -72,9 +72,9 @@ def judged_group(
 ) -> Group:
     """The group of a search, with the verdicts of its leaves by node id; rewards are the verdicts' unless given.
 
-    Raises `Unsupported` if a leaf cannot be trained on: its engine knows no ids, or its path is several transcripts
-    since a call did not go on from the ids before it. To train on the last of them would leave the calls before it
-    without their share of the credit, and nobody would see it. Raises `PonderError` for a reward that is no number.
+    Raises `Unsupported` if a leaf cannot be trained on: its engine knows no ids, or its path has several
+    transcripts, since a call did not continue the ids before it. Training on the last of them would silently leave the
+    calls before it without their share of the credit. Raises `PonderError` for a reward that is no number.
     """
     trace = with_verdicts(outcome.trace, verdicts)
     found = []
@@ -94,7 +94,7 @@ def judged_group(
 
 
 def has_signal(group: Group) -> bool:
-    """True if the rewards of a group differ: else there is nothing to prefer, and nothing to learn from it."""
+    """True if the rewards of a group differ: else there is nothing to learn from it."""
     return len({s.reward for s in group.samples if s.reward is not None}) > 1
 
 

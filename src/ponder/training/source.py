@@ -1,7 +1,7 @@
 """Where rollouts come from: what the trainer asks of it, and the source that samples in this process.
 
 The trainer holds no engine. It collects groups, learns, and publishes its weights; who samples, where and on what
-machine is the source's.
+machine, is up to the source.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class RolloutSource(Protocol):
         ...
 
     async def publish(self, update: WeightsUpdate) -> Delivery:
-        """Hand new weights to whoever samples; the proof that they arrived."""
+        """Hand new weights to the sampler; returns the proof that they arrived."""
         ...
 
 
 Reward = Callable[[Problem, Response, Verdict], float]
-"""What a judged response is trained with; any number. Not asked where the judge failed."""
+"""The reward of a judged response; any number. Not called where the judge failed."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ class EngineSource:
         return await self.engine.load_weights(update)
 
     def problem(self, number: int) -> Problem:
-        """Training problems in order; a finite set is shuffled anew for each epoch."""
+        """Training problems in order; a finite set is shuffled again for each epoch."""
         size = self.environment.size("train")
         if size is None:
             return self.environment.problem("train", number + self.seed * 10_000_000)

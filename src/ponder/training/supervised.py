@@ -78,7 +78,7 @@ class SFTConfig:
     families: tuple[str, ...] = FAMILIES
     """Families of procedural chats with their shares, as NAME=SHARE."""
     longest: int = 512
-    """Rows of more ids are left out."""
+    """Rows of more ids are skipped."""
     held_out: float = 0.05
     """Share of the rows of `data` that is kept for validation."""
     fit: lm.LMConfig = field(
@@ -140,7 +140,7 @@ def sft(config: SFTConfig) -> Path:
         held_out = _fixed(Transcripts(rows.items[:count], 0), count, model)
     else:
         if model.thought is None:
-            raise UserError(f"{config.model} marks no thought: procedural chats need that; give --data FILE.jsonl")
+            raise UserError(f"{config.model} has no thought markers for procedural chats; give --data FILE.jsonl")
         source = ProceduralChats(mixture(config.families, config.seed), model, config.longest)
         held_out = _held_out(
             ProceduralChats(mixture(config.families, config.seed + 500_009), model, config.longest), model

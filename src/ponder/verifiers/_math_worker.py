@@ -38,4 +38,4 @@ def equal(gold: str, answer: str, marked: bool) -> str:
     return "correct" if verify(golds, answers, timeout_seconds=None) else "wrong"
 
 
-readings("$\\frac{1}{2}$", True)  # compile the grammar now, while no clock runs
+readings("$\\frac{1}{2}$", True)  # compile the grammar now, before any time limit runs

@@ -1,4 +1,4 @@
-"""The process at the other end of `_pool`: reads a call, says that it starts, answers. Dies when its parent does.
+"""A worker process of `processes.Pool`: reads a call, says that it starts, answers. Dies when its parent does.
 
 Messages are a 4-byte length and JSON. Output of the libraries that are called cannot get in between: the pipe is moved
 away from file descriptor 1 before anything is imported.
@@ -16,9 +16,9 @@ import sys
 from typing import Any, BinaryIO
 
 WAITING = 4.0
-"""So many times the limit may pass on the wall clock: a busy machine must not turn right answers into timeouts."""
+"""Wall-clock limit in units of the processor-time limit: a busy machine must not turn right answers into timeouts."""
 GRACE = 5.0
-"""Seconds after that in which a worker ends itself, if its parent has gone and cannot."""
+"""Seconds after that until a worker ends itself, in case its parent is gone and cannot."""
 
 
 def send(pipe: BinaryIO, message: Any) -> None:

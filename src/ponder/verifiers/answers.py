@@ -29,7 +29,7 @@ class MarkedText:
 
 
 class VerifierAnswers:
-    """Answers as a verifier reads and compares them, one of two answers in the gold's place.
+    """Answers as a verifier reads and compares them, with one of two answers in the gold's place.
 
     A verifier that cannot `read` an answer by itself is given the text that `MarkedText` finds.
     """

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 from ponder.types import Problem, Verdict, VerdictKind
 
 MAX_ANSWER = 100_000
-"""Characters; a longer answer is an `output_limit` verdict and is not looked at."""
+"""Characters; a longer answer is an `output_limit` verdict and is not read."""
 
 
 _ECHOES = 4
-"""So many times over, a prompt at the beginning of an answer is taken off."""
+"""A prompt that an answer begins with is stripped this many times at most."""
 
 
 class Verifier(Protocol):
@@ -47,7 +47,7 @@ def clip(text: str, most: int) -> str:
 
 
 def too_long(answer: str) -> Verdict | None:
-    """The verdict on an answer that is too long to look at; None if it is not."""
+    """The verdict on an answer that is too long to read; None if it is not."""
     if len(answer) <= MAX_ANSWER:
         return None
     return verdict(VerdictKind.OUTPUT_LIMIT, f"the answer is longer than {MAX_ANSWER} characters")

@@ -18,7 +18,7 @@ _SPACE = re.compile(r"\s+")
 class Exact:
     """The last line of the answer equals the gold; what a marker names in that line, if it has one.
 
-    Spaces are squeezed, and quotes, dollar signs and a full stop around the answer are not counted.
+    Runs of spaces count as one; quotes, dollar signs and a full stop around the answer are ignored.
     """
 
     ignore_case: bool = True

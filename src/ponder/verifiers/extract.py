@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 LISTED = 5
-"""So many numbers in a row, with only commas or spaces between them, are a list and not an answer."""
+"""This many numbers in a row, with only commas or spaces between them, are a list and not an answer."""
 _LOOSELY_LISTED = 30
-"""So many numbers with only a few characters, and no `=`, between them are a list too."""
+"""This many numbers with only a few characters, and no `=`, between them are a list too."""
 MAX_DIGITS = 1_000
 LISTING = "the answer lists numbers instead of giving one"
 UNFINISHED = "the answer ends with an expression, not with its value"

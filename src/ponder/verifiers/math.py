@@ -94,7 +94,7 @@ class Math:
         return clip(given, 300) if number is None else str(number)
 
     def same(self, a: str, b: str) -> bool:
-        """Whether two answers that `read` gave are mathematically equal; not if that cannot be found out in time."""
+        """Whether two answers that `read` gave are mathematically equal; False if that cannot be decided in time."""
         quick = _compare(a, b)
         return self._in_worker(a, b, False).correct if quick is None else quick
 

@@ -1,9 +1,9 @@
-"""Processes for work that may hang, eat memory or crash: a call that overruns is killed, and the pool lives on.
+"""Processes for work that may hang, eat memory or crash: a call that overruns is killed, and the pool continues.
 
 Plain subprocesses rather than `multiprocessing`: nothing is forked from a process with threads, the caller's main
-module is not imported again, no signal handler is needed (so calls work from any thread and beside an event loop).
-The clock of a call starts when its worker says that it starts, not while it waits for a worker or an import. It counts
-processor time; on the wall clock four times as much may pass.
+module is not imported again, no signal handler is needed (so calls work from any thread and next to an event loop).
+The time limit of a call counts from when its worker says that it starts, not while it waits for a worker or an import.
+It counts processor time; the wall-clock limit is four times as long.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OUT_OF_TIME = {-int(getattr(signal, name)) for name in ("SIGPROF", "SIGALRM") i
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a call: `ok` with its value, or why there is none."""
+    """The result of a call: `ok` with its value, or why there is none."""
 
     kind: Literal["ok", "timeout", "memory", "error"]
     value: Any = None
@@ -131,7 +131,7 @@ class Pool:
     def call(self, function: str, arguments: list[Any], seconds: float) -> Result:
         """Call `module:name` with JSON arguments in a worker; its result must be JSON too.
 
-        Raises `PonderError` if a worker cannot start or import the function: that is our failure, not the call's.
+        Raises `PonderError` if a worker cannot start or import the function: an infrastructure error, not the call's.
         """
         for attempt in (1, 2):
             worker = self._take()
@@ -208,7 +208,7 @@ class Pool:
             self._change.notify()
 
     def close(self) -> None:
-        """End every worker, those at work too. Idempotent; a later call starts new ones."""
+        """End every worker, busy ones too. Idempotent; a later call starts new ones."""
         with self._change:
             idle, self._idle = self._idle, []
             self._count -= len(idle)

@@ -23,8 +23,8 @@ class Adaptive(OneByOne):
     """A vote that stops when it is decided, at k samples at the latest, over random orders of drawing.
 
     `beta`: the leader beats the second answer with a chance of `limit` (Aggarwal et al. 2023, arXiv:2305.11860);
-    `dirichlet`: it beats all others; `esc`: a window of `limit` samples in a row gave one answer (Li et al. 2024,
-    arXiv:2401.10480). Few enough samples are drawn in every order there is, and that is exact.
+    `dirichlet`: it beats all others; `esc`: a window of `limit` samples in a row agreed (Li et al. 2024,
+    arXiv:2401.10480). With few enough samples all orders are drawn, and the result is exact.
     """
 
     rule: Literal["beta", "dirichlet", "esc"] = "beta"
@@ -122,7 +122,7 @@ class Adaptive(OneByOne):
 _CELLS = 2_000_000
 """Most votes held in memory at once."""
 _MARGIN = 1e-6
-"""What the integral may be off by, with much room."""
+"""A generous bound of the integral's error."""
 
 
 @functools.lru_cache(maxsize=8)

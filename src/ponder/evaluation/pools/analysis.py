@@ -1,4 +1,4 @@
-"""What strategies make of a recorded pool: accuracy against tokens at a ladder of budgets, coverage, paired tests."""
+"""What strategies reach on a recorded pool: accuracy against tokens at a ladder of budgets, coverage, paired tests."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What strategies made of a pool."""
+    """What strategies reached on a pool."""
 
     n: int
     """Problems."""
@@ -88,7 +88,7 @@ class Replayed:
     errors: Mapping[str, float]
     """Largest standard error of an accuracy from drawing orders at random (Monte Carlo); 0 where it is exact."""
     equal_spend: Mapping[str, tuple[Compared | None, ...]]
-    """Strategies beside majority for the same tokens, for each of their points; None at a budget of 1."""
+    """Each point of each strategy compared with majority at the same tokens; None at a budget of 1."""
 
     def to_json(self) -> dict[str, Any]:
         """`{"n", "coverage", "strategies", "paired", "disagreements"}`."""
@@ -123,12 +123,12 @@ def defaults(rows: Sequence[RecordedRow]) -> tuple[str, ...]:
 def build(
     spec: str, rows: Sequence[RecordedRow], *, checker: Checker | None = None, seed: int = 0, orders: int | None = None
 ) -> PoolStrategy:
-    """A strategy by name: one of `NAMES`, with what it goes by after a colon, or one of the registry, run.
+    """A strategy by name: one of `NAMES`, with what it ranks by after a colon, or one of the registry, run.
 
     `best_of_n:score`, `weighted:logprob`, `adaptive:beta`, `adaptive:dirichlet:0.9`, `adaptive:esc:4`; options of one
     that is run follow its name, as in `live:best_of_n:temperature=0.5+top_k=20`. `rows` are those that will be judged:
-    they say what can be gone by where the name does not. Raises `UserError` for a name, rule,
-    option or number that there is not.
+    they say what can be ranked by where the name does not. Raises `UserError` for an unknown name,
+    rule or option, or a number out of range.
     """
     head, _, rest = spec.partition(":")
     name = registry.canonical(head)
@@ -168,10 +168,10 @@ def _by(spec: str, given: str, rows: Sequence[RecordedRow]) -> By:
     if by in ("score", "logprob", "mean_logprob"):
         return "score" if by == "score" else "logprob"
     if by:
-        raise UserError(f"{spec}: what it goes by is score or logprob")
+        raise UserError(f"{spec}: give score or logprob after the colon")
     known = recorded(rows)
     if not known:
-        raise UserError(f"{spec} goes by a 'score' or 'mean_logprob' and no sample of the pool has one; leave it out")
+        raise UserError(f"{spec} needs a 'score' or 'mean_logprob' and no sample of the pool has one; leave it out")
     return known[0]
 
 
@@ -233,7 +233,7 @@ def _yardstick(problems: Sequence[JudgedProblem], most: int) -> Yardstick:
 
 
 def _equal(reached: Sequence[Reached], i: int, stick: Yardstick, seed: int) -> Compared | None:
-    """A strategy at its budget `i` beside majority, on the problems that have all samples; None if there are none."""
+    """A strategy at its budget `i` against majority, on the problems that have all samples; None if there are none."""
     accuracy, tokens = (np.array([getattr(r, name)[i] for r in reached]) for name in ("accuracy_K", "tokens_K"))
     here = np.isfinite(accuracy) & np.isfinite(stick.tokens_P)
     if not here.any() or not stick.tokens_P[here].any():

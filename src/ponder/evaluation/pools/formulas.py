@@ -1,4 +1,4 @@
-"""What strategies would have made of a recorded pool, without running them: by formula, or over many orders of drawing.
+"""What strategies would have reached on a recorded pool, without running them: by formula or over many drawing orders.
 
 A strategy at budget k sees k samples of a problem, drawn without replacement. Ties go to what was drawn first; over all
 orders that is each of the tied equally often, sample by sample. Its *decision* is what it does with the first samples
@@ -34,7 +34,7 @@ ORDERS = 256
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """What a strategy makes of one problem, at each budget (`_K`). NaN where the problem has too few samples."""
+    """What a strategy reaches on one problem, at each budget (`_K`). NaN where the problem has too few samples."""
 
     accuracy_K: Floats
     """Expected over draws."""
@@ -51,30 +51,30 @@ class PoolStrategy(Protocol):
     """A strategy over a pool."""
 
     def check(self, rows: Sequence[RecordedRow]) -> None:
-        """Raises `UserError` if it does not go with what the pool has recorded. Nothing needs to be judged yet."""
+        """Raises `UserError` if the pool has not recorded what it needs. Nothing needs to be judged yet."""
         ...
 
     def counts(self, ladder: Sequence[int]) -> Sequence[int]:
-        """The budgets of a ladder, in samples, at which it differs."""
+        """The budgets of a ladder, in samples, at which its result differs."""
         ...
 
     def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
-        """One result per problem. Raises `UserError` if the pool did not record what the strategy goes by."""
+        """One result per problem. Raises `UserError` if the pool did not record what the strategy ranks by."""
         ...
 
 
 class AtEachBudget:
-    """A strategy that goes with every pool and differs at every budget."""
+    """A strategy that works with every pool and differs at every budget."""
 
     def check(self, rows: Sequence[RecordedRow]) -> None:
-        """It goes with every pool."""
+        """It works with every pool."""
 
     def counts(self, ladder: Sequence[int]) -> Sequence[int]:
         return tuple(ladder)
 
 
 class OneByOne(AtEachBudget):
-    """Its problems are worked out one by one."""
+    """Its problems are computed one by one."""
 
     def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
         return [self.one(p, counts) for p in problems]
@@ -207,18 +207,18 @@ def padded(values: Sequence[float] | Floats, counts: Sequence[int]) -> Floats:
 
 
 FIELDS: Mapping[By, str] = {"score": "score", "logprob": "mean_logprob"}
-"""What a sample is gone by, as its field in a pool."""
+"""What a sample is ranked by, as its field in a pool."""
 
 
 def recorded(rows: Sequence[RecordedRow]) -> list[By]:
-    """What some sample can be gone by."""
+    """What some sample can be ranked by."""
     return [by for by, field in FIELDS.items() if any(getattr(s, field) is not None for r in rows for s in r.samples)]
 
 
 def _check_recorded(rows: Sequence[RecordedRow], by: By) -> None:
     if by not in recorded(rows):
         field = FIELDS[by]
-        raise UserError(f"no sample of the pool has a {field!r} to go by; leave out the strategies by {by}")
+        raise UserError(f"no sample of the pool has a {field!r}; leave out the strategies by {by}")
 
 
 def _values(problem: JudgedProblem, by: By) -> Floats:

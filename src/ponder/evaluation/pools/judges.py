@@ -1,4 +1,4 @@
-"""Who decides on the responses of a pool: a verifier with each row's gold, or the environment of its problems."""
+"""What judges the responses of a pool: a verifier with each row's gold, or the environment of its problems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"\s*[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?
 
 
 class Judge(Protocol):
-    """Decides on the responses of a pool."""
+    """Judges the responses of a pool."""
 
     name: str
     threads: bool
@@ -25,7 +25,7 @@ class Judge(Protocol):
     """How answers are read and compared for votes; None: as the verdicts read them."""
 
     def problem(self, row: RecordedRow, where: str) -> Problem:
-        """What the row asks. Raises `UserError` if this judge has no judgement for it."""
+        """The problem of the row. Raises `UserError` if this judge cannot judge it."""
         ...
 
     def verdict(self, row: RecordedRow, problem: Problem, response: Response) -> Verdict: ...

@@ -1,7 +1,7 @@
-"""Judging a recorded pool: every text by our own judge, votes by answer, and where somebody else judged otherwise.
+"""Judging a recorded pool: a verdict for each text, votes by answer, and where a recorded judgement differs.
 
-A truncated response (`finish_reason` length) abstains: it is wrong and never votes. A judge that breaks leaves the
-sample out, as if it had never been drawn. What a response votes for is what the judge reads as its answer; equal
+A truncated response (`finish_reason` length) abstains: it is wrong and never votes. A sample that the judge failed on
+is left out, as if it had never been drawn. What a response votes for is what the judge reads as its answer; equal
 answers are found as in `search.clusters`.
 """
 
@@ -28,7 +28,7 @@ from ponder.types import FinishReason, Problem, Response, ThoughtFormat, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """A sample that was recorded as correct or not, and that we judge otherwise."""
+    """A sample whose recorded judgement differs from the verdict."""
 
     problem_id: str
     sample: int
@@ -43,7 +43,7 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True)
 class JudgedProblem:
-    """The judged samples of one problem, in recorded order; samples that our judge failed on are left out."""
+    """The judged samples of one problem, in recorded order; samples that the judge failed on are left out."""
 
     problem: Problem
     row: RecordedRow
@@ -74,7 +74,7 @@ class JudgedProblem:
 
 @dataclass(frozen=True, slots=True)
 class JudgedPool:
-    """A pool with our verdicts."""
+    """A pool with its verdicts."""
 
     problems: tuple[JudgedProblem, ...]
     judge: Judge
@@ -116,7 +116,7 @@ def judge_pool(
     kinds = sum((r[2] for r in results), Counter[str]())
     broken = kinds[VerdictKind.JUDGE_ERROR.value]
     if broken:
-        notes.append(f"{broken} samples could not be judged (our failure) and are left out")
+        notes.append(f"{broken} samples could not be judged (infrastructure errors) and are left out")
     unsaid = sum(s.finish is None for row in rows for s in row.samples)
     if unsaid:
         notes.append(f"{unsaid} samples have no finish_reason and are taken as finished")
@@ -199,7 +199,7 @@ def _judged(
 
 
 def _kind(verdict: Verdict, right: bool) -> str:
-    """The kind of a verdict whose rightness is somebody else's."""
+    """The kind of a verdict whose rightness was recorded."""
     if verdict.kind is VerdictKind.JUDGE_ERROR:
         return verdict.kind.value
     return (VerdictKind.CORRECT if right else VerdictKind.WRONG).value

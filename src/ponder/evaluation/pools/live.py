@@ -34,7 +34,7 @@ class Live:
 
     An option `n` of the strategy is set to each budget in turn; without one, or with a second search of its own
     (`slow`), there is a single point, of the strategy as it is given. `max_tokens` is the longest response of the pool,
-    so that none is cut. A second search draws from the same samples anew, so it may meet the first one's again.
+    so that none is cut. A second search draws from the same samples again, so it may get the first one's.
     """
 
     strategy: Any
@@ -45,7 +45,7 @@ class Live:
     orders: int = ORDERS
 
     def check(self, rows: Sequence[RecordedRow]) -> None:
-        """Try it on the first problem. Raises `UserError` if it does not go with recorded samples."""
+        """Try it on the first problem. Raises `UserError` if it does not work with recorded samples."""
         row = dataclasses.replace(rows[0], prompt=rows[0].prompt or rows[0].id)
         engine = PoolEngine(RecordedPool(Path("pool"), (row,)), "recorded")
         scored = any(s.score is not None for r in rows for s in r.samples)
@@ -62,13 +62,13 @@ class Live:
             )
         )
         if outcome.stop is StopReason.FAILED:
-            raise UserError(f"{self.name} does not go with recorded samples: {outcome.reason}")
+            raise UserError(f"{self.name} does not work with recorded samples: {outcome.reason}")
 
     def counts(self, ladder: Sequence[int]) -> Sequence[int]:
         return tuple(ladder) if self._by_samples else (max(ladder),)
 
     def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
-        """Raises `UserError` if the strategy does not go with recorded samples, `PonderError` if a search fails."""
+        """Raises `UserError` if the strategy does not work with recorded samples, `PonderError` if a search fails."""
         return sync.run(self._reach(problems, counts))
 
     async def _reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
@@ -97,7 +97,7 @@ class Live:
             if not self._has("slow") and (most := found[1, i].max()) > k:
                 raise UserError(
                     f"{self.name} drew {most:.0f} samples of problem {problem.row.id!r} at a budget of {k}: "
-                    "it does not go by samples; leave --budgets out, or the strategy"
+                    "its budget is not in samples; leave out --budgets or the strategy"
                 )
             if k == max(counts):
                 decision = (await self._search(strategy, problem, recorded, self.seed))[0]
@@ -116,7 +116,7 @@ class Live:
         right = 0.0
         if outcome.response.answer is not None:
             if outcome.response not in known.correct:
-                raise PonderError(f"{self.name} answers {problem.row.id!r} with what is no response of the pool")
+                raise PonderError(f"{self.name} answers {problem.row.id!r} with a text that is no response of the pool")
             right = known.correct[outcome.response]
         return np.array([right, len(samples(outcome.trace)), outcome.spend.response_tokens])
 
@@ -153,19 +153,19 @@ def _row(problem: JudgedProblem) -> RecordedRow:
 
 
 def _never(problem: Problem, response: Response) -> Verdict:
-    """A checker that accepts nothing, so that a trial goes all the way."""
+    """A checker that accepts nothing, so that a trial runs to its end."""
     return Verdict(VerdictKind.WRONG, 0.0, "not checked", response.answer)
 
 
 class _Nothing(BaseScorer):
-    """A scorer to whom all are alike."""
+    """A scorer that gives all the same score."""
 
     def value(self, problem: Problem, response: Response) -> float:
         return 0.0
 
 
 class _Known(BaseScorer):
-    """What was found out about a problem's responses, as `Answers` and `Scorer`: nothing is judged or scored anew."""
+    """What was found out about a problem's responses, as `Answers` and `Scorer`: nothing is judged or scored again."""
 
     def __init__(self, problem: JudgedProblem) -> None:
         self._votes: Mapping[Response, str | None] = problem.votes

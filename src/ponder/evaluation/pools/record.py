@@ -1,7 +1,7 @@
 """Recorded sample pools: reading one (`read_pool`), and writing one as problems are solved (`Writer`).
 
 The format is that of `search.record`; `evaluation.pools.judging` judges a pool, `evaluation.pools.analysis` says
-what strategies would have made of it.
+what strategies would have reached on it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Writer:
 
     A file that exists is continued: a torn last line is cut off (`notes` says so) and `done` holds what is there, so
     that the caller asks only for what is missing. `thought` is how the model marks its thought (`engine.info.thought`);
-    with it whoever reads the pool tells thought from answer. Raises `UserError` if the file cannot be written or is no
-    pool.
+    with it a reader of the pool can separate thought and answer. Raises `UserError` if the file cannot be written or is
+    not a pool.
     """
 
     def __init__(self, path: str | Path, thought: ThoughtFormat | None = None) -> None:

@@ -15,6 +15,6 @@ class Advantage(Protocol):
     def __call__(self, groups: Sequence[Group]) -> list[list[Credit]]:
         """One credit for each sample of each group.
 
-        It decides what is trained on, up to the loss mask. A sample without a reward has no part in anything.
+        It decides what is trained on, up to the loss mask. A sample without a reward is left out everywhere.
         """
         ...

@@ -14,16 +14,16 @@ from ponder.training.rollouts import Group, has_signal
 class MeanOnly:
     """Reward minus the group's mean (Dr. GRPO, Liu et al. 2025, arXiv:2503.20783, eq. 5).
 
-    GRPO's division by the group's standard deviation weighs easy and hard problems up; leaving it out does not.
+    GRPO's division by the group's standard deviation gives easy and hard problems more weight; leaving it out does not.
     """
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Credit]]:
-        """The same for each sampled id of a sample.
+        """One value for all sampled ids of a sample.
 
-        A sample without a reward (judge error) counts neither in the mean nor in the loss. Nothing is trained of a
-        group whose rewards are all equal: rewards are compared, since by rounding their mean may be none of them. Of a
-        group whose rewards differ all judged samples are trained on, also one whose reward is the mean (there is none
-        where rewards are 0 or 1).
+        A sample without a reward (judge error) counts neither in the mean nor in the loss. A group whose rewards are
+        all equal is skipped: the rewards themselves are compared, since their rounded mean may equal none of them. Of
+        any other group all judged samples are trained on, also one whose reward is the mean (there is none where
+        rewards are 0 or 1).
         """
         return [self._group(group) for group in groups]
 

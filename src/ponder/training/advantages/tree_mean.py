@@ -1,4 +1,4 @@
-"""Credit for each step of a search tree, from the leaves that came of it."""
+"""Credit for each step of a search tree, from the leaves below it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ponder.training.rollouts import Group, has_signal
 
 @dataclass(frozen=True)
 class TreeMean:
-    """How much each step of a tree raised the mean reward of what can still come of it; mean_only for flat groups.
+    """How much each step of a tree raised the mean reward of the leaves still below; mean_only for flat groups.
 
     The value of a node is the mean reward of the leaves below it, a Monte Carlo estimate (VinePPO, Kazemnejad et al.
-    2024, arXiv:2410.01679, §4, which samples its leaves anew). What a step is credited with is its value less that of
-    the branching point before it; the first steps are compared with the mean of all leaves.
+    2024, arXiv:2410.01679, §4, which samples new leaves). The credit of a step is its value minus that of the
+    branching point before it; the first steps are compared with the mean of all leaves.
     """
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Credit]]:
         """One value for the ids of each node. Ids that several leaves share are trained on once, with the first leaf.
 
-        Nodes between two branching points are one step: they have one value. Nothing is trained of a group whose
-        rewards are all equal, nor of a node without a judged leaf.
+        Nodes between two branching points are one step: they have one value. A group whose rewards
+        are all equal is skipped, and so is a node without a judged leaf.
         """
         return [self._group(group) for group in groups]
 

@@ -14,7 +14,7 @@ TOKENS = re.compile(r"\d+|[-+*()]")
 
 
 def product_steps(a: int, b: int) -> list[str]:
-    """How to multiply on paper: at once if one factor is small, else tens and units apart."""
+    """How to multiply on paper: at once if one factor is small, else tens and units separately."""
     if (a <= 9 and b <= 99) or (b <= 9 and a <= 99):
         return [f"{a}*{b}={a * b}"]
     tens, units = b // 10 * 10, b % 10
@@ -84,7 +84,7 @@ class Arithmetic:
     """Sums, differences, products and nested expressions of the environment's train split."""
 
     cut: float = 0.1
-    """Share of chains that are ended from outside; the answer is the true one all the same (done in the head)."""
+    """Share of chains with a forced end; the answer is the true one all the same (done in the head)."""
     environments: tuple[ArithmeticEnvironment, ...] = field(default_factory=_environments)
 
     def example(self, rng: random.Random) -> Example:

@@ -24,7 +24,7 @@ class Example:
     thought: str
     answer: str
     cut: bool = False
-    """The thought was ended from outside: the end marker is not the writer's and is not trained on."""
+    """The end of the thought was forced: its end marker is not trained on."""
 
 
 class Family(Protocol):

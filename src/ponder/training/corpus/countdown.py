@@ -68,7 +68,7 @@ class Countdown:
     given_up: float = 0.02
     """Share of chains that end without a solution, with a guess."""
     cut: float = 0.25
-    """Share of chains that are ended from outside at a random place, with a guess unless it was solved."""
+    """Share of chains with a forced end at a random place, with a guess unless solved by then."""
     environment: CountdownEnvironment = field(default_factory=CountdownEnvironment)
 
     def example(self, rng: random.Random) -> Example:

@@ -32,7 +32,7 @@ class LossInput:
     They correct for a sampler whose numbers differ from the trainer's (Yao et al. 2025, "Your Efficient RL Framework
     Secretly Brings You Off-Policy RL Training")."""
     staleness_N: Tensor | None = None
-    """The trainer's version less that of the weights that sampled the token: 0 where they are the same."""
+    """The trainer's version minus that of the weights that sampled the token: 0 where they are the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class LossOutput:
 
 
 class PolicyLoss(Protocol):
-    """A frozen dataclass whose fields are its options; what it needs computed it declares."""
+    """A frozen dataclass whose fields are its options. It declares what it needs and gets nothing else."""
 
     needs_old: ClassVar[bool]
     needs_reference: ClassVar[bool]

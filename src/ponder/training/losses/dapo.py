@@ -11,14 +11,14 @@ from ponder.training.losses.base import BaseLoss, LossInput, LossOutput
 class Dapo(BaseLoss):
     """Token-level, globally normalised clipped loss with clip-higher (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 8).
 
-    The ratio is against the policy that sampled; the lower and the upper clip are apart, so that unlikely tokens can
+    The ratio is against the policy that sampled; the lower and the upper clip are separate, so that unlikely tokens can
     grow. The clip itself is PPO's (Schulman et al. 2017, arXiv:1707.06347, eq. 7).
     """
 
     clip_low: float = 0.2
-    """The ratio counts down to 1 - clip_low."""
+    """The ratio is clipped at 1 - clip_low from below."""
     clip_high: float = 0.28
-    """The ratio counts up to 1 + clip_high."""
+    """The ratio is clipped at 1 + clip_high from above."""
 
     def __call__(self, tokens: LossInput) -> LossOutput:
         import torch

@@ -16,11 +16,11 @@ class Grpo(BaseLoss):
 
     The ratio is against the policy before the step's first update, as the trainer computes it. The KL divergence from
     the reference model, with which the run began, is estimated per token without bias (eq. 4; Schulman's k3). With
-    `importance_cap` each token counts as much as the old policy gives it more than the sampler did.
+    `importance_cap` each token is weighted by its probability ratio between old policy and sampler, up to that cap.
     """
 
     clip: float = 0.2
-    """The ratio counts from 1 - clip to 1 + clip."""
+    """The ratio is clipped to the range from 1 - clip to 1 + clip."""
     kl: float = 0.04
     """Weight of the KL divergence (the paper's beta)."""
 
