@@ -219,7 +219,7 @@ def test_countdown_problems_are_solved_by_their_steps(options):
         assert environment.min_target <= problem.public["target"] <= environment.max_target
 
 
-def test_countdown_uses_its_numbers_of_numbers_alike():
+def test_countdown_draws_each_count_of_numbers_equally_often():
     counts = [Countdown().problem("train", i).metadata["numbers"] for i in range(1000)]
     assert 400 < counts.count(3) < 600
 
@@ -409,7 +409,7 @@ def test_the_self_check_finds_what_is_wrong():
     assert any("judge_error" in f.message for f in self_check(Broken(), "test", [7]))
 
 
-def test_an_environment_of_ones_own_outside_the_repo_works_the_same(tmp_path: Path):
+def test_a_custom_environment_outside_the_repo_works_the_same(tmp_path: Path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from dataclasses import dataclass\n"

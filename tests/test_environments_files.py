@@ -271,7 +271,9 @@ def test_gsm8k_says_that_the_hub_failed(monkeypatch):
         raise ConnectionError("no network\nand a second line")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(UserError, match=r"openai/gsm8k: is no local path, and the hub did not give it \(no network\)"):
+    with pytest.raises(
+        UserError, match=r"openai/gsm8k: is no local path, and its download from the hub failed \(no network\)"
+    ):
         build("gsm8k", data="openai/gsm8k")
 
 

@@ -53,7 +53,7 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path) -> None:
     assert compare(a, b) == before
 
 
-def test_responses_that_we_failed_to_judge_are_left_out_of_both(tmp_path) -> None:
+def test_responses_with_a_judge_error_are_left_out_of_both(tmp_path) -> None:
     result = compare(
         evaluation(tmp_path / "a", ["judge_error", "wrong"]), evaluation(tmp_path / "b", ["correct", "correct"])
     )
@@ -99,7 +99,7 @@ def test_other_problems_or_other_prompts_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="not an evaluation"):
         compare(a, tmp_path)
     (other / "rollouts.jsonl").write_text('{"problem_id": "p1", "prompt": "x", "samples": []}\n')
-    with pytest.raises(UserError, match="line 1 is no search that this version of ponder wrote"):
+    with pytest.raises(UserError, match="line 1 is not a search that this version of ponder wrote"):
         compare(a, other)
     half = evaluation(tmp_path / "d", KINDS_A)
     (half / "evaluation.json").unlink()

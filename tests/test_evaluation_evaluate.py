@@ -52,7 +52,7 @@ def test_an_evaluation_counts_verdicts_tokens_and_cost():
     assert json.loads(json.dumps(result.to_json(), allow_nan=False))["accuracy"]["n"] == 60
 
 
-def test_the_result_does_not_depend_on_who_finishes_first_or_on_concurrency():
+def test_the_result_does_not_depend_on_which_search_finishes_first_or_on_concurrency():
     def strip(result):
         return result.accuracy, result.rows, result.spend.tokens
 
@@ -136,7 +136,7 @@ def test_failures_of_the_judge_are_left_out_and_counted():
     assert result.accuracy.value == result.kinds["correct"] / 58
 
 
-def test_too_many_failures_of_ours_stop_an_evaluation():
+def test_too_many_infrastructure_errors_stop_an_evaluation():
     with pytest.raises(PonderError, match=r"6 of 60 .*the judge broke"):
         run(environment=MockEnvironment(broken=lambda i: i < 6))
     assert run(environment=MockEnvironment(broken=lambda i: i < 5)).kinds["judge_error"] == 5
@@ -146,7 +146,7 @@ def test_too_many_failures_of_ours_stop_an_evaluation():
     assert engine.in_flight == 0
 
 
-def test_an_engine_that_fails_now_and_then_is_counted_and_not_judged():
+def test_an_engine_that_fails_sometimes_is_counted_and_not_judged():
     engine = MockEngine(doubler(1.0), fail=lambda number, request: ConnectionError("x") if number == 5 else None)
     result = run(engine=engine)
     assert result.kinds == {"correct": 59, "judge_error": 1}
@@ -185,7 +185,7 @@ def test_the_search_may_use_the_checker_and_never_the_judge():
     assert blind.accuracy.value < 0.75
 
 
-def test_a_slow_judge_does_not_hold_up_the_loop():
+def test_a_slow_judge_does_not_block_the_event_loop():
     class Slow(MockEnvironment):
         def judge(self, problem, response):
             threads.add(threading.current_thread())
@@ -214,7 +214,7 @@ def test_progress_counts_no_more_failures_than_there_are_results():
     assert all(0 <= p.correct <= p.done - p.masked for p in seen)
 
 
-def test_each_search_is_handed_over_with_its_tree_judged_and_then_let_go_of():
+def test_each_search_is_handed_over_with_its_tree_judged_and_then_freed():
     """Memory: what a search generated is the caller's; the result keeps a few texts."""
     seen, alive = [], []
 
@@ -265,7 +265,7 @@ def test_results_of_an_earlier_run_are_not_run_again_and_count_alike():
     assert again.seconds > 100.0
 
 
-def test_votes_go_by_the_environments_answers():
+def test_votes_use_the_environments_answers():
     """Two texts that say the same are one cluster: what the environment's `answers` say, not their spelling."""
 
     class Answers:

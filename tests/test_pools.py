@@ -71,7 +71,7 @@ def test_a_bad_row_is_named_by_its_line(tmp_path, bad, said):
         read_pool(path)
 
 
-def test_a_torn_last_line_is_passed_over_with_a_note_and_an_empty_file_is_refused(tmp_path):
+def test_a_torn_last_line_is_skipped_with_a_note_and_an_empty_file_is_refused(tmp_path):
     path = tmp_path / "p.jsonl"
     path.write_text(json.dumps(row("a", [1])) + '\n{"problem_id": "b", "sam')
     pool = read_pool(path)
@@ -179,7 +179,7 @@ def test_what_is_recorded_is_read_back_and_judged_the_same(tmp_path):
     assert not ours.disagreements
 
 
-def test_recording_goes_on_where_it_was_killed(tmp_path):
+def test_recording_resumes_where_it_was_killed(tmp_path):
     path = tmp_path / "p.jsonl"
     writer = Writer(path)
     record(writer, 0)
@@ -262,7 +262,7 @@ def test_thoughts_are_no_answers(tmp_path):
         assert list(pool.problems[0].cluster_G) == [0, -1]
 
 
-def test_what_our_judge_fails_on_is_left_out_as_if_never_drawn(tmp_path):
+def test_what_the_judge_fails_on_is_left_out_as_if_never_drawn(tmp_path):
     class Breaks(Numeric):
         def __call__(self, gold, answer):
             if "2" in answer:
@@ -366,7 +366,7 @@ def test_problems_with_fewer_samples_are_left_out_when_asked(tmp_path):
 
 
 @pytest.mark.skipif(not RECORDED.is_file(), reason="PONDER_DATA is not set to a folder with the recorded pool")
-def test_a_pool_recorded_by_somebody_else_is_judged_as_they_did_but_for_a_few_cases():
+def test_a_third_party_pool_is_judged_as_recorded_but_for_a_few_cases():
     pytest.importorskip("math_verify")
     pool = read_pool(RECORDED)
     assert default_verifier(pool) == "math"

@@ -180,7 +180,7 @@ def test_bounds_decide_as_the_integral_does(orders, limit):
         assert mine.argmax() == np.argmax(theirs)
 
 
-def test_many_orders_are_worked_out_in_parts_with_the_same_result(folder, monkeypatch):
+def test_many_orders_are_computed_in_parts_with_the_same_result(folder, monkeypatch):
     pool = pool_of(folder, [sample([1, 1, 2, 3, None][i % 5], tokens=i) for i in range(20)])
     for rule in (Adaptive("beta"), Adaptive("dirichlet"), Adaptive("esc", 3)):
         [whole] = rule.reach(pool.problems, (1, 4, 20))
@@ -200,7 +200,7 @@ def test_adaptive_never_differs_from_majority_when_it_cannot_stop(folder):
     assert list(drawn.samples_K) == [1, 2, 3]
 
 
-def test_drawn_orders_say_how_far_off_they_may_be(folder):
+def test_random_orders_have_a_standard_error(folder):
     samples = [sample([1, 1, 2, 3, None][i % 5], tokens=i, score=0.1 + i % 7) for i in range(20)]
     pool = pool_of(folder, samples)
     exact = Majority().reach(pool.problems, (9,))[0].accuracy_K[0]
@@ -316,7 +316,7 @@ def test_names_say_what_is_computed_and_what_is_run(folder):
     ):
         with pytest.raises(UserError, match=said):
             build(spec, bare)
-    with pytest.raises(UserError, match=r"'score' to go by"):
+    with pytest.raises(UserError, match=r"has a 'score'"):
         BestOfK("score").reach(plain.problems, (1,))
 
 

@@ -76,7 +76,7 @@ def test_both_reports_say_the_same_numbers(run: Path) -> None:
     for text in ("38.0 %", "66.0 %", "+28.0 points", "Wilson score", "n = 512", "3,600,000", "4 min 50 s", "1.43 GB"):
         assert text in page.seen
         assert text in markdown
-    # A rung of the ladder with its interval, base beside trained.
+    # A rung of the ladder with its interval, base and trained side by side.
     assert "57.5 % [53.2, 61.8]" in page.seen
     assert "28.5 % [24.6, 32.4]" in page.seen
 

@@ -64,7 +64,7 @@ def walk(branches: tuple[Branch, ...]) -> list[Branch]:
     return [b for branch in branches for b in (branch, *walk(branch.branches))]
 
 
-def test_the_tree_has_every_branch_with_what_was_found_out_about_it() -> None:
+def test_the_tree_has_every_branch_with_what_is_known_of_it() -> None:
     found = tree(row())
     assert [b.name for b in walk(found.branches)] == ["0", "2", "3", "4", "1"]
     by_name = {b.name: b for b in walk(found.branches)}
@@ -202,7 +202,7 @@ def test_the_first_problems_are_shown_and_others_printed_when_asked_for(
         results.read(run, ["p40"])
 
 
-def test_a_torn_last_line_is_skipped_and_said(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_skipped_and_reported(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", [row()])
     with open(run / "rollouts.jsonl", "a") as file:
         file.write('{"problem": "p1", "sto')

@@ -48,7 +48,7 @@ def test_a_new_run_records_how_it_was_made(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "b" / "config.toml").read_text() == "seed = 7\n"
 
 
-def test_facts_are_noted_in_the_manifest_while_the_run_goes_on(tmp_path: Path) -> None:
+def test_facts_are_noted_in_the_manifest_while_the_run_is_open(tmp_path: Path) -> None:
     with new(tmp_path) as run:
         run.note(model={"name": "m"})
         assert read_manifest(tmp_path)["status"] == "running"

@@ -1,4 +1,4 @@
-"""Results say what they are in a line, and in a notebook as a small page that model text has no power over."""
+"""Results say what they are in a line, and in a notebook as a small page with model text escaped."""
 
 import asyncio
 
@@ -25,7 +25,7 @@ def test_a_result_is_one_short_line_without_token_ids():
     assert repr(Estimate(0.5, 0.4, 0.6, 100)) == "Estimate(0.5 [0.4, 0.6], n 100)"
 
 
-def test_model_text_has_no_power_over_a_notebook():
+def test_model_text_is_escaped_in_a_notebook():
     page = outcome("</think><script>alert('x')</script>\x1b[31m")._repr_html_()
     assert "<script" not in page
     assert "&lt;script&gt;" in page

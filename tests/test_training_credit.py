@@ -177,7 +177,7 @@ def test_mean_only_advantages_sum_to_zero_and_skip_failed_judgements(rewards) ->
 
 @pytest.mark.parametrize("reward", [0.9, 0.1, 1 / 3])
 @pytest.mark.parametrize("estimator", [MeanOnly(), TreeMean()])
-def test_nothing_is_trained_of_rewards_that_are_all_equal_although_their_mean_is_rounded(estimator, reward) -> None:
+def test_a_group_of_equal_rewards_is_skipped_although_their_mean_is_rounded(estimator, reward) -> None:
     groups = [flat([reward] * n, name=f"p{n}") for n in range(2, 12)]
     credits = estimator(groups)
     assert not any(has_signal(g) for g in groups)
@@ -236,7 +236,7 @@ def test_a_batch_is_the_transcripts_end_to_end() -> None:
     assert row.tolist() == [4, 0, 0, 0, 0]
 
 
-def test_samples_that_were_asked_different_things_have_prompts_of_their_own() -> None:
+def test_samples_with_different_prompts_do_not_share_one() -> None:
     asked = [completion(p, (sampled((5,)),)) for p in ((2, 3), (2, 4), (2, 3))]
     group = flat_group(asked, [0.0, 1.0, 1.0])
     batch = token_batch([group], [[Credit.of_sample(s, 1.0) for s in group.samples]])

@@ -146,7 +146,7 @@ def test_half_precision_stays_close_to_autograd() -> None:
 
 
 class Made(TorchDispatchMode):
-    """Counts the tensors of at least some size that operations make anew."""
+    """Counts the tensors of at least some size that operations allocate."""
 
     def __init__(self, numel: int) -> None:
         super().__init__()

@@ -83,7 +83,7 @@ def test_grpo_is_equation_3_computed_plainly(cap: float) -> None:
 
 @dataclass(frozen=True)
 class Per(BaseLoss):
-    """A loss that is divided as it is told."""
+    """A loss with a given divisor."""
 
     per: Divisor = "tokens"
 
@@ -172,7 +172,7 @@ def test_measured_log_probabilities_stand_at_their_tokens() -> None:
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_the_reference_is_what_training_began_with_and_goes_away_again(adapter: bool) -> None:
+def test_the_reference_is_what_training_began_with_and_is_removed_again(adapter: bool) -> None:
     model, batch = new_model(3), random_batch()
     if adapter:
         new_adapter(model, LoraConfig(4, 8.0, ("q_proj",)), seed=2)

@@ -80,7 +80,7 @@ def test_gradient_checkpointing_keeps_a_layers_input_only() -> None:
     assert not any("forward" in vars(m) for m in model.module.modules())
 
 
-def test_gradient_checkpointing_of_an_unknown_architecture_is_refused_with_the_mend() -> None:
+def test_gradient_checkpointing_of_an_unknown_architecture_is_refused_with_the_fix() -> None:
     model = new_model(0)
     model.module = torch.nn.Linear(2, 2)
     with pytest.raises(Unsupported, match=r"gradient_checkpointing: .* leave it off"):
@@ -223,7 +223,7 @@ def test_log_probabilities_are_those_of_a_plain_softmax_at_the_sampling_temperat
     model, r = new_model(1), random_batch(rows=6, group=2, everything=True)
     d = dense(r)
     model.supports_cache = shared
-    asked = torch.tensor([5, 1, 3, 0])  # siblings apart, and not in order
+    asked = torch.tensor([5, 1, 3, 0])  # siblings are not neighbours, and not in order
     got = row_logprobs(model, r, asked, 0.7)
     with torch.no_grad():
         full = torch.log_softmax(model.module.logits(model.module(d.ids_BT)) / 0.7, dim=-1)

@@ -172,7 +172,7 @@ class BySegment:
 
 
 def test_a_line_of_rollouts_is_a_search_with_rewards_advantages_and_tokens(base, tmp_path) -> None:
-    """An estimator of one's own may give credit per segment, which is recorded so."""
+    """A custom estimator may give credit per segment, which is recorded so."""
     run = tmp_path / "run"
     mine = f"{__file__}:BySegment"
     train(config(base, run, steps=2, advantage=mine, advantage_options={"less": 0.25}))
@@ -228,7 +228,7 @@ def test_dynamic_sampling_replaces_groups_without_signal_and_counts_them(base, t
     close(one)
 
 
-def test_shuffled_rewards_are_dealt_within_a_group_among_those_that_were_judged() -> None:
+def test_shuffled_rewards_are_permuted_within_a_group_among_those_that_were_judged() -> None:
     rewards = [[1.0, 0.0, 0.0, 1.0, None, 0.0], [0.0, 1.0, None, 0.0, 0.0, 0.5]]
     groups = [flat_group([completion((2,), (sampled((3, 4)),))] * 6, r, f"p{i}") for i, r in enumerate(rewards)]
     dealt = [[s.reward for s in g.samples] for g in rl.shuffled(groups, 5)]
@@ -238,7 +238,7 @@ def test_shuffled_rewards_are_dealt_within_a_group_among_those_that_were_judged(
         assert sorted(r for r in before if r is not None) == sorted(r for r in after if r is not None)
 
 
-def test_a_finite_training_set_is_shuffled_anew_each_epoch_and_used_up_first(base, tmp_path) -> None:
+def test_a_finite_training_set_is_shuffled_again_each_epoch_and_used_up_first(base, tmp_path) -> None:
     one = trainer(base, tmp_path, environment_options={"problems": 10})
     ids = [one.source.problem(i).id for i in range(20)]
     assert len(set(ids[:10])) == len(set(ids[10:])) == 10

@@ -82,7 +82,7 @@ def test_a_run_trains_on_no_problem_that_it_evaluates_on(tmp_path) -> None:
     assert not trained & {Even().problem("test", i).id for i in range(40)}
 
 
-def test_the_same_number_draws_the_same_groups_and_the_next_goes_on() -> None:
+def test_the_same_number_draws_the_same_groups_and_the_next_continues() -> None:
     one = source()
     first, again, other = (sync.run(one.groups(4, n)) for n in (0, 0, 4))
     assert first == again
@@ -92,7 +92,7 @@ def test_the_same_number_draws_the_same_groups_and_the_next_goes_on() -> None:
     assert [s.transcript for s in first.groups[0].samples] != [s.transcript for s in first.groups[1].samples]
 
 
-def test_what_was_replaced_is_told_and_counts() -> None:
+def test_what_was_replaced_is_reported_and_counts() -> None:
     collected = sync.run(source(group_size=2, strategy=Majority(n=2, max_tokens=8), resample=20).groups(6, 0))
     assert len(collected.groups) == 6
     assert collected.replaced
@@ -114,7 +114,7 @@ def test_a_strategy_that_draws_another_number_of_samples_is_refused_with_the_num
         sync.run(source(group_size=4).groups(1, 0))
 
 
-def test_a_reward_of_ones_own_may_lie_outside_of_0_and_1() -> None:
+def test_a_custom_reward_may_lie_outside_of_0_and_1() -> None:
     def length(problem: Problem, response: Response, verdict: Verdict) -> float:
         return 3.0 * len(response.text) * (1 if verdict.correct else -1)
 
@@ -262,7 +262,7 @@ def test_a_loss_that_names_a_metric_as_the_trainer_does_is_refused() -> None:
         ({"loss": f"{__file__}:Undeclared"}, "does not declare needs_old"),
     ],
 )
-def test_parts_that_do_not_go_with_the_config_are_refused_at_once(changes, reason) -> None:
+def test_parts_that_do_not_fit_the_config_are_refused_at_once(changes, reason) -> None:
     with pytest.raises(UserError, match=reason):
         trainer(Elsewhere(), **changes)
 

@@ -222,7 +222,7 @@ def test_exact_compares_the_last_line_or_what_its_marker_names(gold, answer, cor
     assert Exact()(gold, answer).correct is correct
 
 
-def test_exact_minds_case_when_told_to():
+def test_exact_respects_case_when_asked():
     assert not Exact(ignore_case=False)("Paris", "paris").correct
     assert Exact(ignore_case=False)("Paris", "Paris").correct
 

@@ -90,7 +90,7 @@ def test_a_hanging_comparison_is_killed_and_the_next_ones_work():
     assert Math(seconds=30)("x+1", "\\boxed{1+x}").correct
 
 
-def test_a_gold_that_cannot_be_judged_is_our_failure():
+def test_a_gold_that_cannot_be_judged_is_a_judge_error():
     verdict = Math(seconds=1)("9^{9^{9^{9}}}", "\\boxed{x+1}")
     assert (verdict.kind, verdict.reward) == (VerdictKind.JUDGE_ERROR, None)
     with pytest.raises(UserError, match="empty"):
@@ -145,13 +145,13 @@ def test_waiting_for_a_worker_is_not_counted_as_work():
         pool.close()
 
 
-def test_a_function_that_is_not_there_is_our_failure(pool):
+def test_a_function_that_is_not_there_is_an_infrastructure_error(pool):
     with pytest.raises(PonderError, match="cannot be loaded"):
         pool.call("operator:nothing", [], 10)
     assert pool.call("operator:add", [1, 2], 10).value == 3
 
 
-def test_text_of_every_kind_travels(pool):
+def test_text_of_every_kind_is_transferred(pool):
     text = "\x00\ud800é\U0001f600\n" * 1000
     assert pool.call("operator:add", [text, ""], 10).value == text
 

@@ -69,7 +69,7 @@ class SingleTurn:
 
     name: str = ""
     turns: bool = False
-    """A subclass whose episodes go on after a response says True and gives `episode`."""
+    """A subclass whose episodes continue after a response says True and gives `episode`."""
     slow_judge: bool = False
     """Judging may take so long that it is done on a thread."""
 

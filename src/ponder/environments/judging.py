@@ -11,7 +11,7 @@ from ponder.types import Problem, Response, Verdict, VerdictKind
 
 
 async def judge(environment: Environment, problem: Problem, response: Response) -> Verdict:
-    """What the environment's judge says, on a thread if it is slow (`slow_judge`)."""
+    """The verdict of the environment's judge, on a thread if it is slow (`slow_judge`)."""
     if environment.slow_judge:
         return await asyncio.to_thread(environment.judge, problem, response)
     return environment.judge(problem, response)
@@ -19,7 +19,7 @@ async def judge(environment: Environment, problem: Problem, response: Response) 
 
 @dataclass(frozen=True, slots=True)
 class PathVerdict:
-    """What a conversation came to."""
+    """What a conversation earned."""
 
     verdict: Verdict
     """Of its last response."""
@@ -28,7 +28,7 @@ class PathVerdict:
 
     @property
     def reward(self) -> float | None:
-        """What training goes by, any number: both together; None if the judge or the environment failed."""
+        """The reward in training, any number: both together; None if the judge or the environment failed."""
         return None if self.verdict.reward is None else self.verdict.reward + self.turns_reward
 
 

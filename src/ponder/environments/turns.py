@@ -1,8 +1,8 @@
 """Conversations with an environment: one question and one answer, or tools that the model calls in between.
 
 An environment whose problems have several turns says `turns = True` and opens an episode for a problem; `ToolEpisode`
-is one for tools. What an episode says may depend on the responses alone (and its problem): a search that branches goes
-on from a fork, or from the same responses given to a new episode.
+is one for tools. What an episode says may depend on the responses alone (and its problem): a search that branches
+continues from a fork, or from the same responses given to a new episode.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Offer:
 class ToolEpisode:
     """An episode that runs the tools that a response calls, and ends with a response that calls none.
 
-    The calls of a response run at the same time. A call that fails, takes too long or is none of a tool gets a result
-    that says so in one sentence, so that the model can go on: it is the model's doing. After `most_turns` responses the
+    The calls of a response run at the same time. A call that fails, takes too long or names no tool gets a result that
+    says so in one sentence, so that the model can continue: the fault is the model's. After `most_turns` responses the
     episode ends in any case, and calls of the last one are not run.
     """
 
@@ -78,7 +78,7 @@ class ToolEpisode:
         return copy.copy(self)
 
     async def _result(self, call: ToolCall) -> str:
-        """What a call gives, or why it gives nothing. Raises nothing."""
+        """The result of a call, or why there is none. Raises nothing."""
         offer = self._offers.get(call.name)
         if offer is None:
             return f"error: there is no tool {call.name!r}{nearest(call.name, self._offers)}"

@@ -158,7 +158,7 @@ def _both_curves(results: Results, pictures: Sequence[str]) -> list[Block]:
     blocks: list[Block] = []
     ladders = [p for part in results.sequential.values() for p in part]
     if "curves.png" in pictures:
-        alt = "Held-out accuracy against train compute (left) and test-time compute (right), base and trained side by side."
+        alt = "Held-out accuracy of base and trained against train compute (left) and test-time compute (right)."
         blocks.append(Picture("curves.png", alt, _caption(results, [*results.train, *ladders]), "curves-narrow.png"))
     if results.train:
         rows = tuple(
@@ -199,7 +199,7 @@ def _more_samples(results: Results, pictures: Sequence[str]) -> list[Block]:
         return []
     blocks: list[Block] = []
     if "parallel.png" in pictures:
-        alt = "Accuracy of the best of k samples and coverage against the number of samples, base and trained side by side."
+        alt = "Best-of-k accuracy and coverage of base and trained against the number of samples."
         blocks.append(Picture("parallel.png", alt, _caption(results, points)))
     blocks.append(_beside(results.parallel, "samples", "samples"))
     blocks.append(

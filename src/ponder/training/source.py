@@ -79,13 +79,14 @@ class EngineSource:
 
     @property
     def feedback(self) -> Feedback:
-        """What its searches may ask: the environment's turns alone, so that what is trained is the model's doing."""
+        """What its searches may ask: the environment's turns alone, so that only what the model did is trained."""
         return Feedback(episode=self.environment.feedback.episode)
 
     async def groups(self, count: int, drawn: int) -> Collected:
-        """See `RolloutSource`. Raises `PonderError` for a search that failed or drew too few samples, `Unsupported`
+        """See `RolloutSource`.
 
-        for conversations with a strategy that plays no turns.
+        Raises `PonderError` for a search that failed or drew too few samples, `Unsupported` for conversations with a
+        strategy that plays no turns.
         """
         kept: list[Group] = []
         idle: list[Group] = []
