@@ -14,9 +14,11 @@ norm, which is what the head reads. (For the stream before that norm, hook the o
 
 Taps work for whole rows, for an engine's prompts and steps (the exact mode too) and for training's packed rows. While
 there is a tap or a hook, the module itself computes instead of an engine's packed copy or compiled pieces
-(`models.as_written`). Through transformers' own forward (`models.other`), attention comes from its eager kernel. Taps
-take effect at the next pass: set them before the request is sent. A prompt in an engine's cache is not computed again,
-so a tap does not see it; `drop_caches` clears the cache.
+(`models.as_written`). Through transformers' own forward (`models.other`), attention comes from its eager kernel, and an
+engine computes whole rows at each step, padded on the right: a tap sees all of that. Taps take effect at the next pass:
+set them before the request is sent. A prompt in an engine's cache is not computed again, so a tap does not see it;
+`drop_caches` clears the cache. An engine that is opened in the exact mode runs a few passes of random ids first: open
+it before the taps are set.
 
 A tap only observes. To change what a model computes, use torch's hooks, which work on every path too.
 """
