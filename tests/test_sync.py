@@ -80,6 +80,37 @@ def test_iterate_walks_and_closes_an_asynchronous_iterator() -> None:
     assert closed == [True, True]
 
 
+def test_gathered_coroutines_give_their_results_in_order() -> None:
+    assert sync.run(sync.gather_all(double(i) for i in range(5))) == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("how", ["failure", "cancellation"])
+def test_no_gathered_coroutine_runs_on_after_a_failure_or_a_cancellation(how) -> None:
+    ended: list[int] = []
+
+    async def long(number: int) -> None:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            await asyncio.sleep(0)  # cleaning up takes a while, and is waited for
+            ended.append(number)
+
+    async def fail() -> None:
+        await asyncio.sleep(0.01)
+        raise KeyError("gone")
+
+    async def both() -> list[int]:
+        task = asyncio.create_task(sync.gather_all([long(0), fail() if how == "failure" else long(1), long(2)]))
+        await asyncio.sleep(0.005)
+        if how == "cancellation":
+            task.cancel()
+        with pytest.raises(KeyError if how == "failure" else asyncio.CancelledError):
+            await task
+        return sorted(ended)
+
+    assert sync.run(both()) == ([0, 2] if how == "failure" else [0, 1, 2])
+
+
 def interrupted(body: str) -> subprocess.CompletedProcess[str]:
     script = textwrap.dedent(
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from ponder.errors import PonderError, Unsupported, UserError
 from ponder.models.tiny import new_model
 from ponder.protocols import Delivery, WeightsUpdate
 from ponder.search.strategies.majority import Majority
+from ponder.training import source as source_module
 from ponder.training.losses.base import BaseLoss, LossInput, LossOutput
 from ponder.training.rl import Trainer
 from ponder.training.rl_config import RLConfig
@@ -112,6 +114,22 @@ def test_an_environment_of_several_turns_is_refused_for_a_strategy_of_one() -> N
 def test_a_strategy_that_draws_another_number_of_samples_is_refused_with_the_numbers() -> None:
     with pytest.raises(PonderError, match="the strategy drew 3 samples, not 4"):
         sync.run(source(group_size=4).groups(1, 0))
+
+
+def test_a_search_that_raises_stops_the_other_searches_of_the_step(monkeypatch) -> None:
+    engine, solve = MockEngine(delay=30.0), source_module.solve
+
+    async def failing(strategy, problem, engine, **more):
+        if problem.id == source(engine=engine).problem(1).id:
+            await asyncio.sleep(0.05)
+            raise UserError("the second search broke")
+        return await solve(strategy, problem, engine, **more)
+
+    monkeypatch.setattr(source_module, "solve", failing)
+    with pytest.raises(UserError, match="the second search broke"):
+        sync.run(source(engine=engine).groups(3, 0))
+    assert engine.calls > 0
+    assert engine.in_flight == 0
 
 
 def test_a_custom_reward_may_lie_outside_of_0_and_1() -> None:

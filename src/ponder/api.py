@@ -125,8 +125,8 @@ async def generate_async(model: str | Engine, prompt: Any, *, n: int = 1, **para
     many = isinstance(prompt, list)
     async with _engine(model) as engine:
         requests = [Request(p, sampling, n=n) for p in (prompt if many else [prompt])]
-        found = await asyncio.gather(*(engine.generate(r) for r in requests))
-    return list(found) if many else found[0]
+        found = await sync.gather_all(engine.generate(r) for r in requests)
+    return found if many else found[0]
 
 
 def publish(engine: Engine, module: nn.Module, version: int) -> Delivery:

@@ -1,4 +1,4 @@
-"""The synchronous face: run a coroutine on one background event loop and wait for its result.
+"""The synchronous face: run a coroutine on one background event loop and wait for its result; and `gather_all`.
 
 One loop serves the whole process, so that parts which belong to a loop (clients, engines' futures) can be used by call
 after call. It runs on a thread of its own; so it works in a notebook too, whose own loop is already running.
@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -75,6 +75,20 @@ def iterate(items: AsyncIterator[T]) -> Iterator[T]:
         close = getattr(items, "aclose", None)
         if close is not None:
             run(close())
+
+
+async def gather_all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results of coroutines that run at once, in their order; the first failure cancels the rest and is raised.
+
+    Whatever ends it, none of them runs on: `asyncio.gather` lets the others go on spending after a failure.
+    """
+    tasks = [asyncio.create_task(w) for w in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _next(items: AsyncIterator[T]) -> T:

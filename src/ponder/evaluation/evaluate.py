@@ -17,6 +17,7 @@ from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.search.trace import samples as samples_of
 from ponder.search.trace import with_verdicts
+from ponder.sync import gather_all
 from ponder.types import (
     Budget,
     Outcome,
@@ -66,13 +67,7 @@ async def each(count: int, work: Callable[[int], Awaitable[None]], concurrency: 
         for number in numbers:
             await work(number)
 
-    tasks = [asyncio.create_task(worker()) for _ in range(min(concurrency, count))]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    await gather_all(worker() for _ in range(min(concurrency, count)))
 
 
 class Faults:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import math
 import re
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from ponder.errors import UserError
 from ponder.protocols import Caller
 from ponder.scorers.base import BaseScorer
+from ponder.sync import gather_all
 from ponder.types import Completion, Problem, Request, Response, SamplingParams, Score, SegmentKind, split_response
 
 _WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
@@ -59,7 +59,7 @@ class Generative(BaseScorer):
     async def score(self, problem: Problem, responses: Sequence[Response], engine: Caller | None) -> Sequence[Score]:
         """One score in [0, 1] for each response. Raises `BudgetExceeded` if there is no room for all judgements."""
         assert engine is not None
-        return await asyncio.gather(*(self._score(problem, response, engine) for response in responses))
+        return await gather_all(self._score(problem, response, engine) for response in responses)
 
     async def _score(self, problem: Problem, response: Response, engine: Caller) -> Score:
         prompt = self.question(problem, response)
@@ -78,7 +78,7 @@ class Generative(BaseScorer):
             )
             for seed in seeds
         ]
-        answers = await asyncio.gather(*(engine.generate(request, minimum=most) for request in requests))
+        answers = await gather_all(engine.generate(request, minimum=most) for request in requests)
         judgements = [_says_yes(c, engine, word_alone) for completions in answers for c in completions]
         return Score(sum(judgements) / len(judgements))
 

@@ -6,7 +6,6 @@ machine, is up to the source.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ponder.protocols import Feedback
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.search.trace import samples
+from ponder.sync import gather_all
 from ponder.training.rollouts import Group, has_signal, judged_group
 from ponder.types import Outcome, Problem, Response, StopReason, Verdict
 
@@ -123,7 +123,7 @@ class EngineSource:
             solve(self.strategy, p, self.engine, feedback=feedback, seed=s)
             for p, s in zip(problems, seeds, strict=True)
         )
-        outcomes = await asyncio.gather(*searches)
+        outcomes = await gather_all(searches)
         return [await self._judged(p, o) for p, o in zip(problems, outcomes, strict=True)]
 
     async def _judged(self, problem: Problem, outcome: Outcome) -> Group:
@@ -139,7 +139,7 @@ class EngineSource:
         rewards: dict[int, float | None] | None = None
         if self.environment.turns:
             paths = ([m.response for m in outcome.trace.path(n.id)] for n in leaves)
-            found = await asyncio.gather(*(judge_path(self.environment, problem, path) for path in paths))
+            found = await gather_all(judge_path(self.environment, problem, path) for path in paths)
             verdicts = {n.id: f.verdict for n, f in zip(leaves, found, strict=True)}
             rewards = {n.id: f.reward for n, f in zip(leaves, found, strict=True)}
         else:
@@ -151,4 +151,4 @@ class EngineSource:
         return judged_group(problem, outcome, verdicts, rewards)
 
     async def _judge(self, problem: Problem, responses: list[Response]) -> list[Verdict]:
-        return await asyncio.gather(*(judge(self.environment, problem, r) for r in responses))
+        return await gather_all(judge(self.environment, problem, r) for r in responses)
