@@ -1,8 +1,8 @@
 """A model, an environment and faults for tests: no torch, deterministic, and everything that happens is counted.
 
-`MockEngine` speaks characters: every character is one token, `<think>` and `</think>` are one token each, and so is
-the end of a response (id 0). What it says is scripted: a text, a list of texts (sample `i` says number `i`), or a
-function of the request and the sample's own random generator.
+`MockEngine` has a character tokenizer: every character is one token, `<think>` and `</think>` are one token each, and
+so is the end-of-sequence token (id 0). Its output is scripted: a text, a list of texts (sample `i` gets number `i`), or
+a function of the request and the sample's own random generator.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ def decode(ids: Sequence[int]) -> str:
 
 @dataclass
 class MockEngine(BaseEngine):
-    """An engine that says what it is told to, and counts."""
+    """An engine with scripted output that counts its calls."""
 
     texts: Texts = "</think>42"
-    """What it wants to say: the whole response, without the end token."""
+    """The scripted output: the whole response, without the end-of-sequence token."""
     capabilities: Capabilities = ALL
     thought: ThoughtFormat | None = THOUGHT
     context: int = 100_000
@@ -84,7 +84,7 @@ class MockEngine(BaseEngine):
     sent: int = 0
     """Pieces of streams that were asked for."""
     used: Spend = field(default_factory=Spend)
-    """What was truly used, cancelled and failed calls included."""
+    """What was really used, cancelled and failed calls included."""
     closed: bool = False
 
     def __post_init__(self) -> None:
@@ -130,7 +130,7 @@ class MockEngine(BaseEngine):
             if thinking is not None and inside and thinking.max_tokens is not None and thought >= thinking.max_tokens:
                 ids.append((CLOSE, SegmentKind.FORCED))
                 inside = False
-                # A model that is stopped in its thought answers what it would have answered.
+                # A model whose thought is forced to end answers what it would have answered.
                 wanted = wanted[wanted.index(CLOSE) + 1 :] if CLOSE in wanted else [END]
                 continue
             token = wanted.pop(0) if wanted else END

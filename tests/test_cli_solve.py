@@ -303,7 +303,7 @@ def test_a_search_whose_seconds_are_used_up_has_none_left_when_it_goes_on_with_a
     assert main(["solve", "--continue", file, *seconds]) == code
     captured = capsys.readouterr()
     (said,) = [line for line in captured.err.splitlines() if "the budget of 0.2 seconds is used up (0." in line]
-    assert "before the search began or went on)" in said
+    assert "before the search began or resumed)" in said
     assert engine.calls == 0
     if not answered:
         assert said.startswith("ponder: no answer: the budget of 0.2 seconds")

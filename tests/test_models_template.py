@@ -176,5 +176,5 @@ def test_the_tool_format_follows_from_the_template_and_the_config(model: LoadedM
 
 
 def test_a_tool_without_a_schema_is_refused() -> None:
-    with pytest.raises(ValueError, match="tool 'f': parameters are no JSON object"):
+    with pytest.raises(ValueError, match="tool 'f': parameters are not a JSON object"):
         Tool("f", parameters="[]")

@@ -55,7 +55,7 @@ def test_a_torn_last_line_is_refused_or_told(tmp_path):
         read(path)
     torn = []
     assert read(path, torn=torn) == [(1, {"a": 1})]
-    assert torn == [f"{path}: line 2 is torn (8 bytes) and was passed over"]
+    assert torn == [f"{path}: line 2 is torn (8 bytes) and was skipped"]
 
 
 def test_a_torn_line_alone_is_nothing_only_where_nothing_is_fine(tmp_path):
@@ -170,7 +170,7 @@ def test_tools_and_calls_are_read_as_openai_spells_them():
         ([{"role": "user", "content": "", "tools": [{}]}], "tools: the name must be text, and is missing"),
         (
             [{"role": "user", "content": "", "tools": [{"name": "f", "parameters": "[]"}]}],
-            "tools: tool 'f': parameters are no JSON object: '[]'",
+            "tools: tool 'f': parameters are not a JSON object: '[]'",
         ),
         ([{"role": "assistant", "tool_calls": ["x"]}], 'tool_calls must be objects with a name, and hold "x"'),
         (

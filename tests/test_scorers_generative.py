@@ -71,7 +71,7 @@ def test_without_log_probabilities_the_score_is_the_share_of_yes(capabilities):
     assert score(Generative(samples=200, max_tokens=10, seed=1), engine, "42") != [share]
 
 
-def test_a_judgement_may_reason_first_and_one_that_is_cut_off_is_no_yes():
+def test_a_judgement_may_reason_first_and_a_truncated_one_is_not_a_yes():
     says = {
         "good": "Yes? 2+2 is no 5.</think>Hm. No, wait: yes!",
         "bad": "Yes</think>no",
@@ -125,7 +125,7 @@ def test_an_engine_that_is_not_there_is_refused_before_anything_is_sent():
 
 
 @given(st.integers(0, 900), st.integers(1, 5), st.sampled_from([PLAIN, SINGLE, WORDS]))
-def test_the_budget_holds_with_a_judge_and_the_search_goes_on_without_its_scores(tokens, samples, capabilities):
+def test_the_budget_holds_with_a_judge_and_the_search_continues_without_its_scores(tokens, samples, capabilities):
     small, big = MockEngine(doubler(0.5)), judge("Yes", capabilities)
     outcome = searched(
         BestOfN(n=3, max_tokens=40),

@@ -82,7 +82,7 @@ def test_four_that_agree_are_enough(rule):
     assert engine.calls == 4
 
 
-def test_a_window_that_agrees_stops_and_one_that_does_not_goes_on():
+def test_a_window_that_agrees_stops_and_one_that_does_not_continues():
     engine = saying("1", "2", "2", "2", "2", "2", *["7"] * 9)
     outcome = run(Adaptive(n=15, rule="esc", wave=3), engine)
     assert outcome.reason == "5 of 6 votes for 2; stopped after 6 of 15: all 3 samples of a window agreed"
@@ -114,7 +114,7 @@ def test_what_still_runs_is_cancelled_booked_and_shown():
     assert outcome.spend.tokens == engine.used.tokens
 
 
-def test_samples_beyond_the_stop_are_not_counted_whoever_was_first():
+def test_samples_beyond_the_stop_are_not_counted_whatever_came_first():
     # Samples 4 to 7 are there before the first four, and all say otherwise.
     engine = saying(*"1111", *"2222", *"3" * 24, delay=lambda r: 0.0 if r.metadata["sample"] > 3 else 0.005)
     outcome = run(Adaptive(wave=8), engine)

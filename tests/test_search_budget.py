@@ -1,4 +1,4 @@
-"""The hard budget: random searches on the simulated engine, in virtual time, against what the engines truly used."""
+"""The hard budget: random searches on the simulated engine, in virtual time, against what the engines really used."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class Wandering(Asking):
         self._leases: list[int] = []
         self._final = self._rng.random() < 0.5
         self._room = (len(str(problem.prompt)), self._rng.randint(5, 80)) if self._final else (0, 0)
-        self._go_on()
+        self._proceed()
 
-    def _go_on(self) -> None:
+    def _proceed(self) -> None:
         for _ in range(self._rng.randint(1, 3)):
             if self._left > 0:
                 self._left -= 1
@@ -118,7 +118,7 @@ class Wandering(Asking):
         running = [i for i in self.waiting if i not in self._leases]
         if running and self._rng.random() < 0.2:
             self.drop(self._rng.choice(running))
-        self._go_on()
+        self._proceed()
 
     def reserve(self) -> tuple[int, int]:
         return self._room if self._final else (0, 0)
@@ -218,7 +218,7 @@ class Judging(BaseScorer):
 
 
 class Outside(BaseScorer):
-    """Works by itself, at a cost of up to 30 tokens and a tenth of a cent a response; `spent` is what it truly cost."""
+    """Calls no engine; costs up to 30 tokens and a tenth of a cent a response; `spent` is what it really cost."""
 
     def __init__(self, seed: float, spent: list[Spend]) -> None:
         self._rng, self._spent = random.Random(seed), spent
@@ -235,7 +235,7 @@ class Outside(BaseScorer):
             if self._fails:
                 raise ConnectionError("no scores today")
         except BaseException:
-            # Nobody knows what it used by then.
+            # It is not known what it used by then.
             self._spent.append(worst)
             raise
         spends = [Spend(sampled_tokens=self._rng.randint(0, 30), dollars=1e-3 * self._rng.random()) for _ in responses]
@@ -249,7 +249,7 @@ def random_scorer(rng: random.Random, outside: list[Spend]) -> Any:
 
 @dataclass
 class World:
-    """Searches that share engines and budgets: each within its own, a key's and a server's."""
+    """Searches that share engines and budgets: each within its own budget, a key's and a server's."""
 
     seed: int
     searches: int = 8

@@ -1,4 +1,4 @@
-"""The cascade: when the slow search is run, on which engine, and which answer stands."""
+"""The cascade: when the slow search is run, on which engine, and which answer is kept."""
 
 import dataclasses
 
@@ -99,7 +99,7 @@ def test_a_slow_search_that_gets_nowhere_leaves_the_fast_answer():
     strategy = Cascade(n=2, unsure="agreement", engine="big", slow_options={"max_tokens": 9})
     outcome = run(strategy, MockEngine(["</think>1", "</think>2"]), big("." * 99))
     assert (outcome.response.answer, outcome.chosen) == ("1", 0)
-    assert outcome.reason.endswith("unsure, but majority found no answer, so the fast one stands")
+    assert outcome.reason.endswith("unsure, but majority found no answer, so the fast one is kept")
     tight = run(Cascade(n=2, max_tokens=12), MockEngine(["</think>1", "</think>2"]), budget=Budget(tokens=44))
     assert (tight.response.answer, tight.stop) == ("1", StopReason.BUDGET)
     assert "of the budget's 44 tokens are left" in tight.reason
@@ -119,9 +119,9 @@ def test_the_traces_of_both_searches_are_one():
 def test_what_it_needs_must_be_there():
     with pytest.raises(Unsupported, match=r"no further engine of this name \(there are: 'big'"):
         run(Cascade(engine="huge"), MockEngine(), big())
-    with pytest.raises(Unsupported, match="nothing to be unsure by"):
+    with pytest.raises(Unsupported, match="no measure of confidence"):
         run(Cascade(n=1), MockEngine(capabilities=BLIND))
-    with pytest.raises(Unsupported, match="unsure = checker needs what is not there"):
+    with pytest.raises(Unsupported, match="unsure = checker is not available here"):
         run(Cascade(unsure="checker"), MockEngine())
     with pytest.raises(Unsupported, match="needs a scorer"):
         run(Cascade(slow="weighted", slow_options={"by": "score"}), MockEngine())

@@ -67,7 +67,7 @@ def test_a_dollar_budget_without_prices_is_refused_in_a_sentence_before_anything
             )
         )
     assert engine.calls == 0
-    # Without a limit in dollars nobody needs to know.
+    # Without a limit in dollars no prices are needed.
     run_virtually(Meter(Budget(tokens=100)).generate(engine, request()))
 
 
@@ -88,7 +88,7 @@ def test_what_is_free_may_be_called_with_no_dollars_at_all():
     st.floats(1e-6, 2e-3),
     st.integers(1, 3),
 )
-def test_a_given_prefix_is_within_the_worst_case_whether_prompts_are_dearer_or_responses(
+def test_a_given_prefix_is_within_the_worst_case_whether_prompts_cost_more_or_responses(
     prompt, output, cached, begun, by_ids, dollars, n
 ):
     prices = Prices(prompt, output, cached)
@@ -119,7 +119,7 @@ class Silent(MockEngine):
     """Says nothing of the machine's time."""
 
 
-def test_time_of_a_machine_that_its_engine_does_not_tell_is_shared_among_calls_in_flight():
+def test_machine_time_that_its_engine_does_not_report_is_shared_among_calls_in_flight():
     async def run():
         engine = Silent("x", delay=2.0)
         meter = Meter(prices=Prices(per_hour=3600.0), clock=asyncio.get_running_loop().time)
@@ -187,7 +187,7 @@ def test_a_second_machine_that_was_not_expected_waits_until_the_first_is_done(ex
 # Seconds ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_was_sampled_of_a_call_that_ran_out_of_time_is_told_and_booked():
+def test_what_was_sampled_of_a_call_that_ran_out_of_time_is_reported_and_booked():
     async def run(on_delta):
         loop = asyncio.get_running_loop()
         engine = named("slow", tokens_per_second=10)
@@ -263,7 +263,7 @@ class Wait:
 
 
 @pytest.mark.parametrize("work", [Group(()), Hold((1, 2)), Score(())])
-def test_no_kind_of_work_goes_on_beyond_the_seconds(work, monkeypatch):
+def test_no_kind_of_work_runs_beyond_the_seconds(work, monkeypatch):
     async def slow_group(answers, problem, responses, slow):
         await asyncio.sleep(10)
 

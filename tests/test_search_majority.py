@@ -189,8 +189,8 @@ def test_the_response_that_the_model_is_most_certain_of_wins(by):
 
 
 def test_what_decides_must_be_there():
-    for by, mend in (("checker", "by = auto"), ("scorer", "by = auto")):
-        with pytest.raises(Unsupported, match=mend):
+    for by, fix in (("checker", "by = auto"), ("scorer", "by = auto")):
+        with pytest.raises(Unsupported, match=fix):
             run(BestOfN(by=by), MockEngine())
     with pytest.raises(Unsupported, match="log-probabilities"):
         run(BestOfN(by="certainty"), MockEngine(capabilities=NO_LOGPROBS))

@@ -184,7 +184,7 @@ def test_time_runs_out_on_a_call_in_flight_and_the_next_is_not_sent():
     asyncio.run(run())
 
 
-def test_the_tightest_of_nested_deadlines_holds_and_an_engines_own_timeout_is_not_ours():
+def test_the_tightest_of_nested_deadlines_holds_and_an_engines_own_timeout_is_not_the_meters():
     now = [0.0]
     outer = Meter(Budget(seconds=5), clock=lambda: now[0])
     now[0] = 3.0
@@ -208,7 +208,7 @@ def test_a_failed_call_that_says_nothing_of_its_cost_is_booked_at_its_worst(budg
 
 
 @pytest.mark.parametrize(("tokens", "sent"), [(16, 1), (31, 2), (400, 3)])
-def test_a_call_that_used_up_its_reservation_is_reserved_anew_as_often_as_there_is_room(tokens, sent):
+def test_a_call_that_used_up_its_reservation_is_reserved_again_as_often_as_there_is_room(tokens, sent):
     engine = MockEngine("x" * 40, fail=lambda call, request: Retryable("broke off", 3) if call < 2 else None)
     meter = Meter(Budget(tokens=tokens))
     call = meter.generate(engine, request(10, prompt="12345"))
@@ -291,7 +291,7 @@ def test_what_was_used_before_counts_against_the_seconds():
     now[0] += 2.5
     assert (meter.seconds_left, meter.elapsed) == (0.0, 6.5)
     engine = MockEngine()
-    with pytest.raises(BudgetExceeded, match=r"5 seconds is used up \(4 before the search began or went on\)"):
+    with pytest.raises(BudgetExceeded, match=r"5 seconds is used up \(4 before the search began or resumed\)"):
         asyncio.run(meter.generate(engine, request()))
     assert engine.calls == 0
 
@@ -379,7 +379,7 @@ def test_what_one_search_keeps_is_kept_from_the_others_and_from_their_last_calls
     asyncio.run(run())
 
 
-def test_a_call_that_waits_goes_on_when_less_is_kept():
+def test_a_call_that_waits_resumes_when_less_is_kept():
     async def run():
         engine = MockEngine("xx", delay=0.01)
         server = Meter(Budget(tokens=40))
@@ -421,7 +421,7 @@ class KeepingStrategy:
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
-def test_a_search_that_is_over_keeps_nothing_from_its_neighbours(cancelled):
+def test_a_search_that_is_over_keeps_nothing_from_others(cancelled):
     async def run():
         server = Meter(Budget(tokens=1000))
         problem = MockEnvironment().problem("test", 1)

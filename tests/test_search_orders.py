@@ -1,4 +1,4 @@
-"""What every strategy keeps, whatever it is: found by the registry, so that a new one is held to it too."""
+"""Invariants of every strategy. They are found by the registry, so that a new one is tested too."""
 
 import dataclasses
 import json
@@ -161,7 +161,7 @@ def test_most_strategies_ask_for_feedback_and_those_of_one_response_do_not():
 
 
 @each
-def test_a_search_goes_on_without_a_checker_a_scorer_or_a_comparison_that_fails(name, options):
+def test_a_search_continues_without_a_checker_a_scorer_or_a_comparison_that_fails(name, options):
     failures = []
 
     def fail(what):
@@ -185,7 +185,7 @@ def test_a_search_goes_on_without_a_checker_a_scorer_or_a_comparison_that_fails(
 
 
 @each
-def test_what_a_checker_a_scorer_or_a_comparison_cannot_mean_is_a_failure_of_it(name, options):
+def test_what_a_checker_a_scorer_or_a_comparison_cannot_mean_is_its_failure(name, options):
     wrong = []
 
     class Wrong(BaseScorer):
@@ -237,7 +237,7 @@ def test_an_engine_that_fails_at_some_call_leaves_the_best_so_far(name, options)
         engine.fail = lambda k, r, at=at: ConnectionError("gone") if k >= at else None
         outcome = run(build(name, options), engine)
         if engine.calls > at:
-            # What the search decided before it needed the failed call stands.
+            # What the search decided before it needed the failed call is kept.
             assert outcome.stop in (StopReason.FAILED, StopReason.ACCEPTED)
         if at == 0:
             assert (outcome.stop, outcome.response.answer, outcome.chosen) == (StopReason.FAILED, None, None)

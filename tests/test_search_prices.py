@@ -13,7 +13,7 @@ def written(tmp_path, text):
     return path
 
 
-def test_the_packaged_table_has_hosted_models_whose_cache_is_not_dearer_than_their_prompts():
+def test_the_packaged_table_has_hosted_models_whose_cached_tokens_cost_no_more_than_their_prompts():
     models = load().models
     assert len(models) > 5
     for prices in models.values():
@@ -47,7 +47,7 @@ def test_a_table_may_price_every_model_that_it_does_not_name(tmp_path):
     assert table.of("gpt-4o").per_hour == 0.0
 
 
-def test_an_unknown_model_is_refused_with_the_mend_and_names_that_may_be_meant():
+def test_an_unknown_model_is_refused_with_how_to_fix_it_and_likely_names():
     with pytest.raises(UserError, match=r"'gpt-4o-mni'.*PONDER_PRICES.*did you mean 'gpt-4o-mini'"):
         load().need("gpt-4o-mni")
     with pytest.raises(UserError, match=r"prices of 'x/y'.*per_hour for hardware"):
@@ -65,7 +65,7 @@ def test_an_unknown_model_is_refused_with_the_mend_and_names_that_may_be_meant()
         ("[m]\nprompt = 1", r"\[m\] has no output: give dollars"),
         ("[m]\noutput = 1\ncached = 0.5", r"\[m\] has no prompt: give dollars"),
         ("[m]\ncached = 1", r"\[m\] has no prompt and no output: give dollars"),
-        ("m = 3", "'m' is no table"),
+        ("m = 3", "'m' is not a table"),
         ("[m", "cannot be read"),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_table_that_is_not_there_is_refused_by_name(tmp_path):
         load(tmp_path / "nowhere.toml")
 
 
-def test_the_dearest_of_several_is_the_worst_in_each_price():
+def test_the_dearest_of_several_is_the_highest_of_each_price():
     assert dearest([Prices(1, 5, 0.5), Prices(2, 3, per_hour=7)]) == Prices(2, 5, 2, 7)
     assert dearest([]) == Prices()
 

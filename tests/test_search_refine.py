@@ -103,14 +103,14 @@ def test_a_response_that_was_cut_off_is_not_quoted():
     assert "..." not in engine.requests[1].prompt
 
 
-def test_when_the_checker_fails_the_model_goes_on_by_itself():
+def test_when_the_checker_fails_the_model_gives_the_feedback():
     def fails(problem, response):
         raise ConnectionError("gone")
 
     engine = rounds("</think>1", "</think>It should be 2.", "</think>2", "</think>CORRECT")
     outcome = run(Refine(n=3), engine, checker=fails)
     assert outcome.response.answer == "2"
-    assert "the checker failed, the model's own feedback took its place" in outcome.reason
+    assert "the checker failed, the model's own feedback replaced it" in outcome.reason
     assert "ConnectionError: gone" in outcome.reason
 
 

@@ -125,7 +125,7 @@ def test_bad_input_on_the_first_call_is_raised_as_it_is():
         run(Direct(), MockEngine(context=20))
 
 
-def test_a_broken_checker_does_not_stop_a_search():
+def test_a_failing_checker_does_not_stop_a_search():
     def broken(problem, response):
         raise RuntimeError("no")
 
@@ -174,7 +174,7 @@ def test_the_outcome_depends_on_what_was_told_and_not_on_the_order(strategy, cap
 
 @pytest.mark.parametrize("strategy", [Direct(n=3), BestOfN(n=4), BestOfN(n=4, thought_tokens=6), BudgetForcing(6, n=2)])
 @pytest.mark.parametrize("capabilities", [ALL, ONE_BY_ONE])
-def test_a_saved_search_goes_on_in_another_process_with_the_same_result(strategy, capabilities):
+def test_a_saved_search_resumes_in_another_process_with_the_same_result(strategy, capabilities):
     engine = MockEngine(doubler(0.5, 8), capabilities=capabilities)
     whole = Journal()
     expected = run(strategy, engine, journal=whole, checker=ENV.checker)
@@ -200,10 +200,10 @@ def test_a_search_that_its_budget_stopped_ends_as_if_it_had_had_more_from_the_st
     engine = MockEngine(doubler(0.5, 8), capabilities=ONE_BY_ONE)
     journal = Journal()
     run(strategy, engine, journal=journal, budget=Budget(tokens=tokens), scorer=None)
-    went_on, whole = run(strategy, engine, journal=journal), run(strategy, engine)
-    assert went_on.response == whole.response
-    assert [n.completion.text for n in went_on.trace.nodes] == [n.completion.text for n in whole.trace.nodes]
-    assert (went_on.stop, went_on.reason) == (whole.stop, whole.reason)
+    resumed, whole = run(strategy, engine, journal=journal), run(strategy, engine)
+    assert resumed.response == whole.response
+    assert [n.completion.text for n in resumed.trace.nodes] == [n.completion.text for n in whole.trace.nodes]
+    assert (resumed.stop, resumed.reason) == (whole.stop, whole.reason)
 
 
 def test_what_a_budget_cut_short_is_said_and_whose_budget_it_was():
@@ -215,7 +215,7 @@ def test_what_a_budget_cut_short_is_said_and_whose_budget_it_was():
     assert (outcome.stop, outcome.outer) == (StopReason.BUDGET, True)
 
 
-def test_a_saved_search_counts_what_it_spent_before_and_refuses_to_go_on_as_another():
+def test_a_saved_search_counts_what_it_spent_before_and_refuses_to_resume_as_another():
     journal = Journal(spend=Spend(prompt_tokens=90))
     engine = MockEngine()
     outcome = run(Direct(max_tokens=50), engine, journal=journal, budget=Budget(tokens=95))
@@ -241,7 +241,7 @@ def test_the_seconds_of_a_saved_search_count_and_the_time_between_two_processes_
     again = run(Majority(n=5), engine, journal=saved, budget=Budget(seconds=0.05))
     assert (again.stop, engine.calls) == (StopReason.BUDGET, 0)
     assert "the budget of 0.05 seconds is used up (0." in again.reason
-    assert " before the search began or went on)" in again.reason
+    assert " before the search began or resumed)" in again.reason
     more = run(Majority(n=5), engine, journal=saved, budget=Budget(seconds=3600))
     assert (more.stop, engine.calls > 0) == (StopReason.FINISHED, True)
     assert saved.seconds > journal.seconds

@@ -73,14 +73,14 @@ def test_scores_that_failed_are_booked_at_their_worst_case():
     assert (meter.spend.tokens, meter.spend.verifier_calls, meter.idle) == (20, 2, True)
 
 
-def test_scores_that_cost_more_than_was_said_are_booked_and_are_a_failed_scorer():
+def test_scores_that_cost_more_than_declared_are_booked_and_are_a_failed_scorer():
     error, meter = scored(Dear(most=10, costs=12), Budget(tokens=50))
     assert isinstance(error, PonderError)
     assert "it cost 24 tokens and $0.024, more than the 20 tokens and $0.02" in str(error)
     assert (meter.spend.tokens, meter.idle) == (24, True)
 
 
-def test_a_scorer_that_calls_an_engine_may_cost_nothing_besides():
+def test_a_scorer_that_calls_an_engine_may_declare_no_cost_of_its_own():
     """Its calls could wait for what is reserved for itself."""
     meter = Meter()
     with pytest.raises(PonderError, match="it may do one of the two"):
@@ -101,7 +101,7 @@ def test_scores_wait_for_what_other_calls_give_back():
     assert (scores, meter.spend.tokens, meter.idle) == ((1.0, 2.0), 18, True)
 
 
-def test_a_search_without_room_for_scores_goes_on_without_them():
+def test_a_search_without_room_for_scores_continues_without_them():
     engine = MockEngine(["</think>1", "</think>22"])
     outcome = searched(BestOfN(n=2, max_tokens=20), PROBLEM, engine, scorer=Dear(most=500), budget=Budget(tokens=200))
     assert (outcome.stop, outcome.spend.tokens) == (StopReason.BUDGET, engine.used.tokens)
@@ -114,8 +114,8 @@ def test_what_is_derived_from_the_base_is_a_scorer():
     assert not isinstance(object(), Scorer)
 
 
-def test_an_environment_stands_for_its_feedback():
-    """Votes go by its equality without a word, and its checker is asked."""
+def test_an_environment_gives_its_own_feedback():
+    """Votes use its equality by default, and its checker is asked."""
 
     class Parity:
         def extract(self, problem, response):

@@ -1,4 +1,4 @@
-"""A search that is read piece by piece: by whoever asks for the next one, as slowly as they like."""
+"""A search that is read piece by piece, on demand, however slow its reader."""
 
 import asyncio
 import time
@@ -36,7 +36,7 @@ def test_the_pieces_make_up_the_response_and_then_comes_the_outcome_of_a_plain_s
         assert (outcome.trace, outcome.response, outcome.stop) == (plain.trace, plain.response, plain.stop)
 
 
-def test_an_outcome_can_be_had_without_reading_and_a_search_that_nobody_reads_is_held_up():
+def test_an_outcome_can_be_had_without_reading_and_a_search_that_is_not_read_waits():
     async def go():
         engine = MockEngine("." * 40 + "</think>7")
         async with stream(Direct(), PROBLEM, engine) as solving:
@@ -97,7 +97,7 @@ def test_what_the_search_raises_reaches_its_reader():
     asyncio.run(go())
 
 
-def test_the_seconds_of_a_budget_go_on_while_a_reader_is_slow():
+def test_the_seconds_of_a_budget_keep_running_while_a_reader_is_slow():
     async def go():
         engine = MockEngine("." * 500)
         async with stream(Direct(), PROBLEM, engine, budget=Budget(seconds=0.05)) as solving:
@@ -112,7 +112,7 @@ def test_the_seconds_of_a_budget_go_on_while_a_reader_is_slow():
     assert "0.05 seconds" in outcome.reason
 
 
-def test_a_search_whose_reader_is_slow_does_not_hold_another_one_up():
+def test_a_slow_reader_does_not_hold_up_another_search():
     async def go():
         engine = MockEngine("." * 20 + "</think>7")
         async with stream(Direct(), PROBLEM, engine) as slow:

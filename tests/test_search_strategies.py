@@ -151,7 +151,7 @@ def test_best_of_n_bounds_thoughts_too():
 # Budget forcing ---------------------------------------------------------------------------------------------------
 
 
-def test_a_long_thought_is_closed_by_force_and_answered():
+def test_a_long_thought_is_forced_to_end_and_answered():
     outcome = run(BudgetForcing(10, answer_tokens=5), MockEngine("." * 50 + "</think>42"))
     assert outcome.response.text == "." * 10 + "</think>42"
     assert outcome.response.answer == "42"
@@ -201,7 +201,7 @@ def test_two_calls_keep_room_for_the_answer_in_a_tight_budget():
         assert outcome.spend.tokens <= tokens
 
 
-def test_a_model_that_did_not_think_is_not_made_to():
+def test_a_model_that_did_not_think_is_not_forced_to():
     thought = dataclasses.replace(MockEngine().thought, opened_by_template=False)
     outcome = run(BudgetForcing(30), MockEngine("42", thought=thought, capabilities=TWO_CALLS))
     assert (outcome.response.answer, outcome.response.thought) == ("42", None)

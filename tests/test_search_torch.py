@@ -74,10 +74,10 @@ def test_streaming_shows_the_response_that_is_returned(model, countdown):
     assert [n.completion.ids for n in outcome.trace.nodes] == [n.completion.ids for n in plain.trace.nodes]
 
 
-def test_a_search_whose_reader_is_slow_holds_up_neither_the_engine_nor_another_search(model, countdown):
+def test_a_slow_reader_holds_up_neither_the_engine_nor_another_search(model, countdown):
     problem = countdown.problem("test", 1)
 
-    async def beside(engine):
+    async def concurrent(engine):
         async with stream(BestOfN(n=3, max_tokens=40), problem, engine, seed=1) as slow:
             first = await anext(slow)
             async with asyncio.timeout(20):
@@ -87,7 +87,7 @@ def test_a_search_whose_reader_is_slow_holds_up_neither_the_engine_nor_another_s
             text = first.text + "".join([d.text async for d in slow])
             return text, await slow.outcome(), other
 
-    text, outcome, other = on_engine(model, beside)
+    text, outcome, other = on_engine(model, concurrent)
     assert text == outcome.trace.nodes[0].completion.text
     assert len(outcome.trace.nodes) == len(other.trace.nodes) == 3
 

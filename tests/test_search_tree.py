@@ -47,13 +47,13 @@ def test_the_result_does_not_depend_on_the_order_of_answers(strategy, seed, chec
 
     (first, asked, _), (second, again, _) = played(None), played(random.Random(seed))
     assert shape(first) == shape(second)
-    # When a lease ends is the engine's own affair; an accepted answer comes before.
+    # When a lease ends depends on the engine; an accepted answer comes before.
     calls = [{i for i, a in x.items() if not isinstance(a.work, Hold | Release)} for x in (asked, again)]
     assert calls[0] == calls[1]
 
 
 @BOTH
-def test_a_saved_search_goes_on_to_the_same_result(strategy):
+def test_a_saved_search_resumes_to_the_same_result(strategy):
     def solved(journal):
         engine = Leasing(digits)
         outcome = run(strategy, engine, checker=above(60), scorer=Scorer(), journal=journal)
@@ -84,7 +84,7 @@ def test_a_budget_holds_and_whatever_has_room_for_an_answer_gives_one(strategy, 
 
 
 @BOTH
-def test_every_lease_is_let_go_and_few_are_held_at_a_time(strategy):
+def test_every_lease_is_ended_and_few_are_held_at_a_time(strategy):
     engine = Leasing(digits)
     outcome = run(strategy, engine, scorer=Scorer())
     assert engine.leases > 2
@@ -250,7 +250,7 @@ def test_the_spend_of_a_tree_is_the_sum_of_its_nodes():
 
 @BOTH
 def test_a_score_that_is_no_number_never_wins(strategy):
-    """Scores may be below any log-probability, which is not put in the place of the one that is missing."""
+    """Scores may be below any log-probability, which does not replace a missing one."""
     engine = MockEngine(["9,</think>9", "1,</think>1"])
     outcome = run(strategy, engine, scorer=Scorer(lambda text: math.nan if text[0] == "9" else -50.0))
     assert outcome.response.answer == "1"

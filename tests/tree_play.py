@@ -37,7 +37,7 @@ def total(text):
 
 
 def high(text):
-    """The more, the better: the mean digit so far."""
+    """Higher is better: the mean digit so far."""
     found = re.findall(r"\d", text.partition("</think>")[0])
     return sum(map(int, found)) / (9 * len(found)) if found else 0.0
 
@@ -87,6 +87,6 @@ def run(strategy, engine, problem=DIGITS, **options):
 
 
 def shape(outcome):
-    """What must be the same, whoever was quickest."""
+    """What must not depend on timing."""
     nodes = [(n.id, n.parent, n.completion.text, n.score, n.check, n.note, n.vote) for n in outcome.trace.nodes]
     return outcome.chosen, outcome.response, outcome.confidence, outcome.reason, nodes

@@ -156,10 +156,10 @@ def size(text: str, name: str) -> int | None:
 
 
 def refuse_changed(config: C, path: str | Path, free: Sequence[str], command: str = "") -> C:
-    """A run that is continued must be the same run: compare with the config that its directory holds, and return that.
+    """A resumed run must be the same run: compare with the config in its directory, and return that.
 
-    Fields named in `free` may differ; `command` is what continues it. Raises `UserError` that names the first other
-    field that does.
+    Fields named in `free` may differ; `command` resumes it. Raises `UserError` that names the first other field that
+    does.
     """
     saved = from_mapping(type(config), load_toml(path), where=str(path))
     for field in dataclasses.fields(saved):  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def parse(
     if file is not None:
         base["default"] = from_mapping(cls, load_toml(file), where=str(file))
     if base:
-        # Of a flag that is on already tyro knows only the opposite.
+        # For a flag that is already on tyro knows only the negation.
         given = base["default"]
         on = {f"--{f.name.replace('_', '-')}" for f in dataclasses.fields(given) if getattr(given, f.name) is True}
         arguments = [word for word in arguments if word.replace("_", "-") not in on]

@@ -1,7 +1,7 @@
-"""The errors that reach a user. Each carries one clear sentence that names the mend.
+"""The errors that reach a user. Each carries one clear sentence that says how to fix it.
 
-`UserError` (exit code 2) is the user's to mend: a flag, a file, a request. `PonderError` (exit code 1)
-is anything else that ended the work on purpose. The command line prints the sentence, never a traceback.
+`UserError` (exit code 2) is the user's to fix: a flag, a file, a request. `PonderError` (exit code 1)
+is any other deliberate end of the work. The command line prints the sentence, never a traceback.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class PonderError(Exception):
 
 
 class UserError(PonderError, ValueError):
-    """Bad input or usage: names the file, field or flag, and the mend."""
+    """Bad input or usage: names the file, field or flag, and says how to fix it."""
 
     exit_code = 2
 
@@ -43,7 +43,7 @@ class MissingExtra(UserError):
 
 
 class Unfinished(PonderError):
-    """A call that did not come to its end; `completions` are what had been sampled of it, where that is known."""
+    """A call that did not finish; `completions` are what had been sampled by then, where that is known."""
 
     def __init__(self, message: str, completions: tuple[Completion, ...] = ()) -> None:
         super().__init__(message)

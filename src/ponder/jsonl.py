@@ -1,7 +1,7 @@
 """JSON Lines: one JSON object a line, in UTF-8, `.gz` too. The one reader of all such files.
 
-Blank lines and a byte order mark are passed over. A torn last line is what a writer leaves that was killed half-way:
-it lacks its end and is no JSON object.
+Blank lines and a byte order mark are skipped. A torn last line is left by a writer that was killed while writing: it
+has no line end and is not a JSON object.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def objects(
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """The number (from 1), the place (`FILE: line N`, for messages) and the object of each line, one at a time.
 
-    A torn last line is refused like any other bad one; with a list for `torn` it is passed over, and a sentence about
-    it is added there. With `some` a file must be there and hold an object (a torn line alone is a bad one); without it
+    A torn last line is refused like any other bad one; with a list for `torn` it is skipped, and a sentence about it
+    is added there. With `some` a file must be there and hold an object (a torn line alone is a bad one); without it
     a missing file has none.
 
     Raises `UserError`, one sentence that names the file and, where it is one, the line (and the byte, if it is not
@@ -48,10 +48,10 @@ def objects(
                 try:
                     value = parse(line, where)
                 except UserError:
-                    # Only a last line can lack its end.
+                    # Only the last line can be torn.
                     if torn is None or line.endswith(b"\n") or (some and not found):
                         raise
-                    torn.append(f"{where} is torn ({len(line)} bytes) and was passed over")
+                    torn.append(f"{where} is torn ({len(line)} bytes) and was skipped")
                     return
                 found = True
                 yield number, where, value

@@ -1,4 +1,4 @@
-"""What engines, environments, scorers and strategies must do. Anything with these members will serve.
+"""Protocols of engines, environments, scorers and strategies. Any object with these members fits.
 
 Engines are asynchronous: a search waits on many calls at once. `ponder.sync.run` is the synchronous face.
 """
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Receipt:
-    """What a call has used, however it ends: the caller gives one along, the engine settles it before the call is over.
+    """What a call has used, however it ends: the caller passes one in, the engine settles it before the call is over.
 
-    So a call that was cancelled, failed or whose stream was closed says what it cost without a word in its exception.
+    So the cost of a call that failed, was cancelled or whose stream was closed is known without its exception.
     """
 
     spend: Spend | None = None
-    """None as long as nobody knows: whoever counts then books the worst case."""
+    """None while it is not known: the meter then books the worst case."""
     completions: tuple[Completion, ...] = ()
     """What had been sampled by then."""
 
@@ -59,7 +59,7 @@ class WeightsUpdate:
     version: int
     """Rises with each update, so that staleness is a number: the trainer's version less that of what was sampled."""
     digest: str = ""
-    """What `Delivery.digest` must be, where the sender says: other bytes are refused."""
+    """The expected `Delivery.digest`, if the sender gives one: other bytes are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Delivery:
 
     version: int
     digest: str
-    """Of the tensors as they lie in the engine now (BLAKE2b over names, shapes, dtypes and bytes); empty where it
+    """Of the tensors as they are in the engine now (BLAKE2b over names, shapes, dtypes and bytes); empty where it
     shares the trainer's module, so that nothing was sent."""
 
 
@@ -90,7 +90,7 @@ class Engine(Protocol):
 
     @property
     def grace(self) -> float:
-        """Seconds that a cancelled call may go on for before it ends."""
+        """Seconds that a cancelled call may still run before it ends."""
         ...
 
     @property
@@ -101,7 +101,7 @@ class Engine(Protocol):
     @property
     def known(self) -> Mapping[str, Any]:
         """What was found out about an endpoint, as plain values: given to `OpensWithin.open_within`, it is not asked
-        for again. Empty where nothing was."""
+        for again. Empty if nothing was."""
         ...
 
     async def generate(self, request: Request, receipt: Receipt | None = None) -> tuple[Completion, ...]:
@@ -115,7 +115,7 @@ class Engine(Protocol):
     def stream(self, request: Request, receipt: Receipt | None = None) -> AsyncGenerator[Delta, None]:
         """Like `generate`, piece by piece, as its reader asks for them; closing it cancels what is still running.
 
-        What waits for a slow reader is bounded: an endpoint is held back, in this process a sample's pieces are merged.
+        What is buffered for a slow reader is bounded: an endpoint gets back-pressure, in-process pieces are merged.
         """
         ...
 
@@ -124,15 +124,15 @@ class Engine(Protocol):
         ...
 
     async def load_weights(self, update: WeightsUpdate) -> Delivery:
-        """Take new weights under a new version, and drop what was cached of the old ones.
+        """Take new weights under a new version, and drop what was cached with the old ones.
 
         Raises `Unsupported` where `capabilities.load_weights` is false, and `UserError` for weights that do not fit,
-        that have another digest than was said, or whose version does not rise: then the old ones stay.
+        whose digest is not the expected one, or whose version does not rise: then the old ones stay.
         """
         ...
 
     async def drop_caches(self) -> None:
-        """Free what is cached of prompts and needed by nobody. Does nothing where nothing is cached."""
+        """Free cached prefixes that no request or lease needs. Does nothing if none are cached."""
         ...
 
     async def close(self) -> None:
@@ -151,7 +151,7 @@ class Opens(Protocol):
 
 @runtime_checkable
 class OpensWithin(Opens, Protocol):
-    """One whose opening costs something, and is kept within a budget."""
+    """An engine's options whose `open` spends something, which is kept within a budget."""
 
     def open_within(
         self,
@@ -162,7 +162,7 @@ class OpensWithin(Opens, Protocol):
     ) -> Engine:
         """`open` under a budget of which so many tokens and seconds are left (None is no limit).
 
-        `known` is that of an earlier engine for this model: what it holds is not found out again.
+        `known` is that of an earlier engine for this model: what it holds is not asked for again.
         """
         ...
 
@@ -171,7 +171,7 @@ class PrefixHolder(Protocol):
     """An engine whose `capabilities.leases` is true."""
 
     def hold(self, ids: Sequence[int]) -> AbstractAsyncContextManager[None]:
-        """Keep the cache of a prefix while the context is open; charged to the memory limit."""
+        """Keep the KV cache of a prefix while the context is open; charged to the memory limit."""
         ...
 
 
@@ -239,7 +239,7 @@ class Environment(Protocol):
         ...
 
     def size(self, split: Split) -> int | None:
-        """Number of problems of a split; None if there is no end to them."""
+        """Number of problems of a split; None if it is unlimited."""
         ...
 
     def problem(self, split: Split, index: int) -> Problem:
@@ -264,7 +264,7 @@ class Environment(Protocol):
 
 
 class Caller(Protocol):
-    """An engine as a scorer may call it: behind the search's meter, so that no call can go beyond the budget."""
+    """An engine as a scorer may call it: behind the search's meter, so that no call can exceed the budget."""
 
     info: ModelInfo
     capabilities: Capabilities
@@ -329,11 +329,11 @@ class Generate:
     engine: str = ""
     """Which of `SearchContext.others`; empty is the search's own."""
     minimum: int = 1
-    """Fewest `max_tokens` that are worth a call: a tight budget may clamp a request to that, and refuses it below."""
+    """Fewest `max_tokens` that are worth a call: a tight budget may clamp a request to that; below, it is refused."""
     answer_reserve: int = 0
     """A second call will end each response: keep so many tokens for the answer, and the prompt and response again."""
     final: bool = False
-    """The call that what `Search.reserve` keeps was kept for."""
+    """The last call: it may use what `Search.reserve` keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +377,7 @@ class Act:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Keep the cache of these ids until the search is done or `Release`d; the answer is None.
+    """Keep the KV cache of these ids until the search is done or `Release`d; the answer is None.
 
     Only for engines with the capability `leases`.
     """
@@ -404,10 +404,11 @@ class Ask:
 
 
 class Search(Protocol):
-    """A running search as ask and tell. Deterministic in its seed: what it asks depends only on what it was told,
+    """A running search as ask and tell, deterministic in its seed.
 
-    never on the order of telling. `tell` with the same id a second time changes nothing. So a search is saved by
-    writing down what it was told (`search.journal`). `search.asking.Asking` does most of it.
+    What it asks depends only on what it was told, never on the order of telling. `tell` with the same id a second time
+    changes nothing. So a search is saved by writing down what it was told (`search.journal`). `search.asking.Asking`
+    does most of it.
     """
 
     def ask(self) -> Sequence[Ask]:
@@ -419,11 +420,11 @@ class Search(Protocol):
         ...
 
     def unwanted(self) -> Sequence[int]:
-        """Asks whose answers no longer matter and were not named before: whoever runs them cancels them."""
+        """Asks whose answers no longer matter and were not named before: the runner cancels them."""
         ...
 
     def reserve(self) -> tuple[int, int]:
-        """(prompt, response) tokens that a last call, `Generate.final`, would need: kept free from other calls."""
+        """(prompt, response) tokens that a last call, `Generate.final`, would need: other calls may not use them."""
         ...
 
     @property

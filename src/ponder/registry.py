@@ -1,6 +1,6 @@
 """Finding parts (environments, strategies, verifiers, advantages, losses) by name: a file, an entry point or a path.
 
-A part is a class in a file of its own. Its name on the command line is the file's name, with `-` and `_` alike:
+A part is a class in its own file. Its name on the command line is the file's name, with `-` and `_` alike:
 
 - `countdown` is `ponder/environments/countdown.py`, class `Countdown` (the file's name without underscores,
   whatever its capitals);
@@ -8,7 +8,7 @@ A part is a class in a file of its own. Its name on the command line is the file
 - `./mine.py:Mine` and `/path/mine.py:Mine` are a class in a file outside the repo;
 - an installed package may offer parts under the entry point group `ponder.environments` and so on.
 
-There is no list to keep in step: adding a part adds a file.
+There is no list to update: adding a part adds a file.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def canonical(name: str) -> str:
 
 
 def _check_room(room: str) -> None:
-    """Raises `UserError` with the rooms that there are, those that are spelled most alike first."""
+    """Raises `UserError` for an unknown room, with the known ones, the closest spelling first."""
     if room in ROOMS:
         return
 

@@ -1,7 +1,7 @@
 """The synchronous face: run a coroutine on one background event loop and wait for its result; and `gather_all`.
 
 One loop serves the whole process, so that parts which belong to a loop (clients, engines' futures) can be used by call
-after call. It runs on a thread of its own; so it works in a notebook too, whose own loop is already running.
+after call. It runs on its own thread; so it works in a notebook too, where another loop is already running.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _thread: threading.Thread | None = None
 
 
 def background_loop() -> asyncio.AbstractEventLoop:
-    """The loop that `run` uses, started if need be."""
+    """The loop that `run` uses, started if needed."""
     global _loop, _thread
     with _lock:
         if _loop is None or _thread is None or not _thread.is_alive() or _loop.is_closed():
@@ -58,7 +58,7 @@ def _cancel_and_wait(future: concurrent.futures.Future[Any], coroutine: Coroutin
         others = {t for t in asyncio.all_tasks() if t.get_coro() is coroutine}
         await asyncio.gather(*others, return_exceptions=True)
 
-    # The loop's thread may be in the middle of a long computation: whoever interrupts is not made to wait for its end.
+    # The loop's thread may be in the middle of a long computation: an interrupt does not wait for its end.
     with contextlib.suppress(concurrent.futures.TimeoutError):
         asyncio.run_coroutine_threadsafe(finished(), loop).result(timeout=2.0)
 

@@ -1,4 +1,4 @@
-"""The words of ponder: frozen dataclasses that every room passes around. No behaviour beyond arithmetic on them.
+"""The core data types of ponder: frozen dataclasses, with no behaviour beyond arithmetic on them.
 
 Shape suffixes used in the whole code base: `_P` problems, `_G` samples per problem (group), `_B` batch,
 `_T` tokens, `_D` model width, `_V` vocabulary, as in `tokens_BT`.
@@ -30,7 +30,7 @@ class Tool:
 
     def __post_init__(self) -> None:
         if _json_object(self.parameters) is None:
-            raise ValueError(f"tool {self.name!r}: parameters are no JSON object: {self.parameters!r}")
+            raise ValueError(f"tool {self.name!r}: parameters are not a JSON object: {self.parameters!r}")
 
     def schema(self) -> dict[str, Any]:
         """The parameters as values."""
@@ -45,19 +45,19 @@ class ToolCall:
     """Which call a tool's message answers."""
     name: str
     arguments: str = "{}"
-    """JSON text, as the model wrote it: it may be no JSON at all."""
+    """JSON text as the model wrote it; it may be invalid."""
 
     def values(self) -> dict[str, Any] | None:
-        """The arguments as values; None if they are no JSON object."""
+        """The arguments as values; None if they are not a JSON object."""
         return _json_object(self.arguments)
 
 
 _DEEPEST = 64
-"""Levels of a JSON object from outside that are read."""
+"""Deepest nesting that is accepted in JSON from outside."""
 
 
 def _json_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that a text is, if it is one and not nested too deep to be walked."""
+    """Parse a text as a JSON object; None if it is not one, or is nested too deeply."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -86,10 +86,10 @@ class Message:
     name: str = ""
     """Of a tool's message: the tool."""
     tools: tuple[Tool, ...] = ()
-    """Tools that the model may call from here on; on the first message as a rule."""
+    """Tools that the model may call from here on; usually on the first message."""
     ids: tuple[int, ...] = ()
     """Of an assistant's message: the content as the model sampled it, the end id included. A template takes these as
-    they are, so that a conversation that goes on is not tokenised again."""
+    they are, so that a continued conversation is not tokenised again."""
 
 
 Prompt = str | tuple[Message, ...]
@@ -128,7 +128,7 @@ class Gold:
 
 
 class VerdictKind(StrEnum):
-    """How a response was judged. All but `judge_error` are the model's doing."""
+    """How a response was judged. All but `judge_error` are caused by the response."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -140,7 +140,7 @@ class VerdictKind(StrEnum):
     OUTPUT_LIMIT = "output_limit"
     ERROR = "error"
     JUDGE_ERROR = "judge_error"
-    """Our failure: the reward is None, masked from training and counted."""
+    """An infrastructure error: the reward is None, masked from training and counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class Verdict:
 
     def __post_init__(self) -> None:
         if (self.reward is None) != (self.kind is VerdictKind.JUDGE_ERROR):
-            raise ValueError(f"reward {self.reward!r} does not go with verdict {self.kind.value!r}")
+            raise ValueError(f"reward {self.reward!r} does not match verdict {self.kind.value!r}")
         if self.reward is not None and not 0.0 <= self.reward <= 1.0:
             raise ValueError(f"reward {self.reward!r} is not in [0, 1]")
 
@@ -170,11 +170,11 @@ class FinishReason(StrEnum):
     """Why a completion ended."""
 
     STOP = "stop"
-    """An end token or a stop string was sampled."""
+    """An end-of-sequence token or a stop string was sampled."""
     LENGTH = "length"
     """`max_tokens` or the context ran out: the response is truncated."""
     CANCELLED = "cancelled"
-    """The caller went away or the engine was closed; what was sampled so far is in the completion."""
+    """The caller cancelled the call or the engine was closed; what was sampled so far is in the completion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,19 +182,19 @@ class Spend:
     """What something cost. Adds up; counted the same way everywhere."""
 
     prompt_tokens: int = 0
-    """Prompt tokens that were computed (cached ones apart)."""
+    """Prompt tokens that were computed (without cached ones)."""
     cached_tokens: int = 0
     """Prompt tokens that came from a cache or were shared with a sibling."""
     sampled_tokens: int = 0
     forced_tokens: int = 0
-    """Tokens put into a response by force within a call (budget forcing); computed, not sampled."""
+    """Forced tokens, inserted into a response within a call (budget forcing): computed, not sampled."""
     trained_tokens: int = 0
     verifier_calls: int = 0
     seconds: float = 0.0
     flops: float = 0.0
     dollars: float = 0.0
     device_seconds: float = 0.0
-    """Seconds of the machine; those of requests that ran beside each other add up to the time that passed."""
+    """Seconds of machine time; those of concurrent requests add up to the wall-clock time that passed."""
 
     def __add__(self, other: Spend) -> Spend:
         if not isinstance(other, Spend):
@@ -225,18 +225,17 @@ class Spend:
 
 class SegmentKind(StrEnum):
     GIVEN = "given"
-    """The prompt, and whatever else was there before the model spoke."""
+    """The prompt, and anything else that precedes the response."""
     SAMPLED = "sampled"
     """Drawn from the model: the only kind that is trained on."""
     FORCED = "forced"
-    """Put in the model's mouth, such as an early end of thought."""
+    """Inserted into the response, such as a forced end of thought."""
     TOOL = "tool"
-    """What a tool or the environment said."""
+    """Output of a tool or of the environment."""
 
 
 LogprobsOf = Literal["sampled", "raw"]
 """The distribution of a log-probability: the one that was sampled from (after temperature, top-k, top-p and min-p), or
-
 the model's own, before any of these."""
 
 
@@ -299,7 +298,7 @@ class Transcript:
 class Thinking:
     """How long the thought of a response may be, in tokens (budget forcing, s1, arXiv:2501.19393).
 
-    After `max_tokens` tokens of thought the engine appends the model's end-of-thought marker by force and
+    After `max_tokens` tokens of thought the engine forces the end of thought (it appends the model's marker) and
     samples the answer with what `SamplingParams.max_tokens` leaves. Up to `min_tokens` an end of thought that
     was sampled is replaced by `extend` (the "Wait" of s1).
     """
@@ -324,10 +323,10 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     """Stop strings; the text ends before one, the ids include it."""
     seed: int = 0
-    """Sample `i` of a request draws from the stream `(seed, i)`, whatever else is in the batch."""
+    """Sample `i` of a request draws from the stream `(seed, i)`, whatever the batch composition."""
     thinking: Thinking | None = None
     stop_ids: tuple[int, ...] = ()
-    """Ids that end the response besides the model's own end ids."""
+    """Ids that end the response besides the model's own end-of-sequence ids."""
     logprobs_of: LogprobsOf = "sampled"
     top_logprobs: int = 0
     """How many of the most likely ids to report at each token, with their log-probabilities."""
@@ -356,22 +355,22 @@ class Completion:
     """What one engine call returned for one of its samples."""
 
     text: str
-    """The response, special tokens kept where they mark thoughts, the end token left out."""
+    """The response, special tokens kept where they mark thoughts, the end-of-sequence token left out."""
     finish_reason: FinishReason
     spend: Spend
     segments: tuple[Segment, ...] = ()
-    """The response as ids (sampled and forced), the end token included; empty where the engine knows no ids."""
+    """The response as ids (sampled and forced), with the end-of-sequence token; empty where the engine knows no ids."""
     prompt_ids: tuple[int, ...] = ()
     weights_version: int = 0
     error: str | None = None
     stopped_by: str | None = None
-    """The stop string that ended it; None for an end token, and where the engine cannot tell (those with ids can)."""
+    """The stop string that ended it; None if none did, or if the engine cannot tell (those with ids can)."""
     logprobs: tuple[float, ...] | None = None
     """Of the sampled tokens, from an engine that knows no ids; with ids they are in `segments`."""
     params: SamplingParams | None = None
     """How it was sampled; None where the engine does not say, as of a recorded pool."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """Calls that an endpoint gives beside the text; those within the text are found by `ToolFormat`."""
+    """Calls that an endpoint returns separately; those in the text are found by `ToolFormat`."""
 
     def __repr__(self) -> str:
         error = f", error {self.error!r}" if self.error else ""
@@ -426,7 +425,7 @@ class Response:
     text: str = ""
     """The whole response."""
     tool_calls: tuple[ToolCall, ...] = ()
-    """Calls that it asks for; then `answer` is the text beside them."""
+    """Calls that it asks for; then `answer` is the text around them."""
 
 
 def split_response(
@@ -435,7 +434,7 @@ def split_response(
     """Split a response into thought, tool calls and answer.
 
     Truncated or unclosed: the answer is None (no fallback), and nothing is called. Calls are found in the answer alone,
-    between the markers of `tools`; what is no JSON object with a `name` there stays text.
+    between the markers of `tools`; anything there but a JSON object with a `name` stays text.
     """
     whole, inner = text, None
     if thought is not None and (thought.opened_by_template or thought.open in text or thought.close in text):
@@ -452,7 +451,7 @@ def split_response(
 
 
 def _split_calls(text: str, tools: ToolFormat) -> tuple[str, tuple[ToolCall, ...]]:
-    """The text beside the calls, and the calls."""
+    """The text around the calls, and the calls."""
     rest: list[str] = []
     calls: list[ToolCall] = []
     while True:
@@ -463,7 +462,7 @@ def _split_calls(text: str, tools: ToolFormat) -> tuple[str, tuple[ToolCall, ...
             return "".join(rest), tuple(calls)
         call = _read_call(inside, f"call_{len(calls)}")
         if call is None:
-            # The text goes on right behind the marker: a call may begin within what is none.
+            # Not a call: resume right after the marker, since a call may begin within it.
             rest.append(before + opened)
             text = after
         else:
@@ -491,12 +490,12 @@ class ModelInfo:
     parameters: int = 0
     """Number of weights; 0 if unknown."""
     flops_per_token: float = 0.0
-    """Forward FLOPs of one token without attention (2 × non-embedding parameters + head); 0 if unknown."""
+    """FLOPs of the forward pass of one token, without attention (2 × non-embedding parameters + head); 0 if unknown."""
     thought: ThoughtFormat | None = None
     chat: bool = False
     """True if messages go through a chat template."""
     tools: ToolFormat | None = None
-    """How it writes tool calls; None if it was not taught to call tools, or an endpoint gives them apart."""
+    """How it writes tool calls; None if it was not trained to, or the endpoint returns them separately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -510,24 +509,24 @@ class Capabilities:
     n: bool = False
     """Several samples of one prompt in one call, the prompt computed once."""
     prefix: bool = False
-    """Can continue a response that was begun for it."""
+    """Can continue a response from a given prefix."""
     thinking: bool = False
-    """Bounds the thought by force within the call (`Thinking`)."""
+    """Forces the end of thought within the call (`Thinking`)."""
     leases: bool = False
-    """`hold(ids)` keeps a prefix in the cache."""
+    """`hold(ids)` keeps a prefix in the KV cache."""
     load_weights: bool = False
     exact: bool = False
-    """Batch-invariant: a request gives the same bits whatever else runs beside it or ran before."""
+    """Batch-invariant: a request gives the same bits whatever the batch composition and whatever ran before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a scorer makes of one response."""
+    """The score that a scorer gives to one response."""
 
     value: float
     """Higher is better."""
     spend: Spend = Spend()
-    """What it cost besides the metered calls that the scorer made: those are booked already."""
+    """What it cost beyond the scorer's metered calls, which are booked already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -544,13 +543,13 @@ class StopReason(StrEnum):
     """Why a search stopped."""
 
     FINISHED = "finished"
-    """The strategy did what it does."""
+    """The strategy ran to its end."""
     ACCEPTED = "accepted"
     """A checker or a stopping rule accepted an answer early."""
     BUDGET = "budget"
     """The budget ran out; the outcome is the best so far."""
     FAILED = "failed"
-    """An engine or checker failed; the outcome says what there was."""
+    """An engine or checker failed; the outcome is the best so far."""
     CANCELLED = "cancelled"
 
 
@@ -573,7 +572,7 @@ class Node:
     vote: str | None = None
     """What it voted for, where there was a vote."""
     note: str = ""
-    """What became of it in the search, such as why it was given up."""
+    """What became of it in the search, such as why it was pruned."""
 
     def __repr__(self) -> str:
         return f"Node({self.id}, parent {self.parent}, {show.short(self.completion.text)!r})"
@@ -598,7 +597,7 @@ class Trace:
         return tuple(reversed(nodes))
 
     def transcripts(self, leaf: int) -> tuple[Transcript, ...]:
-        """All ids on the path to a node, in order; several transcripts where a later call does not go on from them.
+        """All ids on the path to a node, in order; several transcripts where a later call does not continue them.
 
         A call that continues a response brings its prefix back as forced ids: here they are what they were when they
         were sampled, with their log-probabilities. What a further turn's prompt adds (the end of the message, a tool's
@@ -634,7 +633,7 @@ class Trace:
         if len(found) > 1:
             raise ValueError(
                 f"the path to node {leaf} of problem {self.problem_id!r} is {len(found)} transcripts: a call did not "
-                "go on from the ids before it"
+                "continue the ids before it"
             )
         return found[0]
 
@@ -653,7 +652,7 @@ class Outcome:
     """Id of the chosen node; None if the search abstains."""
     reason: str = ""
     outer: bool = False
-    """A budget around the search's own refused, cut short or ended one of its calls."""
+    """An enclosing budget refused, truncated or ended one of its calls."""
 
     def __repr__(self) -> str:
         answer = None if self.response.answer is None else show.short(self.response.answer)

@@ -1,4 +1,4 @@
-"""An engine behind a meter, for whoever is to call it within a budget without knowing of budgets: a scorer."""
+"""An engine behind a meter: a scorer calls it within the budget without handling the budget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ponder.types import Capabilities, Completion, ModelInfo, Prompt, Request
 class MeteredEngine:
     """`protocols.Caller`: every call of this engine goes through this meter, and ends with the context at the latest.
 
-    So whoever calls it need not end its calls when one of them fails, and can make none later.
+    So the caller need not cancel its other calls when one of them fails, and can make none later.
     """
 
     def __init__(self, meter: Meter, engine: Engine) -> None:

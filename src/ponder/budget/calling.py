@@ -1,4 +1,4 @@
-"""One call of an engine under a meter: a request that fits, a counted stream, what it cost, also where it failed."""
+"""One call of an engine under a meter: a request that fits, a counted stream, and its cost, even if it fails."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Account(Protocol):
 
 
 def clamp(request: Request, max_tokens: int) -> Request:
-    """The same request with fewer tokens: the thought gives way, the answer's share stays."""
+    """The same request with fewer tokens: the thought shrinks, the answer's share stays."""
     params = request.params
     thinking = params.thinking
     if thinking is not None and thinking.max_tokens is not None:
@@ -60,10 +60,10 @@ class Deadline:
     def __init__(self, seconds: float | None, refusal: str) -> None:
         self.timeout = asyncio.timeout(seconds)
         self.refusal = refusal
-        """What to say when it is over."""
+        """The message once it has passed."""
 
     def tighten(self, seconds: float, refusal: str) -> None:
-        """Let it end in so many seconds, if that is earlier."""
+        """End in so many seconds, if that is earlier."""
         when, now = self.timeout.when(), asyncio.get_running_loop().time() + seconds
         if when is None or now < when:
             self.timeout.reschedule(now)
@@ -73,10 +73,9 @@ class Deadline:
 class Metered:
     """A call from its reservation to its booking; `run` it once.
 
-    An engine that tries again by itself does so within what was reserved. Where that is used up, it raises `Retryable`:
-    then it is reserved anew, as the budget allows (fewer samples, but no shorter ones: what failed is not worth the end
-    of a budget). Each attempt has a receipt of its own and is booked at what that says; where it says nothing, at its
-    worst case.
+    An engine's own retries stay within what was reserved. When that is used up, it raises `Retryable`: then the call
+    is reserved again, as the budget allows (fewer samples, but no shorter ones: a retry does not use up a budget on
+    truncated samples). Each attempt has its own receipt and is booked at the spend in it, or else at its worst case.
     """
 
     def __init__(
@@ -174,7 +173,7 @@ class Metered:
             )
 
     def _book(self, spend: Spend | None, completions: tuple[Completion, ...]) -> None:
-        """Book what it cost; None is its worst case. Time of a machine that its engine does not tell is its share."""
+        """Book what it cost; None is its worst case. Machine time that its engine does not report is its share."""
         n, prices, reservation = self._request.n, self._prices, self._reservation
         seconds = 0.0
         if self._machine is not None:

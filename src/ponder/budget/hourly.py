@@ -29,13 +29,13 @@ class Hourly:
         return not self._calls or machine in self._machines
 
     def until(self, now: float, left: float) -> float:
-        """When calls that begin now must have ended, with `left` dollars left beside what runs."""
+        """When calls that begin now must have ended, with `left` dollars left besides what runs."""
         if not self._calls:
             return now + left / sum(self.rates.values())
         return max(self._latest, self._oldest + left / self._rate)
 
     def least(self, grace: float) -> float:
-        """Dollars that a call needs at least, if it may need so many seconds to stop; nothing beside what runs."""
+        """Dollars that a call needs at least, if it may need so many seconds to stop; 0 if others run."""
         return 0.0 if self._calls else grace * sum(self.rates.values())
 
     @property

@@ -43,7 +43,7 @@ class Call:
         return (2 if self.answer else 1) * (self.prompt + response) + self.answer
 
     def longest(self, tokens: int) -> int:
-        """Longest response that so many tokens suffice for (negative: not even the prompt fits)."""
+        """Longest response that fits into so many tokens (negative: not even the prompt does)."""
         return (tokens - self.answer) // (2 if self.answer else 1) - self.prompt
 
     def dollars(self, response: int) -> float:
@@ -94,7 +94,7 @@ class Reservation:
 
 
 def check_budget(budget: Budget) -> None:
-    """Refuse what is no limit. Raises `UserError` that names the unit."""
+    """Refuse an invalid limit. Raises `UserError` that names the unit."""
     for unit in ("tokens", "seconds", "dollars"):
         value = getattr(budget, unit)
         if value is None:
@@ -107,7 +107,7 @@ def check_budget(budget: Budget) -> None:
 
 
 class Ledger:
-    """The books of one budget. Its room is found out and taken between two awaits."""
+    """The books of one budget. No await comes between checking its room and taking it."""
 
     __slots__ = ("_waiters", "budget", "dollars", "hourly", "kept", "outstanding", "spend", "tokens")
 

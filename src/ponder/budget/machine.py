@@ -1,4 +1,4 @@
-"""Whose time it was: seconds of one machine, shared among what ran on it."""
+"""Machine time: the seconds of one machine, shared among the calls that ran on it."""
 
 from __future__ import annotations
 

@@ -30,11 +30,11 @@ __all__ = ["Meter", "Prices", "Reservation", "clamp"]
 
 
 class Meter:
-    """Counts what a search spends and keeps it within a budget and the budgets around it.
+    """Counts what a search spends and keeps it within a budget and its enclosing budgets.
 
-    `prices` is what every engine costs, or a list by the models' names; None is the list of the budget around it, or
-    `budget.prices.load()`. `passed` are seconds of the budget that were used before, by what is gone on with. `clock`
-    is for tests; a nested meter has its parent's. Raises `UserError` for a budget that makes no sense.
+    `prices` is what every engine costs, or a list by the models' names; None is the list of the enclosing budget, or
+    `budget.prices.load()`. `passed` are seconds of the budget that were used before, by the search that is resumed.
+    `clock` is for tests; a nested meter has its parent's. Raises `UserError` for an invalid budget.
     """
 
     def __init__(
@@ -51,9 +51,9 @@ class Meter:
         self.prices: Prices | PriceList | None = prices or (parent.prices if parent else None)
         self._ledger = self._narrowest = Ledger(budget)
         self.shortened = ""
-        """How the first response was cut off for want of this budget or one around it; empty if none was."""
+        """How the first response was truncated for lack of this budget or an enclosing one; empty if none was."""
         self.outer = False
-        """A budget around this one refused, cut short or ended a call."""
+        """An enclosing budget refused, truncated or ended a call."""
         self.clock: Callable[[], float] = parent.clock if parent else clock
         self._passed = passed
         self._started = self.clock() - passed
@@ -106,7 +106,7 @@ class Meter:
         return self._ledger.idle
 
     def expect(self, *engines: Engine) -> None:
-        """Say which engines may be called, so that what is kept for the last call suffices for any of them.
+        """Declare which engines may be called, so that what is kept for the last call suffices for any of them.
 
         Raises `UserError` if dollars are limited and the prices of one are not known.
         """
@@ -148,7 +148,7 @@ class Meter:
         If that is more than what is left: fewer samples, then, for one sample, fewer tokens, to `minimum` at least.
         With `answer`, enough is left over for each sample to be continued by a second call (prompt and response
         again, and `answer` tokens more). `prefix` tokens of each response are given and cost what prompt tokens do
-        (None: how many is not known, so all cost what is dearer). A `final` call may take what this meter keeps. The
+        (None: how many is not known, so all cost the higher price). A `final` call may take what this meter keeps. The
         prices are those of `engine`. Raises `BudgetExceeded` with the numbers if not even that fits.
         """
         prices, machine, grace = None, 0, 0.0
@@ -186,7 +186,7 @@ class Meter:
                 woken.wake()
 
     def _fit(self, call: Call, queue: bool) -> tuple[tuple[int, int], Ledger | None]:
-        """Samples and tokens of each that fit, and the budget to wait for if more will fit later."""
+        """Samples and tokens of each that fit, and the budget to wait for if more may fit later."""
         want, rooms, now = (call.n, call.max_tokens), [], self.clock()
         own = self._keeps if call.final else NOTHING
         self._narrowest = self._ledger
@@ -282,10 +282,10 @@ class Meter:
         """Reserve, call the engine, settle; options as in `reserve`. May return fewer than `request.n`.
 
         With `on_delta` the call is streamed: it is awaited with each piece before the next one is asked for. A call
-        that failed or was cancelled is booked at what its engine says that it used; at its worst case where it does not
-        say (but a `UserError` was raised before any work: nothing). `receipt` gets what was booked, however it ends,
-        and what had been sampled. Raises `BudgetExceeded`, also when the time is up (with the completions as they were
-        then, if the engine tells), and what the engine and `on_delta` raise.
+        that failed or was cancelled is booked at what its engine reports, or else at its worst case (but a `UserError`,
+        which is raised before any work, costs nothing). `receipt` gets what was booked, however it ends, and what had
+        been sampled. Raises `BudgetExceeded`, also at the deadline (with the completions so far, if the engine reports
+        them), and what the engine and `on_delta` raise.
         """
         prices, receipt = self._prices_of(engine), receipt or Receipt()
         call = Metered(self, engine, request, receipt, prices, minimum, answer, final)
@@ -297,7 +297,7 @@ class Meter:
     async def check(self, checker: Checker, problem: Problem, response: Response, *, slow: bool = False) -> Verdict:
         """Run a checker, on a thread if it is `slow`, and book the call.
 
-        Raises what it raises, `PonderError` for what is no verdict.
+        Raises what it raises, and `PonderError` for a result that is not a verdict.
         """
         async with self.clocked():
             started = time.perf_counter()
@@ -324,8 +324,8 @@ class Meter:
         """
         worst = scorer.worst(problem, responses)
         if worst != Spend() and engine is not None:
-            # Its calls might wait for what is reserved for itself.
-            raise PonderError("it calls an engine and says that it costs something besides: it may do one of the two")
+            # Deadlock: its calls might wait for what is reserved for itself.
+            raise PonderError("it calls an engine and also declares a cost itself: it may do one of the two")
         async with self.clocked():
             reservation = None
             if self.limited and (worst.tokens or worst.dollars):
@@ -353,13 +353,13 @@ class Meter:
         if spend.tokens > worst.tokens or spend.dollars > worst.dollars + ROUNDING:
             raise PonderError(
                 f"it cost {spend.tokens} tokens and ${spend.dollars:.6g}, more than the {worst.tokens} tokens and "
-                f"${worst.dollars:.6g} that it said it would at most"
+                f"${worst.dollars:.6g} that it declared as its worst case"
             )
         return tuple(float(s.value) for s in scores)
 
     @contextlib.asynccontextmanager
     async def clocked(self, receipt: Receipt | None = None) -> AsyncIterator[Deadline]:
-        """Cancel what runs inside when the seconds are used up. Raises `BudgetExceeded`, also if they are already.
+        """Cancel what runs inside when the seconds are used up. Raises `BudgetExceeded`, also if they already are.
 
         What had been sampled by then is taken from the `receipt` of what runs inside.
         """
@@ -382,11 +382,11 @@ class Meter:
     def _late(self) -> str:
         timed = [(m._started + m.budget.seconds, m) for m in self._chain if m.budget.seconds is not None]
         tightest = min(timed, key=lambda pair: pair[0])[1]
-        before = f" ({tightest._passed:.3g} before the search began or went on)" if tightest._passed else ""
+        before = f" ({tightest._passed:.3g} before the search began or resumed)" if tightest._passed else ""
         return f"the budget of {tightest.budget.seconds:g} seconds is used up{before}"
 
     def cut_short(self, given: int, asked: int, ledger: Ledger) -> None:
-        """Note that a response ended for want of budget, in the ledger that decided on its length."""
+        """Note that a response was truncated for lack of budget, by the ledger that limited its length."""
         self.outer = self.outer or ledger is not self._ledger
         said = f"a response was cut off at {given} of {asked} tokens: {ledger.name} had room for no more"
         for meter in self._chain:

@@ -1,6 +1,6 @@
 """What models cost: a small table in TOML, which the user extends.
 
-Prices belong to the engine that is called, by the name in its `info`. The table is `prices.toml` beside this file, and
+Prices belong to the engine that is called, by the name in its `info`. The table is `prices.toml` next to this file, and
 then, over it, the file that the environment variable `PONDER_PRICES` names.
 """
 
@@ -33,7 +33,7 @@ class Prices:
     cached: float | None = None
     """Prompt tokens from a cache; None is the price of a prompt token."""
     per_hour: float = 0.0
-    """Dollars per hour of the machine (`Spend.device_seconds`), for hardware of one's own."""
+    """Dollars per hour of the machine (`Spend.device_seconds`), for your own hardware."""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -87,8 +87,8 @@ class PriceList:
         if prices is None:
             raise UserError(
                 f"a budget in dollars needs the prices of {model!r}, and none are known: write them to a TOML file "
-                f'(["{model}"], then prompt, cached and output in dollars per million tokens, or per_hour for hardware '
-                f"of your own) and set {VARIABLE} to its path{nearest(model, _likely(model, self.models))}"
+                f'(["{model}"], then prompt, cached and output in dollars per million tokens, or per_hour for your own '
+                f"hardware) and set {VARIABLE} to its path{nearest(model, _likely(model, self.models))}"
             )
         return prices
 
@@ -120,7 +120,7 @@ def _read(path: Path) -> dict[str, Prices]:
 def _entry(path: Path, name: str, values: Any) -> Prices:
     known = [f.name for f in fields(Prices)]
     if not isinstance(values, dict):
-        raise UserError(f'{path}: {name!r} is no table: write ["{name}"] and then {", ".join(known)}')
+        raise UserError(f'{path}: {name!r} is not a table: write ["{name}"] and then {", ".join(known)}')
     for key in values:
         if key not in known:
             raise UserError(f"{path}: [{name}] has an unknown key {key!r}{nearest(key, known)}")
@@ -140,7 +140,7 @@ def _entry(path: Path, name: str, values: Any) -> Prices:
 
 
 def dearest(prices: Iterable[Prices]) -> Prices:
-    """The highest of each price: what a call costs at most if it is not known which model it goes to."""
+    """The highest of each price: what a call costs at most if its model is not known."""
     every = list(prices)
     if not every:
         return Prices()
@@ -153,7 +153,7 @@ def dearest(prices: Iterable[Prices]) -> Prices:
 
 
 def priced(spend: Spend, prices: Iterable[Prices | None]) -> Spend:
-    """A spend that was booked before prices were known, with its dollars: the dearest of these, so never too few.
+    """A spend that was booked before prices were known, with its dollars at the highest of these, so never too few.
 
     One that has dollars stays as it is.
     """
@@ -171,5 +171,5 @@ def _is_price(value: Any) -> bool:
 
 
 def _likely(model: str, names: Iterable[str]) -> list[str]:
-    """Names that may be meant; all of them would be a long list."""
+    """Likely names; all of them would be a long list."""
     return [name for name in names if name[:3] == model.rpartition("/")[2][:3]]

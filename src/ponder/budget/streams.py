@@ -1,4 +1,4 @@
-"""A streamed call as its reader gets it: one piece after the other, each taken before the next one is asked for."""
+"""A streamed call as its reader gets it: one piece at a time, each taken before the next one is asked for."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Reader = Callable[[Delta], Awaitable[None]]
 
 
 class Pieces:
-    """Passes the pieces of a stream on; of one that begins again, only what was not passed on before.
+    """Passes on the pieces of a stream; after a retry, only what was not passed on before.
 
-    Where it says something else than before, nothing more of that sample is passed on but its completion.
+    Where the retry differs from what was passed on, only that sample's completion still is.
     """
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self._passed: dict[int, list[str]] = {}
         self._to_repeat: dict[int, str] = {}
-        """What was passed on and has not come again yet, by sample."""
-        self._parted: set[int] = set()
+        """What was passed on before the retry and was not repeated yet, by sample."""
+        self._diverged: set[int] = set()
 
     def again(self) -> None:
-        """The stream begins again."""
+        """The stream restarts: a retry."""
         self._to_repeat = {sample: "".join(texts) for sample, texts in self._passed.items()}
-        self._parted.clear()
+        self._diverged.clear()
 
     async def __call__(self, delta: Delta) -> None:
         text = self._new(delta) if self._to_repeat else delta.text
@@ -42,7 +42,7 @@ class Pieces:
 
     def _new(self, delta: Delta) -> str:
         text, before = delta.text, self._to_repeat.get(delta.sample, "")
-        if delta.sample in self._parted:
+        if delta.sample in self._diverged:
             return ""
         if before.startswith(text):
             self._to_repeat[delta.sample] = before[len(text) :]
@@ -50,7 +50,7 @@ class Pieces:
         if text.startswith(before):
             self._to_repeat[delta.sample] = ""
             return text[len(before) :]
-        self._parted.add(delta.sample)
+        self._diverged.add(delta.sample)
         return ""
 
 

@@ -1,4 +1,4 @@
-"""What scorers share: one that only computes gives `value`, one that calls an engine gives `engine` and `score`."""
+"""What scorers share: one that only computes defines `value`, one that calls an engine `engine` and `score`."""
 
 from __future__ import annotations
 

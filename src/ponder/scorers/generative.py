@@ -23,11 +23,11 @@ _REASONING = 256
 class Generative(BaseScorer):
     """Ask a model whether a response is right; the score is the probability that it says Yes, in [0, 1].
 
-    From an engine that gives log-probabilities, and with `max_tokens` of 1, it is that of the token that the model says
-    greedily if this is Yes, 1 less it if this is No: one call a response. Else it is the share of Yes among `samples`
-    judgements: each may reason first, its last Yes or No counts, and one that says neither, or is cut off, is no Yes.
+    With `max_tokens` of 1 and an engine that gives log-probabilities, it is the probability of the greedy token if that
+    is Yes, and 1 minus it if that is No: one call a response. Otherwise it is the share of Yes among `samples`
+    judgements: each may reason first, its last Yes or No counts, and one with neither, or truncated, is not a Yes.
 
-    Every call is within the search's budget: where the judgements do not fit, the search goes on without scores.
+    Every call is within the search's budget: if the judgements do not fit, the search continues without scores.
     """
 
     engine: str = ""
@@ -39,7 +39,7 @@ class Generative(BaseScorer):
     max_tokens: int | None = None
     """Most tokens of a judgement (default: 1, the word alone; 256 for a model that thinks first)."""
     samples: int = 4
-    """Judgements of a response, where the probability of one token does not say it."""
+    """Judgements of a response, where no token probability gives the score."""
     temperature: float = 1.0
     """Of these."""
     seed: int = 0
@@ -83,7 +83,7 @@ class Generative(BaseScorer):
         return Score(sum(judgements) / len(judgements))
 
     def question(self, problem: Problem, response: Response) -> str:
-        """What the model is asked. A response that holds the name of a part is put in as it is."""
+        """The question to the model. A response that contains a placeholder is inserted as it is."""
         asked = problem.prompt
         text = asked if isinstance(asked, str) else "\n\n".join(message.content for message in asked)
         said = [part.strip() for part in (response.thought, response.answer) if part and part.strip()]
@@ -114,7 +114,7 @@ def _first_word(said: Completion) -> float:
 
 
 def _says_yes(said: Completion, engine: Caller, word_alone: bool) -> bool:
-    """Whether a judgement comes to Yes."""
+    """Whether a judgement is Yes."""
     response = split_response(said.text, said.finish_reason, engine.info.thought)
     words = _WORD.findall(said.text if word_alone else response.answer or "")
     return bool(words) and words[-1].lower() == "yes"

@@ -1,8 +1,8 @@
-"""What searches share: a queue of asks, and answers that count once, whenever they come.
+"""What searches share: a queue of asks, and answers that count once, in any order.
 
-A subclass asks with `push`, hears of each answer in `told`, and names what it no longer wants with `drop`. For the
-result to be the same in whatever order answers come, it may act on an answer only in a way that commutes: keep it until
-all of a round are there, or until all with a lower index are.
+A subclass asks with `push`, gets each answer in `told`, and names what it no longer wants with `drop`. For the result
+to be the same in any order of answers, it may act on an answer only in a way that commutes: keep it until all of a
+round are there, or until all with a lower index are.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class Asking:
         self._unwanted: list[int] = []
 
     def push(self, ask: Ask) -> None:
-        """Ask something."""
+        """Queue an ask."""
         self._waiting.add(ask.id)
         self._queue.append(ask)
 
     def drop(self, *ask_ids: int) -> None:
-        """Wait for these no longer: they are never asked, or cancelled. What is known of them goes to `cut`."""
+        """Stop waiting for these: they are cancelled, or never asked. What is known of them goes to `cut`."""
         queued = {ask.id for ask in self._queue}
         self._queue = [ask for ask in self._queue if ask.id not in ask_ids]
         for ask_id in ask_ids:

@@ -20,7 +20,7 @@ from ponder.types import Problem, Response
 
 @dataclass(frozen=True, slots=True)
 class TextAnswers:
-    """Answers as they are written, spaces and capitals aside: what is left where nobody knows better."""
+    """Answers compared as text, ignoring case and spacing: the fallback."""
 
     def extract(self, problem: Problem, response: Response) -> str | None:
         text = " ".join((response.answer or "").split())
@@ -48,7 +48,7 @@ def cluster_answers(answers: Answers, problem: Problem, responses: Sequence[Resp
             text = root[text]
         return text
 
-    # Symmetric by asking both ways: a gold-and-answer comparison need not be.
+    # Compared both ways: a gold-and-answer comparison need not be symmetric.
     for a, b in combinations(texts, 2):
         if find(a) != find(b) and (answers.same(a, b) or answers.same(b, a)):
             root[find(b)] = find(a)
@@ -106,12 +106,12 @@ def by_index(votes: Sequence[Vote | None], indices: Sequence[int]) -> dict[int, 
 
 
 def result(clusters: Sequence[Cluster]) -> str:
-    """What the votes came to, as a clause: `5 of 8 votes for 42`."""
+    """The result of the vote as a clause: `5 of 8 votes for 42`."""
     leader, cast = clusters[0], sum(len(c.members) for c in clusters)
     return f"{len(leader.members)} of {cast} vote{'s' * (cast > 1)} for {shown(leader.answer)}"
 
 
 def shown(answer: str) -> str:
-    """An answer short enough for a sentence."""
+    """An answer, shortened to fit into a sentence."""
     answer = " ".join(answer.split())
     return answer if len(answer) <= 40 else answer[:39] + "…"

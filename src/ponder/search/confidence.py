@@ -1,7 +1,7 @@
-"""How sure one may be of a response: the model's own certainty, and what a checker says of it.
+"""Confidence in a response: the model's own certainty, and a checker's verdict.
 
 All measures are taken over the sampled tokens of the calls that a response took; forced tokens, and prefixes that a
-later call was given, say nothing. Where the engine gave no log-probabilities a measure is None.
+later call was given, do not count. Where the engine gave no log-probabilities a measure is None.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _logprobs(completion: Completion) -> list[tuple[float, ...]]:
 
 
 def _tops(calls: Sequence[Completion]) -> Iterator[list[float]]:
-    """For each sampled token the log-probabilities of its most likely ids; one alone says nothing."""
+    """For each sampled token the log-probabilities of its most likely ids; one alone is left out."""
     for completion in calls:
         for segment in completion.segments:
             for pairs in segment.top_logprobs or ():

@@ -1,9 +1,9 @@
-"""What a search was told, so that another process can go on with it.
+"""What a search was told, so that another process can resume it.
 
 A search is deterministic in its seed and in what it was told, and telling it the same twice changes nothing. So its
-state is its journal: start the strategy anew, tell it what is written here, and it asks for what is missing. Calls that
-were running when the search stopped are made again (their spend so far is in `spend`); with an engine in its exact mode
-the outcome is the one of a search that never stopped.
+state is its journal: start the strategy again, tell it what is written here, and it asks for what is missing. Calls
+that were running when the search stopped are made again (their spend so far is in `spend`); with an engine in its exact
+mode the outcome is that of a search that never stopped.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KINDS: dict[str, Any] = {
 
 @dataclass
 class Journal:
-    """The answers of a search so far. Give it to `runner.solve`, which writes it and goes on from it."""
+    """The answers of a search so far. Give it to `runner.solve`, which writes it and resumes from it."""
 
     strategy: str = ""
     """The strategy with its options; empty in a new journal."""
@@ -40,11 +40,11 @@ class Journal:
     answers: dict[int, Any] = field(default_factory=dict)
     """By ask; failures are not kept, so that what failed is tried again."""
     asked: dict[int, str] = field(default_factory=dict)
-    """What each answer is the answer to (`fingerprint`): a search that goes on with more may ask otherwise."""
+    """What each answer is the answer to (`fingerprint`): a search resumed with a larger budget may ask otherwise."""
     spend: Spend = field(default_factory=Spend)
-    """Everything that was spent, calls that did not end too."""
+    """Everything that was spent, unfinished calls included."""
     seconds: float = 0.0
-    """That the search ran, in all processes so far; the time between them does not count."""
+    """How long the search ran, in all processes so far; the time between them does not count."""
 
     def check(self, strategy: Strategy, problem: Problem, seed: int) -> None:
         """Take the name of a search, or raise `UserError` if the journal is of another one."""
@@ -57,15 +57,15 @@ class Journal:
             ("seed", self.seed, seed),
         ):
             if mine != given:
-                raise UserError(f"the saved search has {what} {mine}, not {given}: go on with what it was begun with")
+                raise UserError(f"the saved search has {what} {mine}, not {given}: resume with that one")
 
     def note(self, ask: Ask, answer: Any) -> None:
-        """Write an answer down, unless a budget cut it short: with more it would be longer."""
+        """Write an answer down, unless a budget truncated it: a larger one would not."""
         if not _cut_short(ask.work, answer):
             self.answers[ask.id], self.asked[ask.id] = answer, fingerprint(ask.work)
 
     def holds(self, ask: Ask) -> bool:
-        """Whether the answer of this very ask is here."""
+        """Whether the answer of exactly this ask is here."""
         if isinstance(ask.work, Hold | Release):
             return False
         return ask.id in self.answers and self.asked.get(ask.id) == fingerprint(ask.work)

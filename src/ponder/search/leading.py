@@ -1,4 +1,4 @@
-"""Which pieces of a search its reader sees: those of one response at a time."""
+"""Which pieces of a search its reader gets: those of one response at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Leader:
         self._prefix = ""
         self._whole = True
         self._cut = False
-        """The reader is still to be told that a response was cut off."""
+        """The reader does not know yet that a response was cut off."""
         self.busy = False
 
     def follow(self, request: Request) -> Reader | None:
@@ -36,7 +36,7 @@ class Leader:
         return self._pass_on
 
     def leave(self) -> None:
-        """The call has ended, well or not. Nobody waits for the reader now: it hears of the cut with the next piece."""
+        """The call has ended, successfully or not. The reader learns of a cut with the next piece."""
         self.busy, self._cut = False, self._cut or not self._whole
 
     async def _hand(self, delta: Delta) -> None:

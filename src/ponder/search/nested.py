@@ -1,4 +1,4 @@
-"""One search inside another: its asks and its nodes get numbers of their own."""
+"""One search inside another: its asks and its nodes are renumbered."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Nested:
 
 
 def context_of(context: SearchContext, problem: Problem, engine: str, name: str) -> SearchContext:
-    """What a nested search is told: another engine's model, where one is named, and a seed of its own.
+    """The context of a nested search: another engine's model, where one is named, and its own seed.
 
     Raises `Unsupported` if there is no engine of this name.
     """
@@ -63,7 +63,7 @@ def context_of(context: SearchContext, problem: Problem, engine: str, name: str)
 
 
 def moved(nodes: Sequence[Node], by: int) -> list[Node]:
-    """Nodes with other numbers, so that they can stand in one trace with those of another search."""
+    """Nodes with other numbers, so that one trace can hold them and those of another search."""
     return [dataclasses.replace(n, id=n.id + by, parent=None if n.parent is None else n.parent + by) for n in nodes]
 
 

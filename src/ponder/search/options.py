@@ -12,7 +12,7 @@ from ponder.search.sampling import ThoughtBudget, check_sampling
 from ponder.types import Problem, Prompt, SamplingParams
 
 MAX_TOKENS = 512
-"""Most tokens of a response where nothing else is said."""
+"""Default of the most tokens of a response."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class SamplingOptions:
     max_tokens: int | None = None
     """Most tokens of a response (default 512); with `thought_tokens` it follows from that."""
     thought_tokens: int | None = None
-    """Most tokens of thought, closed by force (as in budget_forcing)."""
+    """Most tokens of thought; then the end of thought is forced (as in budget_forcing)."""
     answer_tokens: int = 16
     """With `thought_tokens`: tokens kept for the answer."""
     top_p: float = 1.0
@@ -50,7 +50,7 @@ class SamplingOptions:
         return None if self.thought_tokens is None else ThoughtBudget(self.thought_tokens, self.answer_tokens)
 
     def params(self, *, raw: bool = False, top_logprobs: int = 0) -> SamplingParams:
-        """What the engine is asked; with `raw` the log-probabilities are the model's own, whatever is sampled from."""
+        """What the engine is asked; with `raw`, log-probabilities are the model's own, before temperature and top-p."""
         return SamplingParams(
             self.max_tokens or MAX_TOKENS,
             self.temperature,

@@ -1,4 +1,4 @@
-"""Prompts that a search makes of a problem's: an instruction added, a revision asked for."""
+"""Prompts that a search derives from a problem's: with an instruction, or asking for a revision."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from ponder.search.step import Step
 
 @dataclass(slots=True)
 class Visits:
-    """What PUCT knows of a step; the empty response has one too."""
+    """The PUCT statistics of a step; the empty response has them too."""
 
     count: int = 0
     total: float = 0.0
@@ -52,7 +52,7 @@ class Puct:
     # Down -----------------------------------------------------------------------------------------------------------
 
     def descend(self, step: Step | None) -> Step | None:
-        """The step to expand, from here down by PUCT; where all that is left is being expanded, one that is."""
+        """The step to expand, from here down by PUCT; if all that are left are being expanded, one of these."""
         while not self._wants_children(step):
             below = [c for c in self.children(step) if not self.shut(c)]
             if not below:
@@ -115,7 +115,7 @@ class Puct:
     def back_up(self, leaves: Sequence[Step | None], values: Mapping[Step, float | None]) -> None:
         """The simulations of a wave are over: the leaves that they expanded, and the value of each new step.
 
-        A step with the value None is worth as little as the least that was seen, and no more than nothing.
+        A step with the value None counts as the lowest value seen, and as 0 at most.
         """
         for visits in self.visits.values():
             visits.running = 0
@@ -126,18 +126,18 @@ class Puct:
         for step, said in values.items():
             value = self.low if said is None else said
             self.visits[step.id].add(value)
-            # An answer that its step began at once belongs to the same simulation.
+            # An answer that was sampled right after its step belongs to the same simulation.
             parent = step.parent
             leaf_id = id_of(parent.parent if parent is not None and parent.closed else parent)
             found[leaf_id] = max(value, found.get(leaf_id, value))
         for leaf in leaves:
             for step_above in up(leaf):
-                # A simulation that brought nothing new says as much as before.
+                # A simulation without a new step counts as the mean so far.
                 visits = self.visits[id_of(step_above)]
                 visits.add(found.get(id_of(leaf), visits.mean))
 
     def forget(self) -> None:
-        """Take back all that was backed up, as when values come to be on another scale."""
+        """Drop all that was backed up, as when the scale of the values changes."""
         self.low, self.high = math.inf, -math.inf
         for visits in self.visits.values():
             visits.count, visits.total = 0, 0.0

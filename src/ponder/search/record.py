@@ -1,10 +1,10 @@
-"""The record of a search: one line of `rollouts.jsonl`, and of a recorded pool. The one place that says the format.
+"""The record of a search: one line of `rollouts.jsonl`, and of a recorded pool. The one place that defines the format.
 
 A line is one problem:
 
     {"problem", "prompt", "metadata", "thought"?, "gold"?, …, "samples": [sample]}
 
-`thought` is how the model marks its thought (`types.ThoughtFormat`); `gold` stands in pools alone, since an evaluation
+`thought` is how the model marks its thought (`types.ThoughtFormat`); `gold` is in pools only, since an evaluation
 keeps it in the environment. A search's line has `chosen`, `confidence`, `stop`, `reason` and `spend` too; an evaluation
 adds what `evaluation.rollouts` says. In `samples` are all nodes of a search's trace; of a pool only whole responses.
 
@@ -14,7 +14,7 @@ A sample is one node:
      "weights_version", "vote"?, "note"?, "error"?}
 
 `text`, `tokens` (sampled and forced) and `mean_logprob` (of the sampled tokens, in nats) are of the whole response up
-to there, over all calls that it took; `spend` is that of its own call. `verdict` is the judge's, which no search saw,
+to there, over all calls that it took; `spend` is that of its own call. `verdict` is the judge's, which no search sees,
 and `check` the checker's: `{"kind", "reward", "reason", "answer"?}`. What is marked with `?` is left out, and all else
 null, where there is none.
 """

@@ -59,18 +59,18 @@ async def solve(
     """Solve one problem with a strategy under a budget (and under the budget of `parent`, if there is one).
 
     `feedback` is what the search may ask besides the model: checker, scorer, how answers are compared for votes. An
-    environment stands for its own; None is nothing, and votes go by answers as they are written. `seed` is the run's;
+    environment gives its own; None is nothing, and votes compare answers as text. `seed` is the run's;
     the strategy derives each sample's from it. `others` are further engines that the strategy may ask for by name.
     `on_delta` is awaited with the pieces of the leading response as they are sampled (the first sample of the first
     call, then of the next one to start, one at a time; an empty piece says that the one so far was cut off and another
-    begins), and its call goes on when it has taken one; `stream` is for readers that ask for the next piece themselves.
-    `journal` is written as answers come and, if it holds some already, continued from there; what it spent, and the
+    begins), and its call waits until it has taken one; `stream` is for readers that ask for the next piece themselves.
+    `journal` is written as answers come and, if it holds some already, resumed from there; what it spent, and the
     seconds that it ran, count against `budget`.
 
-    What fails is told to the search, which goes on with what it has: the outcome then stops with `BUDGET` or
+    A failure is told to the search, which continues with what it has: the outcome then stops with `BUDGET` or
     `FAILED`, with the best so far and the reason. Prices are those of `parent` (`Meter(prices=…)`; default:
     `budget.prices.load()`). Raises `UserError` if the very first call was refused as bad input
-    (a prompt longer than the context), `Unsupported` if the strategy does not go with this engine, or
+    (a prompt longer than the context), `Unsupported` if the strategy cannot run on this engine, or
     the scorer calls one that is not there.
     Cancelling the task that awaits this cancels everything that it started.
     """
@@ -187,7 +187,7 @@ def _explained(outcome: Outcome, failure: str, meter: Meter) -> Outcome:
 
 
 def stream(strategy: Strategy, problem: Problem, engine: Engine, **options: Any) -> Solving:
-    """Solve, for a reader that asks for the pieces of the leading response itself; options as in `solve`.
+    """Solve, for a reader that asks for the pieces of the leading response; options as in `solve`.
 
     The search begins with the first piece that is asked for. See `Solving`.
     """
@@ -203,7 +203,7 @@ async def _cancel(tasks: Mapping[int, asyncio.Task[None]]) -> None:
 
 
 class _Calls:
-    """Does what a search asks; remembers the first thing that went wrong."""
+    """Does what a search asks; remembers the first failure."""
 
     def __init__(
         self,
@@ -221,7 +221,7 @@ class _Calls:
         self._episodes = None if feedback.episode is None else Episodes(problem, feedback.episode)
         self._leader = None if on_delta is None else Leader(on_delta)
         self._receipts: dict[int, Receipt] = {}
-        """Of calls that have not ended well."""
+        """Of calls that did not succeed."""
         self._leases: dict[int, contextlib.AsyncExitStack] = {}
         self.stop = StopReason.FINISHED
         self.reason = ""
@@ -276,7 +276,7 @@ class _Calls:
             return error
 
     def sampled(self, ask_id: int) -> tuple[Completion, ...]:
-        """What a call that did not end well had sampled, as far as its engine tells."""
+        """What a call that did not succeed had sampled, as far as its engine reports it."""
         receipt = self._receipts.get(ask_id)
         return () if receipt is None else receipt.completions
 

@@ -47,7 +47,7 @@ class ThoughtBudget:
                 f"min_thought_tokens = {self.min_thought_tokens}: give 0 to thought_tokens ({self.thought_tokens})"
             )
         if self.min_thought_tokens and not self.extend:
-            raise UserError('min_thought_tokens needs extend, the text that takes the place of an early end ("Wait")')
+            raise UserError('min_thought_tokens needs extend, the text that replaces an early end of thought ("Wait")')
 
     @property
     def max_tokens(self) -> int:
@@ -59,8 +59,8 @@ class ThoughtBudget:
 
 
 def check_sampling(n: int, temperature: float, top_p: float = 1.0, top_k: int = 0, min_p: float = 0.0) -> None:
-    """Refuse what cannot be sampled with. Raises `UserError` that names the field."""
-    for name, value, fine, mend in (
+    """Refuse invalid sampling options. Raises `UserError` that names the field."""
+    for name, value, fine, fix in (
         ("n", n, n >= 1, "at least 1"),
         ("temperature", temperature, 0.0 <= temperature < float("inf"), "0 (greedy) or more"),
         ("top_p", top_p, 0.0 < top_p <= 1.0, "more than 0, at most 1"),
@@ -68,13 +68,13 @@ def check_sampling(n: int, temperature: float, top_p: float = 1.0, top_k: int = 
         ("min_p", min_p, 0.0 <= min_p <= 1.0, "0 (off) to 1"),
     ):
         if not fine:
-            raise UserError(f"{name} = {value!r}: give {mend}")
+            raise UserError(f"{name} = {value!r}: give {fix}")
 
 
 class Sampling(Asking):
     """A search that draws `n` samples and takes the first; subclasses say what happens to them and which one wins.
 
-    A subclass may draw them bit by bit (`begin`, `draw`). What it needs for that it sets before calling `__init__`.
+    A subclass may draw them in parts (`begin`, `draw`). It sets what that needs before it calls `__init__`.
 
     Where the engine cannot bound a thought itself but can continue a response, a thought is bounded by a second
     call: the first stops at the end-of-thought marker or at the limit, the second continues from the closed thought.
@@ -92,9 +92,9 @@ class Sampling(Asking):
         budget: ThoughtBudget | None = None,
         prompt: Prompt | None = None,
     ) -> None:
-        """`params.max_tokens` and `params.thinking` follow from `budget` where there is one; `prompt` is the problem's
+        """`params.max_tokens` and `params.thinking` follow from `budget`, if given; `prompt` defaults to the problem's.
 
-        if it is not given. Raises `Unsupported`.
+        Raises `Unsupported`.
         """
         super().__init__(problem, context)
         self.n = n
@@ -103,7 +103,7 @@ class Sampling(Asking):
         self.drawn = 0
         """Samples that were asked for."""
         self.run = 0
-        """So many samples from the first on have ended or failed, without a gap."""
+        """How many samples, from the first on without a gap, have ended or failed."""
         self._budget = budget
         self._params = params
         self._prompt = problem.prompt if prompt is None else prompt
@@ -137,7 +137,7 @@ class Sampling(Asking):
         leaves = samples(trace)
         if not leaves:
             return Outcome(Response(None), None, trace, spend, stop)
-        # What was cut short is shown, but does not stand in the way of a response that ended.
+        # A cancelled response is in the trace, but one that ended is preferred.
         first = next((n for n in leaves if n.completion.finish_reason is not FinishReason.CANCELLED), leaves[0])
         chosen = first.id if first.response.answer is not None else None
         return Outcome(first.response, None, trace, spend, stop, chosen)
@@ -147,7 +147,7 @@ class Sampling(Asking):
             self._cut(ask_id, answer, "cancelled: no longer needed")
 
     def _cut(self, ask_id: int, answer: Any, note: str) -> None:
-        """Show what there is of a call that did not end."""
+        """Put what an unfinished call had sampled into the trace."""
         stage, first = divmod(ask_id, self.n)
         if isinstance(answer, Unfinished):
             answer = answer.completions
@@ -269,7 +269,7 @@ class Sampling(Asking):
         used = len(completion.ids) or spent_tokens(self.tree.trace(), self._last[index])
         next_id = ask_id + self.n
         seed = derive(self.context.seed, f"{self.problem.id}\x1f{stage + 1}", index)
-        # The marker that ended the thought is not thought.
+        # The end-of-thought marker does not count as thought.
         if stopped and used - 1 < budget.min_thought_tokens:
             prefix, most, minimum, reserve = text + budget.extend, budget.thought_tokens, used + 1, budget.answer_tokens
             stop: tuple[str, ...] = (self._close,)

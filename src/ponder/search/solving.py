@@ -1,4 +1,4 @@
-"""A search whose leading response is read piece by piece, by whoever asks for the next one."""
+"""A search whose leading response is read piece by piece, on demand."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ class Solving:
                 print(delta.text, end="")
             outcome = await solving.outcome()
 
-    It begins with the first piece that is asked for. One piece waits at a time, and the search is held up until it is
-    taken; its budget's seconds go on. Leaving the block, or `aclose`, ends a search that still runs, with everything
-    that it started: what it spent is on its journal and on the meter around it. One task at a time may read.
+    It begins with the first piece that is asked for. One piece is buffered, and the search waits until it is taken
+    (back-pressure); its budget's seconds keep running. Leaving the block, or `aclose`, ends a search that still runs,
+    with everything that it started: its journal and the enclosing meter have what it spent. One task at a time may
+    read.
     """
 
     def __init__(self, search: Callable[[Reader], Coroutine[Any, Any, Outcome]]) -> None:
-        """`search` is begun with where its pieces go, as in `lambda reader: solve(..., on_delta=reader)`."""
+        """`search` is started with a reader for its pieces, as in `lambda reader: solve(..., on_delta=reader)`."""
         self._search = search
         self._pieces: asyncio.Queue[Delta | None] = asyncio.Queue(1)
         self._task: asyncio.Task[Outcome] | None = None
@@ -47,7 +48,7 @@ class Solving:
         return delta
 
     async def outcome(self) -> Outcome:
-        """What the search came to; pieces that nobody asked for are passed over.
+        """The outcome of the search; unread pieces are skipped.
 
         Raises what the search raises, and `PonderError` after it was closed early.
         """
@@ -66,7 +67,7 @@ class Solving:
         self._task.cancel()
         await asyncio.wait([self._task])
         if not self._task.cancelled():
-            self._task.exception()  # nobody asks for it any more
+            self._task.exception()  # retrieved, so that asyncio does not warn
         while not self._pieces.empty():
             self._pieces.get_nowait()
 
@@ -85,6 +86,6 @@ class Solving:
         return self._task
 
     def _wake(self, _: object) -> None:
-        """Let a reader that waits for a piece know that none will come."""
+        """Wake a reader that waits for a piece: none will come."""
         if self._pieces.empty():
             self._pieces.put_nowait(None)

@@ -17,7 +17,7 @@ CALL = -1
 
 
 def ask_about(number: int, kind: int) -> int:
-    """The id of an ask about a step or a lease: no two are alike, and timing has no part in it."""
+    """The id of an ask about a step or a lease: no two are equal, and timing does not change it."""
     return -(_KINDS * number + kind) - 1
 
 
@@ -77,7 +77,7 @@ class Step:
     """Sum of the log-probabilities of the sampled tokens so far, and their number."""
     children: list[Step] = field(default_factory=list)
     closed: bool = False
-    """Its thought is over: what is left is to end it."""
+    """Its thought has ended: only the answer is missing."""
     times: int = 1
     """How often it was sampled: equal siblings are one step."""
     score: float | None = None
@@ -95,7 +95,7 @@ class Step:
 
     @property
     def draws(self) -> int:
-        """How often this response was sampled; an answer that its step began at once, as often as that step."""
+        """How often this response was sampled; an answer sampled right after its step, as often as that step."""
         return self.times * (self.parent.times if self.parent is not None and self.parent.closed else 1)
 
     @property
@@ -125,10 +125,10 @@ def content(completion: Completion) -> tuple[int, ...] | str:
 def unfinished(
     completion: Completion, begun: str, delimiters: tuple[str, ...], *, stops: bool, whole: bool = False
 ) -> tuple[Completion, int]:
-    """A completion that is to go on from `begun`, and its new tokens.
+    """A completion after `begun` that will be continued, and the number of its new tokens.
 
     With `stops` the engine stopped at a delimiter, which is put back. Without, the text is cut back to the last
-    delimiter (unless `whole`). It is marked as truncated, so that nobody takes a step for a whole response.
+    delimiter (unless `whole`). It is marked as truncated, so that a step is never taken for a whole response.
     """
     text, new = completion.text + (completion.stopped_by or ""), completion.spend.response_tokens
     if not stops and not whole:

@@ -1,6 +1,6 @@
 """The calls of a step-wise search: for one more step of a response, for the rest of it, and leases on its prefix.
 
-A lease keeps a prefix in the engine's cache while a search may still grow it.
+A lease keeps a prefix in the engine's KV cache while a search may still grow it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Continuing:
         """Sample `n` further steps."""
         most = self.options.step_tokens + (0 if step is None else step.tokens)
         stop = tuple(self.options.delimiters) if self.context.capabilities.ids else ()
-        # Before the first call the prompt's length is not known: it asks for the answer's room itself.
+        # Before the first call the prompt's length is not known, so that call reserves the answer's tokens.
         answer = self.options.answer_tokens if step is None else 0
         prefix = "" if step is None else self._prefix(step)
         request = Request(self.problem.prompt, self._params(most, ask_id, stop), n=n, prefix=prefix)
         return Generate(request, minimum=most, answer_reserve=answer)
 
     def end(self, step: Step | None, ask_id: int, *, final: bool = False) -> Generate:
-        """Sample the end of a response, an open thought closed by force, without stopping at delimiters."""
+        """Sample the end of a response, forcing the end of an open thought, without stopping at delimiters."""
         thought, thinking, can = self.context.info.thought, None, self.context.capabilities
         prefix = "" if step is None else self._prefix(step)
         text = "" if step is None else step.completion.text
@@ -57,18 +57,18 @@ class Continuing:
 
 
 class Leases:
-    """What is held; `push` asks the runner."""
+    """The leases of a search; `push` asks the runner."""
 
     def __init__(self, push: Callable[[Ask], None]) -> None:
         self._push = push
         self._held: dict[int, int] = {}
         """Number of the lease of a step; a step may be held again later, under another number."""
         self._there: list[bool | None] = []
-        """By number: None while asked for, then whether it is there."""
+        """By number: None while asked for, then whether it is held."""
 
     def keep(self, prompt: tuple[int, ...], steps: Sequence[Step]) -> None:
         """Hold the prefixes of these steps, and no others."""
-        # What is new is asked for first, so that what it shares with the old is never without a holder.
+        # New leases are asked for first, so that a prefix shared with an old one is always held.
         before, self._held = self._held, {}
         for step in steps:
             if step.id not in before:
@@ -86,6 +86,6 @@ class Leases:
             self._release(number)
 
     def _release(self, number: int) -> None:
-        """Let a lease go that is there; one that is not there yet is let go when it is."""
+        """End a lease that is held; one that is not held yet is ended once it is."""
         if self._there[number]:
             self._push(Ask(ask_about(number, RELEASE), Release(ask_about(number, HOLD))))

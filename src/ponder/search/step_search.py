@@ -1,14 +1,14 @@
-"""What step-wise tree searches share: responses that grow by one step at a time, wave after wave.
+"""What step-wise tree searches share: responses that grow by one step at a time, in waves.
 
 A step ends at a delimiter or after `step_tokens` tokens. Engines with ids stop at the delimiter, say so
-(`Completion.stopped_by`), and go on from the very ids. The others cannot say whether a delimiter or an end token
+(`Completion.stopped_by`), and continue from the same ids. The others cannot say whether a delimiter or an end token
 stopped them, so they are asked for `step_tokens` tokens without stop strings, and the text is cut back to the last
-delimiter in them: what follows it is paid for and thrown away. Where a thought has closed, the answer is sampled to its
+delimiter in them: what follows it is paid for and discarded. Where a thought has closed, the answer is sampled to its
 end at once: an answer is never cut into steps.
 
 A wave is some calls, then the answers that they began, then checks, then scores; each part begins when all of the part
 before is there, and everything is looked at in the order of node ids. Ids are given out when a wave is asked for, and
-seeds follow from them, so nothing depends on who was quickest. Left out: stopping before a wave's calls are all there.
+seeds follow from them, so nothing depends on timing. Left out: stopping before a wave's calls are all there.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class _Call:
 
 
 class Stepping(Asking):
-    """Base of step-wise searches. A subclass calls `grow` and `close`, and hears of a finished wave in `advance`."""
+    """Base of step-wise searches. A subclass calls `grow` and `close`, and gets a finished wave in `advance`."""
 
     def __init__(self, problem: Problem, context: SearchContext, growth: StepOptions) -> None:
-        """Raises `Unsupported` for engines that cannot continue a response, or where nothing tells steps apart."""
+        """Raises `Unsupported` for engines that cannot continue a response, or with nothing to rank steps by."""
         super().__init__(problem, context)
         can, name = context.capabilities, context.info.name
         if not can.prefix:
@@ -62,8 +62,8 @@ class Stepping(Asking):
             )
         if not context.scorer and not (can.ids and can.logprobs):
             raise Unsupported(
-                f"the engine of {name} gives no log-probabilities and there is no scorer, so nothing tells good steps "
-                "from bad ones; give a scorer, or use best_of_n"
+                f"the engine of {name} gives no log-probabilities and there is no scorer, so there is nothing "
+                "to rank steps by; give a scorer, or use best_of_n"
             )
         self.growth = growth
         self.roots: list[Step] = []
@@ -91,7 +91,7 @@ class Stepping(Asking):
     # For subclasses -------------------------------------------------------------------------------------------------
 
     def advance(self, steps: list[Step]) -> None:
-        """A wave is there: its new steps by id, checked and scored, none accepted. Ask for more, or `close`."""
+        """A wave is complete: its new steps by id, checked and scored, none accepted. Ask for more, or `close`."""
         raise NotImplementedError
 
     def concluded(self) -> None:
@@ -101,7 +101,7 @@ class Stepping(Asking):
         """The answer of an ask of the kind `MORE`, or the exception that it failed with."""
 
     def new_id(self, count: int = 1) -> int:
-        """The first of so many ids that nobody else has."""
+        """The first of so many new ids."""
         first, self._next = self._next, self._next + count
         return first
 
@@ -117,9 +117,9 @@ class Stepping(Asking):
         return self.tree[step.id].response.answer is not None
 
     def value(self, step: Step) -> float:
-        """What guides the search: the score, or the mean log-probability where there is no scorer or it has failed.
+        """What guides the search: the score; the mean log-probability if there is no scorer or it has failed.
 
-        With a scorer, -inf without a score or for NaN: a log-probability is on another scale and cannot stand in.
+        With a scorer, -inf without a score or for NaN: a log-probability is on another scale and cannot replace it.
         """
         if not self.scored:
             return step.mean_logprob
@@ -135,7 +135,7 @@ class Stepping(Asking):
             self._call(first, _Call(parent, False), self._asking.grow(parent, each, first))
 
     def close(self, steps: Sequence[Step | None]) -> None:
-        """The last wave: end these responses, open thoughts by force. The first one may use the answer reserve."""
+        """The last wave: answer these responses, forcing open thoughts to end. The first may use the answer reserve."""
         self._closing, self._final = True, bool(steps)
         for i, step in enumerate(steps):
             self._end(step, self.new_id(), final=i == 0)
@@ -144,14 +144,14 @@ class Stepping(Asking):
             self.concluded()
 
     def lease(self, steps: Sequence[Step]) -> None:
-        """Keep the prefixes of these steps in the engine's cache, and no others."""
+        """Keep the prefixes of these steps in the engine's KV cache, and no others."""
         if self.context.capabilities.leases and self._prompt:
             self._leases.keep(self._prompt, steps)
 
     def best_answer(self) -> Step | None:
         """The best whole response: accepted by a checker before unchecked before rejected, then the highest value.
 
-        Of equal values, as those that a scorer was not asked for have, the likeliest, then the first.
+        Of equal values (such as -inf of steps that were not scored) the most likely, then the first.
         """
         whole = [s for s in self.steps.values() if s.ended and self.answered(s)]
         return max(whole, key=lambda s: (s.rank, self.value(s), s.mean_logprob, -s.id), default=None)
@@ -198,10 +198,10 @@ class Stepping(Asking):
         elif kind == MORE:
             self.told_more(number, answer)
         if kind in (CALL, CHECK, SCORE):
-            self._go_on()
+            self._proceed()
 
-    def _go_on(self) -> None:
-        """Take the wave as far as what is there allows."""
+    def _proceed(self) -> None:
+        """Advance the wave as far as the answers allow."""
         if self._part == "calls":
             if any(call.completions is None for call in self._calls.values()) or self._collect():
                 return
@@ -227,13 +227,13 @@ class Stepping(Asking):
             self.lease(())
             self.concluded()
         elif not self.steps:
-            # Where the first step has no room, an answer without any may have.
+            # If the budget has no room for the first step, it may for an answer without steps.
             self.close([None] if self.spent else [])
         else:
             self.advance(fresh)
 
     def _collect(self) -> bool:
-        """Turn completions into steps; True if some of them are answers that have to be ended first."""
+        """Turn completions into steps; True if some have to be answered first."""
         calls, self._calls = sorted(self._calls.items()), {}
         if not self._fresh:
             self.failed = not any(call.completions for _, call in calls)

@@ -29,7 +29,7 @@ class Tree:
     def add(self, node_id: int, completion: Completion, parent: int | None = None) -> Node:
         """Add a completion under a parent; its text is split into thought, calls and answer by the model's own markers.
 
-        Calls that came beside the text are the response's, too.
+        Calls that came separately from the text are the response's, too.
         """
         response = split_response(completion.text, completion.finish_reason, self._thought, self._tools)
         if completion.tool_calls:

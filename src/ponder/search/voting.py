@@ -1,4 +1,4 @@
-"""Samples whose answers are read and compared, so that they can vote: what majority and its kin share."""
+"""Samples whose answers are read and compared, so that they can vote: what the voting strategies share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Voting(Sampling):
     """Samples that vote; the answer with the most weight wins, of equals the one that came up at the lower index.
 
     A response without an answer, or with one that cannot be read, abstains. If the comparison of answers fails, they
-    are compared as they are written. The ask that groups the first `k` samples is ask `-1 - k`; subclasses may use -1
+    are compared as text. The ask that groups the first `k` samples is ask `-1 - k`; subclasses may use -1
     and what is below `-1 - n`.
     """
 
@@ -60,7 +60,7 @@ class Voting(Sampling):
         return None
 
     def standings(self) -> tuple[Cluster, ...]:
-        """The clusters by what is known, the leader first; empty if nobody votes."""
+        """The clusters by what is known, the leader first; empty if no response votes."""
         votes = self._votes_now()
         return standings(votes, self.weights(votes))
 

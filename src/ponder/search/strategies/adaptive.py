@@ -25,7 +25,7 @@ class Adaptive(SamplingOptions):
     `beta` and `dirichlet` stop when the posterior probability that the answer in the lead has the most support is at
     least `threshold`; `beta` looks at the two best answers, `dirichlet` at all that were seen. `esc` stops when all
     samples of a window agree (Early-Stopping Self-Consistency, Li et al. 2024, arXiv:2401.10480). Each rule also stops
-    when the samples that are left could not overtake the leader. Samples are drawn in waves, each by a call of its own,
+    when the samples that are left could not overtake the leader. Samples are drawn in waves, each by its own call,
     and looked at in the order of their index; what still runs when the rule is satisfied is cancelled.
     """
 
@@ -65,7 +65,7 @@ class _Adaptive(Voting):
         self._options = options
         self._fewest = 0 if options.rule == "esc" else options.fewest
         self._seen = 0
-        """So many samples from the first on have been looked at."""
+        """How many samples, from the first on, have been looked at."""
         self._looking = False
         """A group is asked for; `_seen` grows when it is there."""
         self._why = ""
@@ -99,7 +99,7 @@ class _Adaptive(Voting):
         self._look()
 
     def _look(self) -> None:
-        """Look at sample after sample, as far as they are there."""
+        """Look at the samples in order, as far as they are there."""
         while not self._looking and not self._why and self._seen < self.run:
             upto = self._seen + 1
             if self._needs_votes(upto):

@@ -23,7 +23,7 @@ class Beam(StepOptions):
     kept; each is grown by `expand` samples. A scorer of partial responses guides it; without one, or if it fails, the
     mean log-probability of the sampled tokens so far. Equal siblings are one step. The first whole response that a
     checker accepts ends the search, one that it rejects leaves the beam; without a checker a whole response keeps its
-    place by its score. What is still open at the end is closed and answered, the best first, from the answer reserve.
+    place by its score. Open responses are closed at the end and answered, the best first, from the answer reserve.
     """
 
     width: int = 4
@@ -48,7 +48,7 @@ class _BeamSearch(Stepping):
         self._beam: list[Step] = []
 
     def advance(self, steps: list[Step]) -> None:
-        # What was not grown since its call failed or did not fit is still there.
+        # Steps whose call failed or did not fit the budget stay in the pool.
         waiting = [s for s in self._beam if s.ended or not s.children]
         pool = [s for s in steps if not s.ended or (self.answered(s) and not s.rejected)] + waiting
         pool.sort(key=lambda s: (-self.value(s), s.id))

@@ -24,8 +24,8 @@ class BestOfN(SamplingOptions):
 
     The best is what the checker accepts, what the scorer scores highest, or what the model itself is most certain of:
     by mean log-probability, or by self-certainty (Kang et al. 2025, arXiv:2502.18581). `auto` takes the first of these
-    that there is, self-certainty apart. Ties go to the lowest sample index. Responses without an answer never win. If
-    what is to decide fails on every response, the next that is there does.
+    that there is, except self-certainty. Ties go to the lowest sample index. Responses without an answer never win. If
+    what should decide fails on every response, the next one that is available does.
     """
 
     by: str = "auto"

@@ -13,8 +13,8 @@ from ponder.types import Problem, SamplingParams
 class BudgetForcing:
     """Think for a given number of tokens (s1, arXiv:2501.19393); cost n × (thought_tokens + answer_tokens).
 
-    After `thought_tokens` tokens the thought is closed by force and the answer is sampled from what was kept for it,
-    so that a response is never truncated inside its thought. Up to `min_thought_tokens`, an end of thought is
+    After `thought_tokens` tokens the end of thought is forced and the answer is sampled from the tokens kept for it, so
+    that a response is never truncated inside its thought. Up to `min_thought_tokens`, an end of thought is
     replaced by `extend` (s1's "Wait"). Muennighoff et al. 2025, §3.1.
 
     An engine that bounds thoughts does this in one call. One that can only continue a response needs a second call,
@@ -29,7 +29,7 @@ class BudgetForcing:
     min_thought_tokens: int = 0
     """Fewest tokens of thought; needs `extend`."""
     extend: str = ""
-    """What takes the place of an end of thought that comes too early."""
+    """What replaces an end of thought that comes too early."""
     n: int = 1
     """Samples; the first is the outcome."""
     temperature: float = 1.0

@@ -1,4 +1,4 @@
-"""Cascade: a fast answer first, a slow one only where the fast one is not sure."""
+"""Cascade: a fast answer first, a slow one only if the fast one is unsure."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Cascade(SamplingOptions):
     """Answer fast, search on if unsure (FrugalGPT, Chen et al. 2023, arXiv:2305.05176); cost n × max_tokens + slow's.
 
     The fast answer is the majority of a few cheap samples (AutoMix, Madaan et al. 2023, arXiv:2310.12963, verifies it
-    likewise with the small model). It stands if it is sure: the checker accepts one of its answers; or enough of its
+    likewise with the small model). It is kept if it is sure: the checker accepts one of its answers; or enough of its
     samples agree; or its mean log-probability is high enough. Without a fast answer it is never sure. Otherwise a
-    second strategy searches anew, on the same or another engine; should it find no answer, the fast one stands.
+    second strategy searches from scratch, on the same or another engine; if it finds none, the fast answer is kept.
     """
 
     n: int = 4
     """Fast samples."""
     unsure: str = "auto"
-    """What sureness is judged by: `checker`, `agreement`, `logprob`; `auto` takes the first of these that there is."""
+    """What decides: `checker`, `agreement`, `logprob`; `auto` takes the first of these that is available."""
     agreement: float = 0.75
     """Least share of all fast samples that must give the answer (those without one count as not agreeing)."""
     logprob: float = -0.2
@@ -57,7 +57,7 @@ class Cascade(SamplingOptions):
         self.slow_strategy()
 
     def slow_strategy(self) -> Strategy:
-        """The second strategy. Raises `UserError` for a name or options that there are not."""
+        """The second strategy. Raises `UserError` for an unknown name or option."""
         try:
             return registry.build("search.strategies", self.slow, self.slow_options)
         except UserError as error:
@@ -77,12 +77,12 @@ class Cascade(SamplingOptions):
             by = next((name for name in UNSURE[1:] if there[name]), None)
             if by is None:
                 raise Unsupported(
-                    "cascade has nothing to be unsure by: there is no checker, n is 1, and the engine of "
+                    "cascade has no measure of confidence: there is no checker, n is 1, and the engine of "
                     f"{context.info.name} gives no log-probabilities; give n of 2 or more"
                 )
             return by
         if not there[self.unsure]:
-            raise Unsupported(f"cascade by unsure = {self.unsure} needs what is not there; choose agreement")
+            raise Unsupported(f"cascade by unsure = {self.unsure} is not available here; choose agreement")
         return self.unsure
 
 
@@ -109,7 +109,7 @@ class _Fast(Voting):
     def standings(self) -> tuple[Cluster, ...]:
         """What the checker accepted comes first."""
         ranked = super().standings()
-        return tuple(sorted(ranked, key=lambda p: not self._accepted(p)))
+        return tuple(sorted(ranked, key=lambda c: not self._accepted(c)))
 
     def _accepted(self, cluster: Cluster) -> bool:
         check = self.tree[self.leaves[cluster.members[0]].id].check
@@ -121,7 +121,7 @@ class _Fast(Voting):
         return dataclasses.replace(outcome, confidence=check.reward) if check and check.correct else outcome
 
     def sure(self) -> tuple[bool, str]:
-        """Whether the fast answer stands, and why, as a clause."""
+        """Whether the fast answer is kept, and why, as a clause."""
         ranked = self.standings()
         if not ranked:
             return False, "no fast answer"
@@ -135,7 +135,7 @@ class _Fast(Voting):
             return sure, f"mean log-probability {mean:.3g}, {'at least' if sure else 'below'} {options.logprob:g}"
         without = {"checker": "the checker failed; ", "logprob": "there were no log-probabilities; "}.get(self._by, "")
         if self.n == 1:
-            return False, f"{without}nothing to be sure by"
+            return False, f"{without}no measure of confidence"
         agree = len(leader.members) / self.n
         return agree >= options.agreement, f"{without}{result(ranked)}, {agree:.0%} of {self.n} fast samples"
 
@@ -186,7 +186,7 @@ class _Cascade:
         nodes = (*fast.trace.nodes, *moved(slow.trace.nodes, offset))
         trace = Trace(self._problem.id, nodes)
         if slow.response.answer is None and fast.response.answer is not None:
-            reason = f"{self._why}: unsure, but {self._options.slow} found no answer, so the fast one stands"
+            reason = f"{self._why}: unsure, but {self._options.slow} found no answer, so the fast one is kept"
             return dataclasses.replace(fast, trace=trace, stop=slow.stop, reason=reason)
         reason = f"{self._why}: unsure; {self._options.slow}: {slow.reason or 'its answer'}"
         return dataclasses.replace(slow, trace=trace, chosen=chosen(slow, offset), reason=reason)

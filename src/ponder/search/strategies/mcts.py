@@ -44,13 +44,13 @@ class Mcts(StepOptions):
     expand: int = 4
     """Children that a simulation samples."""
     per_move: int = 4
-    """Simulations after which the search commits to the step of most visits and goes on from there; 0 is never."""
+    """Simulations after which the search commits to the step of most visits and continues from there; 0 is never."""
     parallel: int = 4
     """Simulations that run at a time."""
     exploration: float = 1.25
     """The constant of PUCT."""
     prior: Literal["logprob", "uniform"] = "logprob"
-    """Prior of siblings: softmax of the mean log-probabilities of their new tokens, or all alike."""
+    """Prior of siblings: softmax of the mean log-probabilities of their new tokens, or uniform."""
     widening: float = 0.5
     """A step is expanded again when it was expanded fewer than (visits / expand) ** widening times; 0 is never."""
 
@@ -142,7 +142,7 @@ class TreeSearch(Stepping):
             self.simulate()
 
     def _worth(self, step: Step) -> float | None:
-        """What a step says for those above it; None for one that is worth nothing."""
+        """The value of a step that is backed up; None for a dead end."""
         value = self.value(step)
         dead = step.rejected or (step.ended and not self.answered(step))
         return None if dead or not math.isfinite(value) else value
@@ -191,7 +191,7 @@ class TreeSearch(Stepping):
                 weights[vote.cluster] = weights.get(vote.cluster, 0.0) + weight
         if best is None or best.rank == 2 or not weights:
             return super().outcome(spend, stop)
-        cluster = max(weights, key=lambda p: (weights[p], -p))
+        cluster = max(weights, key=lambda c: (weights[c], -c))
         voters = [s for s, v in zip(self._voters, self._votes, strict=True) if v is not None and v.cluster == cluster]
         best = max(voters, key=lambda s: (self.value(s), -s.id))
         total = math.fsum(weights.values())

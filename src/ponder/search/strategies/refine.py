@@ -1,4 +1,4 @@
-"""Refine: one answer after the other, each made from the last one and from what was wrong with it."""
+"""Refine: a sequence of answers, each a revision of the last one by feedback on it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Refine(SamplingOptions):
     """Revise by feedback (Self-Refine, Madaan et al. 2023, arXiv:2303.17651); cost n × max_tokens, × 2 unchecked.
 
     The feedback is what the environment's checker says, where there is one (never the judge), and stops the search when
-    it accepts; else the model's own critique of its answer, a call more for each, which stops it by saying `approve`.
+    it accepts; else the model's own critique of its answer, one more call each, which stops it by saying `approve`.
     Only the last answer and the feedback on it are in a prompt, so that prompts do not grow. The outcome is the answer
     that the checker rates highest, of equals the latest. Rounds run one after the other.
     """
@@ -70,7 +70,7 @@ class _Refine(Sampling):
         self._options = options
         self._checks = checks
         self._broken = False
-        """The checker failed; the model's own feedback took its place."""
+        """The checker failed; the model's own feedback replaces it."""
         self._prompts: dict[int, Prompt] = {}
         self._at = 0
         """The sample that is drawn."""
@@ -159,4 +159,4 @@ class _Refine(Sampling):
             said = f"{self._accepted} accepted answer {best + 1} of at most {self._options.n}"
         else:
             said = f"answer {best + 1} of {rounds}, none of them accepted"
-        return said + self._broken * "; the checker failed, the model's own feedback took its place"
+        return said + self._broken * "; the checker failed, the model's own feedback replaced it"

@@ -1,4 +1,4 @@
-"""Weighted: a vote in which sure responses count more."""
+"""Weighted: a vote weighted by confidence."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Weighted(SamplingOptions):
-    """Vote, sure samples counting more (DeepConf, Fu et al. 2025, arXiv:2508.15260); cost n × max_tokens (+ n scores).
+    """Vote weighted by confidence (DeepConf, Fu et al. 2025, arXiv:2508.15260); cost n × max_tokens (+ n scores).
 
     The weight is a scorer's score; the probability per token, exp(mean log-probability) (Wang et al. 2022, eq. 1);
     self-certainty (Kang et al. 2025, arXiv:2502.18581); or DeepConf's confidence of the last tokens, or of the least
-    confident stretch. Scores below 0 are no weights: exp(score - highest) is taken then. With `keep`, only the most
-    confident samples vote (DeepConf's filtering). If there is nothing to weigh by in the end, every vote counts 1.
+    confident stretch. With negative scores the weights are exp(score - highest). With `keep`, only the most
+    confident samples vote (DeepConf's filtering). If there is nothing to weigh by, every vote counts 1.
     """
 
     by: str = "logprob"
