@@ -88,7 +88,7 @@ def test_what_is_free_may_be_called_with_no_dollars_at_all():
     st.floats(1e-6, 2e-3),
     st.integers(1, 3),
 )
-def test_a_given_prefix_is_within_the_worst_case_whether_prompts_cost_more_or_responses(
+def test_a_given_prefix_is_within_the_worst_case_whether_prompts_are_dearer_or_responses(
     prompt, output, cached, begun, by_ids, dollars, n
 ):
     prices = Prices(prompt, output, cached)

@@ -50,7 +50,7 @@ def test_a_table_may_price_every_model_that_it_does_not_name(tmp_path):
 def test_an_unknown_model_is_refused_with_how_to_fix_it_and_likely_names():
     with pytest.raises(UserError, match=r"'gpt-4o-mni'.*PONDER_PRICES.*did you mean 'gpt-4o-mini'"):
         load().need("gpt-4o-mni")
-    with pytest.raises(UserError, match=r"prices of 'x/y'.*per_hour for hardware"):
+    with pytest.raises(UserError, match=r"prices of 'x/y'.*per_hour for your own hardware"):
         PriceList().need("x/y")
 
 

@@ -79,9 +79,9 @@ def test_the_transcript_is_given_sampled_tool_sampled_and_trained_on_what_was_sa
     assert transcript.ids == last.completion.prompt_ids + last.completion.ids
 
 
-def test_an_engine_without_ids_goes_on_by_messages() -> None:
+def test_an_engine_without_ids_continues_by_messages() -> None:
     class Telling(Talking):
-        """An endpoint: no ids, calls beside the text."""
+        """An endpoint: no ids, calls separate from the text."""
 
         def __post_init__(self):
             super().__post_init__()
@@ -104,13 +104,13 @@ def test_an_engine_without_ids_goes_on_by_messages() -> None:
     assert told == Message("tool", "4", tool_call_id="abc", name="calculate")
 
 
-def test_a_broken_call_is_text_and_ends_the_conversation() -> None:
+def test_an_invalid_call_is_text_and_ends_the_conversation() -> None:
     outcome = run(Turns(), Talking(scripted("</think><tool_call>{calculate}</tool_call>")))
     assert outcome.response.answer == "<tool_call>{calculate}</tool_call>"
     assert len(outcome.trace.nodes) == 1
 
 
-def test_what_a_tool_refuses_is_told_to_the_model_which_goes_on() -> None:
+def test_a_tools_error_is_a_message_and_the_model_continues() -> None:
     engine = Talking(scripted(f"</think>{call('1 / 0')}", f"</think>{call('2', name='calc')}", "</think>No."))
     outcome = run(Turns(), engine)
     assert outcome.response.answer == "No."
@@ -121,11 +121,11 @@ def test_what_a_tool_refuses_is_told_to_the_model_which_goes_on() -> None:
 # Ends that are none -------------------------------------------------------------------------------------------------
 
 
-def test_a_conversation_that_would_go_on_abstains() -> None:
+def test_a_conversation_that_would_continue_abstains() -> None:
     engine = Talking(lambda r, rng: f"</think>5 {call('1 + 1')}")
     outcome = run(Turns(most_turns=3), engine)
     assert (engine.calls, outcome.chosen, outcome.response.answer) == (3, None, None)
-    assert outcome.trace.nodes[-1].note == "the environment would go on after most_turns = 3"
+    assert outcome.trace.nodes[-1].note == "the environment would continue after most_turns = 3"
 
 
 def test_a_call_in_the_last_turn_of_the_environment_is_no_answer() -> None:
@@ -143,7 +143,7 @@ def test_a_budget_that_ends_within_a_conversation_is_kept_and_gives_no_answer(to
     assert all(n.note.startswith("cut short") for n in samples(outcome.trace) if n.completion.finish_reason == "stop")
 
 
-def test_a_conversation_longer_than_the_context_is_the_models_doing() -> None:
+def test_a_conversation_longer_than_the_context_is_the_models_fault() -> None:
     engine = Talking(lambda r, rng: f"</think>{call('1 + 1')}", context=400)
     outcome = run(Turns(max_tokens=150), engine)
     assert (outcome.stop, outcome.response.answer, engine.calls) == (StopReason.FINISHED, None, 3)
@@ -188,7 +188,7 @@ def test_a_tool_that_hangs_is_ended_by_the_budget_of_the_search() -> None:
 
 
 class Counted:
-    """An episode that says how many responses it has heard; counts all steps ever made."""
+    """An episode that says how many responses it has received; counts all steps ever made."""
 
     steps = 0
 
@@ -209,7 +209,7 @@ class Counted:
 
 
 @pytest.mark.parametrize(("forks", "steps"), [(True, 6), (False, 9)])
-def test_branches_hear_their_own_past_by_a_fork_or_by_repeating_it(forks, steps) -> None:
+def test_branches_have_their_own_past_by_a_fork_or_by_replay(forks, steps) -> None:
     Counted.steps = 0
     episodes = Episodes(Problem("p", "?"), lambda p: Counted(forks))
 
@@ -224,13 +224,13 @@ def test_branches_hear_their_own_past_by_a_fork_or_by_repeating_it(forks, steps)
     assert Counted.steps == steps + (0 if forks else 2)
 
 
-def test_a_path_that_ended_does_not_go_on() -> None:
+def test_a_path_that_ended_does_not_continue() -> None:
     episodes = Episodes(Problem("p", "?"), lambda p: Counted())
     with pytest.raises(ValueError, match="the episode of 'p' ended after 1 turns"):
         asyncio.run(episodes.turn((Response("end", text="end"), Response("a", text="a"))))
 
 
-def test_a_conversation_goes_on_in_another_process() -> None:
+def test_a_conversation_resumes_in_another_process() -> None:
     journal = Journal()
     whole = run(Turns(n=2), Talking(calculating), journal=journal)
     rows = journal.to_json()
@@ -258,7 +258,7 @@ def test_turns_are_not_played_with_one_question_or_without_messages() -> None:
         run(Turns(), MockEngine("</think>4"))
 
 
-def test_options_that_cannot_be_are_refused() -> None:
+def test_invalid_options_are_refused() -> None:
     for options in ({"most_turns": 0}, {"max_tokens": 0}, {"n": 0}, {"temperature": -1.0}):
         with pytest.raises(UserError, match=next(iter(options))):
             Turns(**options)

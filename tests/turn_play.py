@@ -1,4 +1,4 @@
-"""Conversations with a mock engine: it goes on by ids, and calls the calculator as told."""
+"""Conversations with a mock engine: it continues by ids, and calls the calculator as scripted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ponder.types import Message, Prompt, Request, ToolFormat
 
 
 class Talking(MockEngine):
-    """A mock of a model that takes messages and calls tools; what it sampled stands in its prompts as it was."""
+    """A mock of a model that takes messages and calls tools; its prompts hold what it sampled, unchanged."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -32,7 +32,7 @@ def call(expression: str, name: str = "calculate") -> str:
 
 
 def scripted(*texts: str) -> Callable[[Request, random.Random], str]:
-    """Says one text after another, by how often it has spoken in the conversation."""
+    """Returns one text after another, one for each turn of the conversation."""
 
     def text(request: Request, rng: random.Random) -> str:
         assert not isinstance(request.prompt, str)
@@ -42,7 +42,7 @@ def scripted(*texts: str) -> Callable[[Request, random.Random], str]:
 
 
 def calculating(request: Request, rng: random.Random) -> str:
-    """Lets the calculator work out what was asked, and says what it said."""
+    """Calls the calculator with the question, and answers with its result."""
     asked, last = request.prompt[0], request.prompt[-1]
     assert isinstance(asked, Message)
     assert isinstance(last, Message)

@@ -183,7 +183,7 @@ class Checker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What an environment says after a response: more messages (a tool's result, a next question), or the end."""
+    """What an environment returns after a response: more messages (a tool's result, a next question), or the end."""
 
     messages: tuple[Message, ...] = ()
     done: bool = True
@@ -194,7 +194,7 @@ class Turn:
 class Episode(Protocol):
     """One conversation with an environment, opened for a problem.
 
-    What it says depends on the problem and the responses alone, so that it can be repeated from its opening.
+    It depends on the problem and the responses alone, so that it can be replayed from its opening.
     """
 
     async def step(self, response: Response) -> Turn:
@@ -204,7 +204,7 @@ class Episode(Protocol):
     def fork(self) -> Episode:
         """An independent copy as of now, for a branch of a search.
 
-        Raises `Unsupported` where there is none: whoever needs the branch then replays its responses from the opening.
+        Raises `Unsupported` where it cannot be copied: the search then replays the responses from the opening.
         """
         ...
 
@@ -220,7 +220,7 @@ class Feedback:
     slow: bool = False
     """Checker and answers may take so long that they are run on a thread."""
     episode: Callable[[Problem], Episode] | None = None
-    """Opens an episode, where the environment has more to say than one question."""
+    """Opens an episode, if the environment has several turns."""
 
 
 @runtime_checkable
@@ -229,7 +229,7 @@ class Environment(Protocol):
 
     name: str
     turns: bool
-    """Its problems are conversations: its episodes answer to responses. Only strategies that play turns solve them."""
+    """Its problems are conversations: its episodes have several turns. Only strategies that play turns solve them."""
     slow_judge: bool
     """Judging may take so long that it is done on a thread (`environments.judging.judge`)."""
 
@@ -367,9 +367,9 @@ class Vote:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """Give the environment the last of these responses, which follow from one another; the answer is a `Turn`.
+    """Give the environment the last response of a conversation, all of which are here; the answer is a `Turn`.
 
-    The turn's reward is taken off.
+    The turn comes without its reward.
     """
 
     responses: tuple[Response, ...]
@@ -450,7 +450,7 @@ class SearchContext:
     others: Mapping[str, tuple[ModelInfo, Capabilities]] = field(default_factory=dict)
     """Further engines by the name under which `Generate` asks for them."""
     turns: bool = False
-    """The environment has more to say than one question: it may be asked with `Act`."""
+    """The environment has several turns: it may be asked with `Act`."""
 
 
 class Strategy(Protocol):
@@ -463,6 +463,6 @@ class Strategy(Protocol):
 
 @runtime_checkable
 class TurnPlayer(Protocol):
-    """A strategy that may be given an environment with `turns`; those that do not say so may not."""
+    """A strategy that can solve an environment with `turns`; all others are refused there."""
 
     plays_turns: bool

@@ -11,7 +11,7 @@
 | `caller.py` | an engine behind the meter, for scorers |
 
 The worst case in tokens is prompt and `max_tokens`; in dollars the same at the prices of the engine that is called. A
-given prefix costs what prompt tokens do; where its length is not known, the dearer price counts for all of the
+given prefix costs what prompt tokens do; where its length is not known, the higher price counts for all of the
 response. The call's `Receipt` says what it used, however it ended: finished, failed, cancelled, its stream closed. A
 receipt that stays unsettled is booked at the worst case; a `UserError` with one was refused before any work and costs
 nothing.
@@ -19,13 +19,13 @@ nothing.
 Seconds are a deadline. A call that still runs is cancelled; what it had sampled reaches the search in the
 `BudgetExceeded`, and it is over after the engine's `grace` at most.
 
-A stream is pulled: the meter takes one piece, awaits its reader, then takes the next. A slow reader holds an endpoint
-back, and what the endpoint may have sampled meanwhile is booked if the stream is cut. An engine in this process is
-shared and not held back: what waits for a reader is merged, one entry per sample.
+A stream is pulled: the meter takes one piece, awaits its reader, then takes the next. A slow reader gives an endpoint
+back-pressure, and what the endpoint may have sampled meanwhile is booked if the stream is cut. An engine in this
+process is shared and does not wait: what a reader has not taken is merged, one entry per sample.
 
 A machine that is paid by the hour is billed by `Spend.device_seconds`. The torch engine shares each step among its
-rows and each prefill among its tokens; for engines that do not say, the meter shares the time among calls in flight.
-One engine object counts as one machine.
+rows and each prefill among its tokens; for engines that do not report it, the meter shares the time among calls in
+flight. One engine object counts as one machine.
 
 Prices: without `per_hour`, `prompt` and `output` must both be given. `PONDER_PRICES=FILE.toml` adds to the packaged
 file and wins; `"*"` is every model that is not named. The packaged ones are public list prices of the date in the

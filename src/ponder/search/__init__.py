@@ -1,9 +1,9 @@
 """Search at inference under a hard budget.
 
 `runner.solve` loops over a search's `ask()` and `tell()`; the work is `Generate`, `Check`, `Score`, `Group` (which
-answers are the same), `Act` (what an environment says to a response), `Hold` and `Release` (leases on prefixes).
+answers are the same), `Act` (an environment's turn after a response), `Hold` and `Release` (leases on prefixes).
 
-- **A search is a value** (`asking.Asking`): it acts only on what it was told, in whatever order, and draws all
+- **A search is a value** (`asking.Asking`): it acts only on what it was told, in any order, and draws all
   randomness from its seed. So what it was told is its state: `journal.Journal` writes it down, each answer with a
   fingerprint of its question; `solve(journal=…)` replays it in another process and asks only for what is missing.
   With a larger budget a search may ask differently: an answer to another question is not used, and a response that a
@@ -18,12 +18,12 @@ answers are the same), `Act` (what an environment says to a response), `Hold` an
   `Search.reserve` keeps room for one last call of the whole search, which alone is `final`.
 - **Turns.** `episodes.Episodes` keeps an environment's episodes by path; a branch forks one, or replays the path from
   the opening. A turn's reward is removed before the search sees the turn.
-- **Scores cost.** A `Scorer` works by itself and says what that may cost at most (`worst`: reserved, then settled),
+- **Scores cost.** A `Scorer` works by itself and declares its worst case (`worst`: reserved, then settled),
   or names an engine and is given it behind the meter (`budget.caller`). Without room, the search continues without
   scores.
 - **Several engines.** `solve(others={"big": engine})` gives a strategy further engines by name, each with its prices.
 
-`tests/test_search_budget.py` holds random searches on the simulated engine against what it truly used, in virtual
+`tests/test_search_budget.py` holds random searches on the simulated engine against what it really used, in virtual
 time: 1,000 in each run of the suite, 10,000 by `pytest -m slow tests/test_search_budget.py`.
 """
 

@@ -1,4 +1,4 @@
-"""The episodes of one search, which branches in them: by the responses so far."""
+"""The episodes of one search, by the responses so far, for searches that branch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Path = tuple[Response, ...]
 class Episodes:
     """Takes turns after any path of responses.
 
-    A branch goes on from a fork. Where an episode has none, the first to go on from it takes it, and other branches
-    repeat the path from the opening: what an episode says depends on the responses alone.
+    A branch continues from a fork. If an episode cannot be forked, the first branch uses it, and the others replay the
+    path from the opening: what an episode returns depends on the responses alone.
     """
 
     def __init__(self, problem: Problem, opening: Callable[[Problem], Episode]) -> None:
         self._problem, self._opening = problem, opening
         self._after: dict[Path, Episode] = {}
-        """Episodes that nobody steps: a branch takes a fork, or the episode away."""
+        """Episodes that are not being stepped: a branch takes a fork, or removes the episode."""
 
     async def turn(self, responses: Path) -> Turn:
-        """What the environment says to the last of these responses, its reward taken off: no search may see that.
+        """The environment's turn after the last of these responses, without its reward: no search may see that.
 
         Raises what the environment raises, and `ValueError` if it ended before.
         """
@@ -36,12 +36,12 @@ class Episodes:
         return dataclasses.replace(turn, reward=0.0)
 
     async def _branch(self, path: Path) -> Episode:
-        """An episode after these responses that is nobody else's."""
+        """An episode after these responses, for this branch alone."""
         known = next((n for n in range(len(path), 0, -1) if path[:n] in self._after), 0)
         episode = self._taken(path[:known]) if known else self._opening(self._problem)
         for number, response in enumerate(path[known:], known + 1):
             if (await episode.step(response)).done:
-                raise ValueError(f"the episode of {self._problem.id!r} ended after {number} turns: it cannot go on")
+                raise ValueError(f"the episode of {self._problem.id!r} ended after {number} turns: it cannot continue")
         return episode
 
     def _taken(self, path: Path) -> Episode:

@@ -256,8 +256,8 @@ class _Calls:
             self.reason = self.reason or str(error)
             return error
         except Exception as error:
-            # Without its checker, scorer, votes or a lease a search goes on; without its engine it has failed. A prompt
-            # that grew too long is no failure of the engine.
+            # Without its checker, scorer, votes or a lease a search continues; without its engine it has failed. A
+            # prompt that grew too long is not a failure of the engine.
             if isinstance(work, Generate) and isinstance(error, TooLong):
                 self.reason = self.reason or str(error)
             elif isinstance(work, Act):
@@ -314,7 +314,7 @@ class _Calls:
 
     async def _act(self, responses: tuple[Response, ...]) -> Turn:
         if self._episodes is None:
-            raise Unsupported("the search gives responses to an environment that has one question and no more to say")
+            raise Unsupported("the search gives responses to an environment of one turn")
         async with self._meter.clocked():
             started = time.perf_counter()
             try:

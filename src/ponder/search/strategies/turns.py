@@ -1,4 +1,4 @@
-"""A conversation with an environment: respond, hear what it says, go on."""
+"""A conversation with an environment, turn by turn."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Turns:
     """Converse with an environment: call its tools, answer what it asks; cost ≤ n × most_turns × max_tokens.
 
     Each call also reads the conversation so far (from the cache where the engine kept it), which a budget counts.
-    Each response is given to the environment, and what that says is put into the prompt of the next one, until the
-    environment ends the conversation: its last response is the answer. A conversation that ends otherwise (by
+    Each response goes to the environment, and the messages that it returns into the next prompt, until the environment
+    ends the conversation: the last response is the answer. A conversation that ends otherwise (by
     `most_turns`, the budget, a prompt longer than the context) abstains. The `n` conversations are independent; the
-    first that came to its end is the outcome. As in ReAct (Yao et al. 2022, arXiv:2210.03629), with the
+    first that ended is the outcome. As in ReAct (Yao et al. 2022, arXiv:2210.03629), with the
     model's own format of tool calls.
     """
 
@@ -122,13 +122,13 @@ class _Conversations(Asking):
         return node
 
     def _said(self, index: int, turn: Turn) -> None:
-        """The environment has answered to the last response."""
+        """The environment has returned its turn."""
         path, o = self._paths[index], self._options
         node = path[-1]
         if turn.done:
             self._ended.add(node.id)
         elif len(path) == o.most_turns:
-            self.tree.aside(node.id, f"the environment would go on after most_turns = {o.most_turns}")
+            self.tree.aside(node.id, f"the environment would continue after most_turns = {o.most_turns}")
         else:
             self._prompts[index] += (self._message(node), *turn.messages)
             self._respond(index)
@@ -141,7 +141,7 @@ class _Conversations(Asking):
         return Message("assistant", content, tool_calls=response.tool_calls, ids=ids)
 
     def _cut(self, index: int, node_id: int, error: Exception) -> None:
-        """A response or the environment's answer did not come: the conversation abstains."""
+        """A call or the environment failed: the conversation abstains."""
         note = f"cut short: {error}"
         for completion in error.completions if isinstance(error, Unfinished) else ():
             self._add(index, node_id, completion)
@@ -155,7 +155,7 @@ class _Conversations(Asking):
             return Outcome(Response(None), None, trace, spend, stop)
         first = next((n for n in leaves if n.id in self._ended), None)
         if first is None:
-            # Still open: what it said last is not its answer.
+            # Still open: its last response is not an answer.
             return Outcome(dataclasses.replace(leaves[0].response, answer=None), None, trace, spend, stop)
         chosen = first.id if first.response.answer is not None else None
         return Outcome(first.response, None, trace, spend, stop, chosen)
