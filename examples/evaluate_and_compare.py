@@ -4,8 +4,8 @@ import ponder
 
 environment = ponder.environment("countdown")
 with ponder.open_engine("ponder-tiny") as engine:
-    one = ponder.evaluate(environment, engine, n=60, strategy="budget_forcing", thought_tokens=20)
-    longer = ponder.evaluate(environment, engine, n=60, strategy="budget_forcing", thought_tokens=160)
+    one = ponder.evaluate(environment, engine, problems=60, strategy="budget_forcing", thought_tokens=20)
+    longer = ponder.evaluate(environment, engine, problems=60, strategy="budget_forcing", thought_tokens=160)
 
 print("20 tokens of thought: ", one)
 print("160 tokens of thought:", longer)

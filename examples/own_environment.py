@@ -26,4 +26,4 @@ class Backwards(ponder.SingleTurn):
 
 
 assert not self_check(Backwards(), "test", range(20))
-print(ponder.evaluate(Backwards(), "ponder-tiny", n=20, strategy="direct", max_tokens=32))
+print(ponder.evaluate(Backwards(), "ponder-tiny", problems=20, strategy="direct", max_tokens=32))

@@ -1,6 +1,7 @@
 """What `import ponder` gives: names that come lazily, sync and async, in a running event loop too."""
 
 import asyncio
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 from mocks import MockEngine, MockEnvironment, doubler
 
 import ponder
+from ponder import registry
 from ponder.errors import UserError
 from ponder.types import StopReason
 
@@ -29,13 +31,18 @@ def test_names_come_when_they_are_used():
 
 
 def test_what_waits_has_an_asynchronous_twin():
-    for name in ("solve", "evaluate", "generate", "open_engine", "train_rl"):
-        twin = getattr(ponder, f"{name}_async")
+    waits = {name for name in ponder.__all__ if "sync.run(" in _source(name) or name in ("open_engine", "train_rl")}
+    assert waits == {"solve", "evaluate", "generate", "open_engine", "publish", "train_rl"}
+    for name in waits:
+        call, twin = getattr(ponder, name), getattr(ponder, f"{name}_async")
         assert inspect.iscoroutinefunction(twin)
-        assert not inspect.iscoroutinefunction(getattr(ponder, name))
-    assert inspect.signature(ponder.solve).parameters.keys() == inspect.signature(ponder.solve_async).parameters.keys()
-    both = (inspect.signature(f).parameters.keys() for f in (ponder.evaluate, ponder.evaluate_async))
-    assert len({tuple(keys) for keys in both}) == 1
+        assert not inspect.iscoroutinefunction(call)
+        assert tuple(inspect.signature(call).parameters) == tuple(inspect.signature(twin).parameters)
+
+
+def _source(name):
+    part = getattr(ponder, name)
+    return inspect.getsource(part) if inspect.isfunction(part) else ""
 
 
 def test_a_question_is_answered_with_a_strategy_by_name_and_its_options():
@@ -65,6 +72,68 @@ def test_votes_know_which_answers_are_the_same_without_being_told():
     assert outcome.confidence == pytest.approx(2 / 3)
 
 
+def test_a_problem_comes_with_its_environment_or_with_none_on_purpose():
+    environment = MockEnvironment()
+    problem = environment.problem("test", 0)
+    with pytest.raises(UserError, match="give its environment too"):
+        ponder.solve(problem, MockEngine())
+    assert ponder.solve(problem, MockEngine(), environment=ponder.Feedback()).response.answer == "42"
+
+
+def test_bad_input_is_one_sentence():
+    engine = MockEngine()
+    with pytest.raises(UserError, match=r"unknown key 'max_tokenz'; did you mean 'max_tokens'"):
+        ponder.generate(engine, "a", max_tokenz=3)
+    with pytest.raises(UserError, match=r"unknown key 'stepz'; did you mean 'steps'"):
+        ponder.train_rl(stepz=3)
+    with pytest.raises(UserError, match="give several as a list"):
+        ponder.generate(engine, ("a", "b"))
+    small = ponder.environment("arithmetic", digits=1, max_operands=2, max_result=9)
+    found = ponder.evaluate(small, MockEngine("</think>1"), problems=100_000)
+    assert found.problems < 100_000, "all there are"
+
+
+def test_a_reader_may_be_asynchronous_and_its_error_is_its_own():
+    seen = []
+
+    async def hear(delta):
+        await asyncio.sleep(0)
+        seen.append(delta.text)
+
+    assert "42" in ponder.solve("?", MockEngine(), on_delta=hear).response.answer
+    assert "".join(seen).endswith("42")
+    ponder.solve("?", MockEngine(), on_delta=lambda delta: seen.append(delta.text))
+    assert "".join(seen).count("42") == 2
+
+
+def test_a_prompt_that_fails_ends_the_others():
+    engine = MockEngine(fail=lambda number, _: UserError("too long") if number == 0 else None, delay=0.05)
+    with pytest.raises(UserError, match="too long"):
+        ponder.generate(engine, ["a", "b", "c"], max_tokens=50)
+    assert engine.in_flight == 0
+
+
+def test_an_engine_that_a_call_opened_is_closed_whatever_happens(monkeypatch):
+    opened = []
+
+    class Opening:
+        def open(self, model):
+            engine = MockEngine("</think>42")
+            engine.info = dataclasses.replace(engine.info, name=model)
+            opened.append(engine)
+            return engine
+
+    build = registry.build
+    monkeypatch.setattr(registry, "build", lambda room, *rest: Opening() if room == "engines" else build(room, *rest))
+    assert ponder.solve("?", "some-model").response.answer == "42"
+    with pytest.raises(UserError, match="give sampling parameters once"):
+        ponder.generate("some-model", "a", max_tokens=1, params=ponder.SamplingParams(5))
+    with pytest.raises(UserError):
+        ponder.solve("?" * 200_000, "some-model")
+    assert len(opened) == 2
+    assert all(engine.closed for engine in opened)
+
+
 def test_a_budget_is_never_exceeded():
     outcome = ponder.solve(
         "?" * 20, MockEngine("</think>" + "4" * 40), strategy="majority", n=8, budget=ponder.Budget(100)
@@ -83,13 +152,13 @@ def test_it_works_where_an_event_loop_is_running():
 
 def test_evaluations_are_compared_problem_by_problem():
     environment = MockEnvironment()
-    good, bad = (ponder.evaluate(environment, MockEngine(doubler(share)), n=20) for share in (1.0, 0.0))
+    good, bad = (ponder.evaluate(environment, MockEngine(doubler(share)), problems=20) for share in (1.0, 0.0))
     assert good.accuracy.value == 1.0
     found = ponder.compare(bad, good)
     assert found.difference.value == 1.0
     assert found.moves == {"wrong to correct": 20}
     with pytest.raises(UserError, match="did not answer the same problems"):
-        ponder.compare(good, ponder.evaluate(environment, MockEngine(), n=5))
+        ponder.compare(good, ponder.evaluate(environment, MockEngine(), problems=5))
 
 
 def test_prompts_of_a_list_are_sampled_together():

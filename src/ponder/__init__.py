@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         open_engine,
         open_engine_async,
         publish,
+        publish_async,
         read_run,
         report,
         solve,
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
         train_rl_async,
     )
     from ponder.environments.base import SingleTurn
+    from ponder.protocols import Feedback
     from ponder.training.rl_config import RLConfig
     from ponder.types import Budget, Gold, Outcome, Problem, SamplingParams, Verdict, VerdictKind
 
 __all__ = [
     "Budget",
+    "Feedback",
     "Gold",
     "Outcome",
     "Problem",
@@ -52,6 +55,7 @@ __all__ = [
     "open_engine",
     "open_engine_async",
     "publish",
+    "publish_async",
     "read_run",
     "report",
     "solve",
@@ -64,6 +68,7 @@ __all__ = [
 _ELSEWHERE = {
     "SingleTurn": "ponder.environments.base",
     "RLConfig": "ponder.training.rl_config",
+    "Feedback": "ponder.protocols",
     **dict.fromkeys(
         ("Budget", "Gold", "Outcome", "Problem", "SamplingParams", "Verdict", "VerdictKind"), "ponder.types"
     ),

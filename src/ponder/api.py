@@ -10,29 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Sequence
+import inspect
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from ponder import registry, sync
+from ponder.config import from_mapping
 from ponder.errors import UserError
-from ponder.protocols import Delivery, Engine, Environment, Strategy, WeightsUpdate
-from ponder.types import (
-    Budget,
-    Completion,
-    Delta,
-    Outcome,
-    Problem,
-    Prompt,
-    Request,
-    SamplingParams,
-    Split,
-)
+from ponder.protocols import Delivery, Engine, Environment, Feedback, Strategy, WeightsUpdate
+from ponder.types import Budget, Delta, Message, Outcome, Problem, Prompt, Request, SamplingParams, Split
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ponder.engines.base import BaseEngine
+    from ponder.engines.opening import EngineOptions, OpeningBudget
     from ponder.evaluation.compare import Comparison
     from ponder.evaluation.results import Evaluation
     from ponder.runs.results import Results
@@ -72,20 +65,45 @@ def _part(room: str, part: Any, options: dict[str, Any]) -> Any:
 # Engines ------------------------------------------------------------------------------------------------------------
 
 
-def open_engine(model: str = DEFAULT, engine: str = "torch", **options: Any) -> BaseEngine:
+def open_engine(
+    model: str = DEFAULT, engine: str = "torch", *, budget: Budget | None = None, **options: Any
+) -> BaseEngine:
     """Open an engine on a model; `with` closes it, or else it is closed when Python ends.
 
     `model` is a built-in name, a folder, a run directory, a `.gguf` file or a hub id (with another engine than torch,
     what that engine takes). `engine` is a name of `ponder list engines`; `options` are its options, such as
-    `exact=True` or `base_url=…`. Raises `UserError` for a model that cannot be loaded.
+    `exact=True` or `base_url=…`. Finding out what an endpoint can do costs tokens (`engine.opening`): a quarter of
+    `budget` at most. Raises `UserError` for a model that cannot be loaded.
     """
-    opened: BaseEngine = registry.build("engines", engine, options).open(model)
-    return opened
+    from ponder.engines.opening import opened
+
+    return _closable(opened(*_to_open(model, engine, options, budget)))
 
 
-async def open_engine_async(model: str = DEFAULT, engine: str = "torch", **options: Any) -> BaseEngine:
-    """`open_engine` for asynchronous code: loading runs on a thread."""
-    return await asyncio.to_thread(open_engine, model, engine, **options)
+async def open_engine_async(
+    model: str = DEFAULT, engine: str = "torch", *, budget: Budget | None = None, **options: Any
+) -> BaseEngine:
+    """`open_engine` for asynchronous code: loading runs on a thread, and a cancelled opening leaves no engine open."""
+    from ponder.engines.opening import opened_async
+
+    return _closable(await opened_async(*_to_open(model, engine, options, budget)))
+
+
+def _to_open(
+    model: str, engine: str, options: dict[str, Any], budget: Budget | None
+) -> tuple[EngineOptions, OpeningBudget | None]:
+    from ponder.budget.prices import load
+    from ponder.engines.opening import EngineOptions, OpeningBudget
+
+    return EngineOptions(model, engine, options), None if budget is None else OpeningBudget(budget, load())
+
+
+def _closable(engine: Engine) -> BaseEngine:
+    from ponder.engines.base import BaseEngine
+
+    if not isinstance(engine, BaseEngine):
+        raise UserError(f"{type(engine).__name__} is not a ponder.engines.base.BaseEngine: derive it from that")
+    return engine
 
 
 @contextlib.asynccontextmanager
@@ -94,38 +112,33 @@ async def _engine(model: str | Engine) -> AsyncIterator[Engine]:
     if not isinstance(model, str):
         yield model
         return
-    opened = await open_engine_async(model)
-    try:
-        yield opened
-    finally:
-        await opened.close()
+    engine = await open_engine_async(model)
+    async with engine:
+        yield engine
 
 
-@overload
-def generate(model: str | Engine, prompt: str, *, n: int = 1, **params: Any) -> tuple[Completion, ...]: ...
-@overload
-def generate(
-    model: str | Engine, prompt: Sequence[Prompt], *, n: int = 1, **params: Any
-) -> list[tuple[Completion, ...]]: ...
-def generate(model: str | Engine, prompt: Any, *, n: int = 1, **params: Any) -> Any:
-    """Sample `n` completions of a prompt, or of each prompt of a list (all in one batch where the engine can).
+def generate(model: str | Engine, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **params: Any) -> Any:
+    """Sample `n` completions of a prompt; for a list of prompts a list with those of each, sampled in one batch.
 
     `params` are fields of `SamplingParams` (`max_tokens` is 512 if not given), or `params=SamplingParams(…)`. Raises
-    `UserError` for what does not fit the context.
+    `UserError` for what does not fit the context; then the other prompts are not sampled any further.
     """
     return sync.run(generate_async(model, prompt, n=n, **params))
 
 
-async def generate_async(model: str | Engine, prompt: Any, *, n: int = 1, **params: Any) -> Any:
+async def generate_async(model: str | Engine, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **params: Any) -> Any:
     """`generate` for asynchronous code."""
     given = params.pop("params", None)
     if given is not None and params:
         raise UserError(f"{next(iter(params))} and params: give sampling parameters once")
-    sampling = given or SamplingParams(**{"max_tokens": 512, **params})
+    sampling = given or from_mapping(SamplingParams, {"max_tokens": 512, **params}, "generate")
     many = isinstance(prompt, list)
+    prompts: list[Any] = list(prompt) if isinstance(prompt, list) else [prompt]
+    for one in prompts:
+        if not isinstance(one, str) and not all(isinstance(part, Message | int) for part in one):
+            raise UserError("generate: a prompt is a text, a tuple of messages or of ids; give several as a list")
     async with _engine(model) as engine:
-        requests = [Request(p, sampling, n=n) for p in (prompt if many else [prompt])]
-        found = await sync.gather_all(engine.generate(r) for r in requests)
+        found = await sync.gather_all(engine.generate(Request(p, sampling, n=n)) for p in prompts)
     return found if many else found[0]
 
 
@@ -135,10 +148,18 @@ def publish(engine: Engine, module: nn.Module, version: int) -> Delivery:
     Raises `UserError` for weights that do not fit or a version that does not rise, `Unsupported` for engines without
     weights of their own.
     """
-    return sync.run(engine.load_weights(WeightsUpdate(module, version)))
+    return sync.run(publish_async(engine, module, version))
+
+
+async def publish_async(engine: Engine, module: nn.Module, version: int) -> Delivery:
+    """`publish` for asynchronous code."""
+    return await engine.load_weights(WeightsUpdate(module, version))
 
 
 # Searching and measuring --------------------------------------------------------------------------------------------
+
+OnDelta = Callable[[Delta], Any]
+"""Hears the pieces of a response; if it gives an awaitable, the next piece waits for that."""
 
 
 def solve(
@@ -146,21 +167,34 @@ def solve(
     model: str | Engine = DEFAULT,
     *,
     strategy: str | Strategy = "direct",
-    environment: str | Environment | None = None,
+    environment: str | Environment | Feedback | None = None,
     budget: Budget = Budget(),  # noqa: B008  (frozen)
     seed: int = 0,
-    on_delta: Callable[[Delta], None] | None = None,
+    others: Mapping[str, Engine] | None = None,
+    on_delta: OnDelta | None = None,
     **options: Any,
 ) -> Outcome:
     """Answer one question with a strategy under a hard budget; the outcome has the answer, its trace and what it cost.
 
-    `question` is a text, or a problem of an environment (`environment.problem("test", 3)`), whose checker, scorer and
-    comparison of answers the search then uses (never its gold). `options` are the strategy's, such as `n=8`.
-    `on_delta` hears the leading response as it is sampled. Raises `UserError` for bad input, `Unsupported` if the
+    `question` is a text, or a problem of an environment (`environment.problem("test", 3)`). With a problem give its
+    `environment`: the search uses its checker, scorer and comparison of answers, never its gold; `Feedback()` is for a
+    search without any. `options` are the strategy's, such as `n=8`; `others` are further engines that it may ask for by
+    name. `on_delta` hears the leading response as it is sampled. Raises `UserError` for bad input, `Unsupported` if the
     strategy does not go with this engine; what fails later is in `outcome.stop` and `outcome.reason`.
     """
-    more: dict[str, Any] = {"strategy": strategy, "environment": environment, "budget": budget, "seed": seed}
-    return sync.run(solve_async(question, model, on_delta=on_delta, **more, **options))
+    return sync.run(
+        solve_async(
+            question,
+            model,
+            strategy=strategy,
+            environment=environment,
+            budget=budget,
+            seed=seed,
+            others=others,
+            on_delta=on_delta,
+            **options,
+        )
+    )
 
 
 async def solve_async(
@@ -168,32 +202,35 @@ async def solve_async(
     model: str | Engine = DEFAULT,
     *,
     strategy: str | Strategy = "direct",
-    environment: str | Environment | None = None,
+    environment: str | Environment | Feedback | None = None,
     budget: Budget = Budget(),  # noqa: B008  (frozen)
     seed: int = 0,
-    on_delta: Callable[[Delta], None] | None = None,
+    others: Mapping[str, Engine] | None = None,
+    on_delta: OnDelta | None = None,
     **options: Any,
 ) -> Outcome:
     """`solve` for asynchronous code."""
     from ponder.search import runner
 
+    if environment is None and isinstance(question, Problem):
+        raise UserError(
+            f"problem {question.id!r}: give its environment too, which checks answers and says which are the same "
+            "(environment=…; Feedback() for a search without any)"
+        )
     problem = Problem("question", question) if isinstance(question, str) else question
     chosen: Strategy = _part("search.strategies", strategy, options)
-    feedback = None if environment is None else _part("environments", environment, {})
+    feedback = _part("environments", environment, {}) if isinstance(environment, str) else environment
 
     async def show(delta: Delta) -> None:
         assert on_delta is not None
-        on_delta(delta)
+        taken = on_delta(delta)
+        if inspect.isawaitable(taken):
+            await taken
 
+    reader = None if on_delta is None else show
     async with _engine(model) as engine:
         return await runner.solve(
-            chosen,
-            problem,
-            engine,
-            feedback=feedback,
-            budget=budget,
-            seed=seed,
-            on_delta=None if on_delta is None else show,
+            chosen, problem, engine, feedback=feedback, budget=budget, seed=seed, others=others, on_delta=reader
         )
 
 
@@ -201,45 +238,67 @@ def evaluate(
     environment: str | Environment,
     model: str | Engine = DEFAULT,
     *,
-    n: int = 64,
+    problems: int = 64,
     split: Split = "test",
     strategy: str | Strategy = "direct",
     samples: int = 1,
     budget: Budget = Budget(),  # noqa: B008  (frozen)
+    total: Budget = Budget(),  # noqa: B008  (frozen)
     seed: int = 0,
+    others: Mapping[str, Engine] | None = None,
     **options: Any,
 ) -> Evaluation:
-    """Measure how many of the first `n` problems of a split a strategy solves, with a 95 % interval.
+    """Measure how many of the first `problems` of a split a strategy solves, with a 95 % interval.
 
-    `budget` is of each search; `options` are the strategy's. Raises what `ponder eval` refuses: `UserError` for bad
-    input, `PonderError` if too many searches or judgements failed.
+    `budget` is of each search, `total` of all of them; `options` are the strategy's, such as `n=8`. Raises what
+    `ponder eval` refuses: `UserError` for bad input, `PonderError` if too many searches or judgements failed.
     """
-    more: dict[str, Any] = {"n": n, "split": split, "strategy": strategy, "samples": samples, "budget": budget}
-    return sync.run(evaluate_async(environment, model, seed=seed, **more, **options))
+    return sync.run(
+        evaluate_async(
+            environment,
+            model,
+            problems=problems,
+            split=split,
+            strategy=strategy,
+            samples=samples,
+            budget=budget,
+            total=total,
+            seed=seed,
+            others=others,
+            **options,
+        )
+    )
 
 
 async def evaluate_async(
     environment: str | Environment,
     model: str | Engine = DEFAULT,
     *,
-    n: int = 64,
+    problems: int = 64,
     split: Split = "test",
     strategy: str | Strategy = "direct",
     samples: int = 1,
     budget: Budget = Budget(),  # noqa: B008  (frozen)
+    total: Budget = Budget(),  # noqa: B008  (frozen)
     seed: int = 0,
+    others: Mapping[str, Engine] | None = None,
     **options: Any,
 ) -> Evaluation:
     """`evaluate` for asynchronous code."""
+    from ponder.budget import Meter
     from ponder.evaluation.evaluate import Plan
     from ponder.evaluation.evaluate import evaluate as measured
 
     source: Environment = _part("environments", environment, {})
     chosen: Strategy = _part("search.strategies", strategy, options)
     size = source.size(split)
-    problems = [source.problem(split, i) for i in range(n if size is None else min(n, size))]
+    try:
+        asked = [source.problem(split, i) for i in range(problems if size is None else min(problems, size))]
+    except IndexError as error:
+        raise UserError(f"problems = {problems}: {error}; give fewer") from None
     async with _engine(model) as engine:
-        return await measured(chosen, source, engine, problems, Plan(samples, seed, budget))
+        plan = Plan(samples, seed, budget)
+        return await measured(chosen, source, engine, asked, plan, others=others, parent=Meter(total))
 
 
 def compare(a: Evaluation | str | Path, b: Evaluation | str | Path, seed: int = 0) -> Comparison:
@@ -265,7 +324,8 @@ def train_rl(config: RLConfig | None = None, **fields: Any) -> Results:
     from ponder.training.rl_config import RLConfig
     from ponder.training.rl_run import train
 
-    config = RLConfig(**fields) if config is None else dataclasses.replace(config, **fields)
+    given = {} if config is None else {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    config = from_mapping(RLConfig, {**given, **fields}, "train_rl")
     train(config)
     return read(config.out)
 

@@ -98,17 +98,48 @@ def part_of(options: EngineOptions) -> Opens:
     return part
 
 
-@contextlib.contextmanager
-def open_engine(options: EngineOptions, budget: OpeningBudget | None = None) -> Iterator[Engine]:
-    """Open the engine on its model; it is closed when the block ends.
+def opened(options: EngineOptions, budget: OpeningBudget | None = None) -> Engine:
+    """An engine that is open on its model; the caller closes it.
 
     Its opening cost stays within what `budget` has left, and is booked there. Do not call it on an event loop's
-    thread: use `open_engine_async` there. Raises `UserError` for a model that cannot be opened, and as `part_of`.
+    thread: use `opened_async` there. Raises `UserError` for a model that cannot be opened, and as `part_of`.
     """
     engine = _opener(options, budget)()
     try:
         if budget is not None:
             budget.book(engine, options.model)
+    except BaseException:
+        sync.run(engine.close())
+        raise
+    return engine
+
+
+async def opened_async(options: EngineOptions, budget: OpeningBudget | None = None) -> Engine:
+    """`opened` for asynchronous code: the loop keeps running while a thread loads the model.
+
+    If cancelled meanwhile, it ends once the engine was opened and closed.
+    """
+    opening = asyncio.ensure_future(asyncio.to_thread(_opener(options, budget)))
+    try:
+        engine = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        with contextlib.suppress(Exception):
+            await (await opening).close()
+        raise
+    try:
+        if budget is not None:
+            budget.book(engine, options.model)
+    except BaseException:
+        await engine.close()
+        raise
+    return engine
+
+
+@contextlib.contextmanager
+def open_engine(options: EngineOptions, budget: OpeningBudget | None = None) -> Iterator[Engine]:
+    """`opened`, closed when the block ends."""
+    engine = opened(options, budget)
+    try:
         yield engine
     finally:
         sync.run(engine.close())
@@ -123,20 +154,9 @@ def open_others(options: EngineOptions, budget: OpeningBudget | None = None) -> 
 
 @contextlib.asynccontextmanager
 async def open_engine_async(options: EngineOptions, budget: OpeningBudget | None = None) -> AsyncIterator[Engine]:
-    """`open_engine` for asynchronous code: the loop keeps running while a thread loads the model.
-
-    If cancelled meanwhile, it ends once the engine was opened and closed.
-    """
-    opening = asyncio.ensure_future(asyncio.to_thread(_opener(options, budget)))
+    """`opened_async`, closed when the block ends."""
+    engine = await opened_async(options, budget)
     try:
-        engine = await asyncio.shield(opening)
-    except asyncio.CancelledError:
-        with contextlib.suppress(Exception):
-            await (await opening).close()
-        raise
-    try:
-        if budget is not None:
-            budget.book(engine, options.model)
         yield engine
     finally:
         await engine.close()
