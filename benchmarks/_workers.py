@@ -1,4 +1,4 @@
-"""Processes that stay up: the sides of a comparison, ours and the peers', each in a Python of its own."""
+"""Processes that stay up: the sides of a comparison, ponder and the peers, each in its own Python."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 
 SCRIPTS = Path(__file__).parent / "workers"
 MARK = "\x1e"
-"""Begins an answer (`workers/pipe.py`)."""
+"""Starts an answer (`workers/pipe.py`)."""
 TAIL = 4000
 """Characters of a worker's output that are shown when it fails."""
 
 
 class PeerMissing(Exception):
-    """A peer that cannot be compared with here; the message is one line that says why."""
+    """A peer that is not available here; the message is one line that says why."""
 
 
 class WorkerFailed(Exception):
@@ -42,7 +42,7 @@ class Worker:
         self.name = name
         self.log = logs / f"{name.replace(' ', '-').replace('/', '-')}.log"
         own = python is None
-        # A peer's Python must find its own packages and nothing of ours.
+        # A peer's Python must find its own packages and none of ponder's.
         variables = {k: v for k, v in os.environ.items() if own or k not in ("PYTHONPATH", "PYTHONHOME")}
         # The log stays readable, and nothing asks the network for models that lie on disk.
         variables |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -118,7 +118,7 @@ def peer_versions(python: str | None, flag: str, packages: tuple[str, ...]) -> d
     except OSError as error:
         raise PeerMissing(f"{flag} {python}: {error.strerror or error}") from None
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+        reason = (done.stderr.strip().splitlines() or ["it ended without output"])[-1]
         raise PeerMissing(f"{flag} {python}: {reason}")
     return json.loads(done.stdout)
 

@@ -2,13 +2,13 @@
 
     python benchmarks/engine.py [--peer-python PY] [--vllm-python PY] [--rounds 6] [--only TEXT] [--json] [--quick]
 
-The peers live in environments of their own (benchmarks/README.md says how to make them); one that is not given is
-skipped by name. Every side is a process that stays up: start, load and warm-up are not timed, the sides run in turn on
-the same prompts, new ones in each round, so that no cache carries over. All sample at temperature 1 from the whole
-distribution and give the same number of tokens (end tokens are ignored). Of a peer's settings each runs once; those
-within 10 % of the best take part in all rounds, and the best median counts.
+Each peer lives in its own environment (benchmarks/README.md says how to make them); one that is not given is
+skipped, with its name. Every side is a process that stays up: start, load and warm-up are not timed, the sides
+alternate on the same prompts, new ones in each round, so that no cache is reused. All sample at temperature 1 from the
+whole distribution and give the same number of tokens (end tokens are ignored). Of a peer's settings each runs once;
+those within 10 % of the best take part in all rounds, and the best median counts.
 
-After each of our timed runs the trainer's forward pass goes over what was sampled; in float32 its log-probabilities
+After each timed run of ponder the trainer's forward pass goes over what was sampled; in float32 its log-probabilities
 must be the sampler's within 1e-4, else the row says so and the exit code is 1.
 """
 
@@ -55,7 +55,7 @@ class Task:
     together: bool = True
 
     def message(self, tokenizer: Any, run: str) -> dict[str, Any]:
-        """What to do in a run. No two runs share a prompt, so that no side's cache carries over."""
+        """What to do in a run. No two runs share a prompt, so that no side's cache is reused."""
         seed = zlib.crc32(f"{self.name}/{run}".encode())
         ids = prompts(tokenizer, seed, self.prompts, self.length)
         return {"prompts": ids, "max_tokens": self.new, "seed": seed, "n": self.n, "together": self.together}
@@ -63,7 +63,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; `--quick` takes the least that still runs through all of it."""
+    """How much of everything; `--quick` takes the smallest sizes that still run every row."""
 
     concurrent: int = 64
     new: int = 64
@@ -95,7 +95,7 @@ QUICK = Sizes(4, 4, 1, 64, 4, 4, 1, (1, 4), (32, 64))
 
 @dataclass
 class Ours:
-    """Our side, and how far its samples were from the trainer's log-probabilities since `worst` was last read."""
+    """ponder's side, and how far its samples were from the trainer's log-probabilities since `worst` was last read."""
 
     worker: Worker
     tokenizer: Any
@@ -133,7 +133,7 @@ class Benchmark:
 
     @contextlib.contextmanager
     def ours(self, name: str = "ponder", **options: Any) -> Iterator[Ours]:
-        """Our engine with these options, warmed up."""
+        """ponder's engine with these options, warmed up."""
         with Worker(name, "ponder_engine.py", self.logs) as worker:
             found = worker.call("open", model=str(self.folder), options=options)
             if found["unknown"]:
@@ -183,7 +183,7 @@ class Benchmark:
         kept = near_best(first)
         ours.run(task, "first")
         ours.take_worst()
-        # Ours before each peer run: every pair is two runs that followed each other.
+        # ponder before each peer run: every pair is two consecutive runs.
         sides: dict[str, Callable[[int], float]] = {}
         for name in kept:
             sides[f"ours before {name}"] = lambda r, name=name: ours.run(task, f"{name}/{r}")
@@ -210,7 +210,7 @@ class Benchmark:
             },
         )
 
-    # Ours alone -------------------------------------------------------------------------------------------------------
+    # ponder alone -----------------------------------------------------------------------------------------------------
 
     def variant(self, name: str, options: dict[str, Any], *, dtype: str, mode: str, limit: float | None) -> None:
         """Another mode of the engine over the default one, and what publishing weights costs in it."""
@@ -230,7 +230,7 @@ class Benchmark:
                 }
                 self.printer.show(
                     compare(
-                        f"{name}: {task.name}, over ours by default",
+                        f"{name}: {task.name}, over the default mode",
                         "tokens/s",
                         found["other"],
                         found["plain"],
@@ -247,16 +247,16 @@ class Benchmark:
         except PeerMissing as missing:
             self.printer.show(Row(f"{name}: {task.name}", "tokens/s", skipped=str(missing)))
 
-    def company(self) -> None:
-        """In how many samples the same requests differ when they run in another company, by default and exactly."""
+    def compositions(self) -> None:
+        """In how many samples the same requests differ with another batch composition, by default and exactly."""
         task, together = self.sizes.tasks()["many"], max(1, self.sizes.concurrent // 12)
         for name, options in (("default", {}), ("exact", {"exact": True})):
-            title = f"other company, {name} mode: {task.name}"
+            title = f"other batch composition, {name} mode: {task.name}"
             if not self.wants(title):
                 continue
             with self.ours(f"ponder-{name}", **options) as side:
                 ids = prompts(self.tokenizer, 11, task.prompts, task.length)
-                found = side.worker.call("company", prompts=ids, max_tokens=task.new, seed=11, together=together)
+                found = side.worker.call("compositions", prompts=ids, max_tokens=task.new, seed=11, together=together)
             self.printer.show(
                 Row(
                     title,
@@ -271,7 +271,7 @@ class Benchmark:
             )
 
     def scaling(self) -> None:
-        """Decoding speed by concurrency and context, prompts not shared; prefill apart."""
+        """Decoding speed by concurrency and context, prompts not shared; prefill reported separately."""
         cells = [
             (count, context)
             for context in self.sizes.contexts
@@ -405,7 +405,7 @@ def run(b: Benchmark) -> None:
     b.against("vllm", "vllm_engine.py", peers[1], vllm, ["many", "one"])
     b.against("transformers", "transformers_engine.py", peers[0], dtypes, ["shared"])
     b.variant("exact mode", {"exact": True}, dtype="float32", mode="exact (batch-invariant)", limit=TOLERANCE)
-    b.company()
+    b.compositions()
     b.variant("bf16 decoding", {"dtype": "bfloat16"}, dtype="bfloat16", mode="a bf16 copy of the weights", limit=None)
     b.scaling()
 

@@ -2,10 +2,10 @@
 
     python benchmarks/eval_throughput.py [--model ponder-tiny] [--strategy majority] [--rounds 6] [--json] [--quick]
 
-Both sides are the same engine in this process, in turn, with its caches dropped before each run. Ours is
+Both sides are the same engine in this process, alternating, with its caches dropped before each run. ponder's is
 `evaluation.evaluate` with the strategy: searches, meter (with a budget that is never reached, so that every call is
-reserved and settled), votes, judge, and each search written to a `rollouts.jsonl`. The peer is `engine.generate` of the
-very requests that ours made, with as many in flight. To reach: a ratio of 0.9.
+reserved and settled), votes, judge, and each search written to a `rollouts.jsonl`. The peer is `engine.generate` of
+the same requests, with as many in flight. To reach: a ratio of 0.9.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Recorder:
 
 @dataclass(frozen=True)
 class Case:
-    """So many searches in flight, of so many samples each."""
+    """How many searches are in flight, and samples per search."""
 
     searches: int
     n: int
@@ -77,7 +77,7 @@ class Sides:
     requests: list[Request] = field(default_factory=list)
     tokens: dict[str, list[int]] = field(default_factory=lambda: {"ours": [], "bare": []})
     processor: dict[str, list[float]] = field(default_factory=lambda: {"ours": [], "bare": []})
-    """Seconds of all threads, which other work on the machine does not stretch as it does the time that passes."""
+    """Processor seconds of all threads, which other load on the machine stretches less than wall-clock time."""
 
     def ours(self, number: int) -> float:
         """Tokens/s of an evaluation."""
@@ -118,7 +118,7 @@ class Sides:
         self.processor[side].append(time.process_time() - busy)
 
     def processor_ratio(self) -> Estimate:
-        """Tokens per second of processor time, ours over the bare engine's."""
+        """Tokens per second of processor time, of `evaluate` over the bare engine."""
         rates = (
             [t / s for t, s in zip(self.tokens[side], self.processor[side], strict=True)] for side in ("ours", "bare")
         )
@@ -165,8 +165,8 @@ def measured(sides: Sides, rounds: int, model: str, strategy: str) -> Row:
         better="more",
         dtype="float32",
         mode=model,
-        note=f"{sides.case.problems} problems a round; ours writes rollouts; the bare engine sampled {share:.2%} as "
-        f"many tokens; by processor time the ratio is {busy.value:.2f} ({busy.low:.2f} to {busy.high:.2f})",
+        note=f"{sides.case.problems} problems a round; `evaluate` writes rollouts; the bare engine sampled {share:.2%} "
+        f"as many tokens; by processor time the ratio is {busy.value:.2f} ({busy.low:.2f} to {busy.high:.2f})",
         details={"runs": found, "tokens": sides.tokens, "processor_s": sides.processor},
     )
 

@@ -3,9 +3,9 @@
     python benchmarks/families.py [--model ponder-tiny] [-n 300] [--thought-tokens 320] [--temperature 1.0] [--quick]
         [--json]
 
-Countdown and arithmetic are judged on their environments' test splits. The other families have no environment: fresh
-draws (another seed than training's) are compared with the family's own answer, and may repeat a training example where
-a family has few. One sample a problem; 95 % intervals by Wilson's score.
+Countdown and arithmetic are judged on their environments' test splits. The other families have no environment: new
+draws (with another seed than in training) are compared with the family's own answer, and may repeat a training example
+where a family has few. One sample a problem; 95 % intervals by Wilson's score.
 """
 
 from __future__ import annotations

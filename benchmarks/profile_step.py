@@ -1,12 +1,12 @@
-"""Where the time of a decoding step goes, by kind of work, beside what the machine's matrix products alone take.
+"""Where the time of a decoding step goes, by kind of work, compared with the matrix products alone.
 
     python benchmarks/profile_step.py [--only TEXT] [--steps 24] [--operators] [--quick] [--json]
 
-Each case runs the same requests undisturbed and under torch's profiler, with 1 and with 1 + `steps` new tokens; the
+Each case runs the same requests with and without torch's profiler, with 1 and with 1 + `steps` new tokens; the
 difference is `steps` decoding steps without prefill. The parts are the operators' own times (without what they call)
-in all threads that run Python; an operator that touches an array as wide as the vocabulary is sampling, but for the
-head's product. `bookkeeping` is what is left of the undisturbed step, Python above all. Under the profiler small
-operators take longer than by themselves, so that bookkeeping is, if anything, more than it says.
+in all threads that run Python; an operator on an array as wide as the vocabulary counts as sampling, except the
+head's product. `bookkeeping` is the rest of the step without the profiler, mostly Python. Under the profiler small
+operators take longer, so that bookkeeping is, if anything, underestimated.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ KINDS = {
     "stack empty arange resize narrow slice select view as_strided expand transpose t unsqueeze squeeze reshape "
     "permute chunk split detach lift",
 }
-"""Operators by kind; each word stands for the names that go on after it with an underscore too."""
+"""Operators by kind; each word also matches names that continue it after an underscore."""
 REST = ("other operators", "bookkeeping")
 
 
@@ -136,7 +136,7 @@ def show(found: Mapping[str, Any], with_operators: bool) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="only cases whose name contains this text")
-    parser.add_argument("--steps", type=int, default=24, help="decoding steps that are looked at")
+    parser.add_argument("--steps", type=int, default=24, help="decoding steps to profile")
     parser.add_argument("--operators", action="store_true", help="list the slowest operators too")
     parser.add_argument("--quick", action="store_true", help="few rows and steps: does every case run?")
     parser.add_argument("--json", action="store_true", help="one JSON object a case")

@@ -1,17 +1,17 @@
-"""Whole steps of reinforcement learning beside TRL's GRPO: the same weights, problems, lengths, batch and rate.
+"""Whole steps of reinforcement learning compared with TRL's GRPO: the same weights, problems, lengths, batch and rate.
 
     python benchmarks/rl_step.py [--peer-python PY] [--rounds 6] [--only TEXT] [--trl-micro 64,128]
                                  [--micro-tokens N] [--json] [--quick]
 
 Two tasks: a Llama of 1 million random parameters with 512 completions a step (32 prompts × 16) of 20 to 100 tokens, and
-SmolLM2-135M with 64 completions (8 × 8) of 64 tokens. A file of problems says how long each completion is: our side
+SmolLM2-135M with 64 completions (8 × 8) of 64 tokens. A file of problems says how long each completion is: ponder
 sends one request a sample with that `max_tokens` and a model without end ids; in TRL a logits processor forbids the end
 token before the length and forces it there. Float32, AdamW, one optimiser step a batch, no reference model, no
 gradient checkpointing on either side unless `--checkpointing` asks for it on both.
 
 Each side is a process that stays up and waits, blocked on a pipe, while the other takes its step; 2 steps of warm-up
 are not timed. TRL's micro-batch is the faster of those in `--trl-micro`. Peak memory is resident memory from after
-the load to the end, warm-up included. Our samples are compared with the trainer's log-probabilities by the step itself
+the load to the end, warm-up included. ponder's step itself compares its samples with the trainer's log-probabilities
 (`mismatch_max`, before the update): above 1e-4 the row says so and the exit code is 1.
 """
 
@@ -176,7 +176,7 @@ class Benchmark:
             found["trl"],
             better="less",
             **facts,
-            note=f"ours: {split}; TRL: generate {generate:.2f} s; {counts['ours'][0]} tokens sampled in the first step",
+            note=f"ponder: {split}; TRL: generate {generate:.2f} s; {counts['ours'][0]} tokens sampled in step 1",
             details={
                 "ours_runs": found["ours"],
                 "peer_runs": found["trl"],
@@ -204,7 +204,7 @@ class Benchmark:
         return [time_row, dataclasses.replace(memory_row, parity=None, parity_limit=None)]
 
     def alone(self) -> Row:
-        """Ours without a peer to compare with."""
+        """ponder without a peer."""
         with self.ours() as ours:
             for _ in range(WARM_UP):
                 ours.call("step")
@@ -228,7 +228,7 @@ def main() -> int:
     parser.add_argument("--peer-python", default=os.environ.get("PEER_PYTHON"), help="a Python with trl")
     parser.add_argument("--rounds", type=int, default=6, help="alternating steps; 6 or more for a 95 %% interval")
     parser.add_argument("--only", choices=list(TASKS), help="only this task")
-    parser.add_argument("--micro-tokens", type=int, default=RLConfig.micro_tokens, help="ours, in ids")
+    parser.add_argument("--micro-tokens", type=int, default=RLConfig.micro_tokens, help="of ponder, in ids")
     parser.add_argument("--trl-micro", type=_numbers, help="TRL's micro-batches to choose from, such as 64,128")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing on both sides")
     parser.add_argument("--quick", action="store_true", help="one round of tiny sizes: does every row run?")

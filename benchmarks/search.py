@@ -3,9 +3,10 @@
     python benchmarks/search.py [--searches 1000] [--samples 8] [--rounds 5] [--finished 20000] [--json] [--quick]
 
 Many searches run at once on the simulated engine (`engines/simulated.py`), each with a budget of its own within a
-shared one. What the engine itself takes is measured by the same requests without any search, in turn, and taken off:
-the rest is ask and tell, the meter, the trace and the tasks of the event loop. Processor time, since a machine that is
-busy must not count. Memory is the blocks that Python's allocator has given out, before and after many more searches.
+shared one. What the engine itself takes is measured by the same requests without any search, alternating, and
+subtracted: the rest is ask and tell, the meter, the trace and the tasks of the event loop. Processor time, so that
+other load on the machine does not count. Memory is the blocks that Python's allocator has handed out, before and after
+many more searches.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Task:
         return Simulated(n=self.n, thinking=self.n)
 
     async def searches(self, count: int) -> tuple[float, int, list[Request]]:
-        """Processor seconds and responses of so many searches at once, and what they asked."""
+        """Processor seconds and responses of `searches` searches at once, and what they asked."""
         engine = Replaying(self.options())
         parent = Meter(Budget(tokens=10**12, seconds=10**6))
         budget = Budget(tokens=10**9)
@@ -94,7 +95,7 @@ class Task:
 
 
 def finish(searches: int, at_once: int) -> tuple[int, int]:
-    """Blocks of memory that Python holds after so many more searches have finished, and bytes of the process."""
+    """Blocks of memory that Python holds after more searches have finished, and bytes of the process."""
 
     async def some() -> None:
         engine = Simulated(steps=4, step_tokens=20).open()
@@ -110,7 +111,7 @@ def finish(searches: int, at_once: int) -> tuple[int, int]:
 
 
 def memory_row(searches: int, at_once: int) -> Row:
-    finish(2 * at_once, at_once)  # what is made once
+    finish(2 * at_once, at_once)  # what is created once
     blocks, rss = finish(at_once, at_once)
     more_blocks, more_rss = finish(searches, at_once)
     return Row(
@@ -130,7 +131,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--finished", type=int, default=20_000, help="finished searches of the row on memory")
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
-    parser.add_argument("--quick", action="store_true", help="the least that runs through all of it")
+    parser.add_argument("--quick", action="store_true", help="the smallest sizes that still run every row")
     args = parser.parse_args()
     if args.quick:
         args.searches, args.samples, args.rounds, args.finished = 20, 2, 2, 200

@@ -6,7 +6,7 @@ The endpoint (`workers/endpoint.py`) counts every prompt token that came and eve
 those are the true tokens, whatever a library reports. Without `--model` a scripted solver answers (right 6 times of
 10, wrong answers scattered); with it a model runs in the torch engine behind the same endpoint, on `arithmetic`. Every
 side gets the same problems one after another and the same sampling (temperature 1); samples differ, since the endpoint
-is free to draw. its_hub is told by a pattern what the answer is; optillm votes over whole texts, that is how it works.
+is free to draw. its_hub finds the answer by a pattern; optillm votes over whole texts.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ HEAD = f"{'side':<44} accuracy, 95 % interval     true  reported  share  calls s
 
 
 class Endpoint:
-    """The endpoint's process and its books."""
+    """The endpoint's process and its counters."""
 
     def __init__(self, arguments: Sequence[str], logs: Path) -> None:
         self._log = (logs / "endpoint.log").open("w", encoding="utf-8")
@@ -125,7 +125,7 @@ class Task:
     model: str
 
     def right(self, texts: Sequence[str]) -> int:
-        """Of texts as the endpoint sent them, or answers."""
+        """Judges texts as the endpoint sent them, or answers."""
         count = 0
         for text, gold in zip(texts, self.golds, strict=True):
             answer = split_response(text, FinishReason.STOP, THOUGHT).answer
@@ -144,7 +144,7 @@ def task_of(model: str | None, count: int) -> Task:
 
 
 def ours(strategy: Strategy, budget: Budget, task: Task, url: str, key: str) -> tuple[list[str], list[int]]:
-    """Our side, one search a problem; chosen answers and the tokens that the outcome reports."""
+    """ponder's side, one search a problem; chosen answers and the tokens that the outcome reports."""
     os.environ["PONDER_PEERS_KEY"] = key
 
     async def run() -> tuple[list[str], list[int]]:

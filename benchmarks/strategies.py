@@ -1,11 +1,11 @@
-"""Every strategy beside majority at equal spend, on problems that a real model (or the simulated one) samples for.
+"""Every strategy compared with majority at equal spend, on a real model or the simulated one.
 
     python benchmarks/strategies.py [--only countdown|arithmetic|tree|cot|simulated] [--problems 200] [--json]
 
 For each case majority's curve is drawn first: `most` samples of each problem, and from them what a vote over k of them
 reaches, exact over all draws. Then each strategy runs on the same problems, and its accuracy is compared with that
-curve at the same mean tokens a problem, paired by problem: once with all tokens that a budget counts (prompts that are
-read again, every branch that was dropped), once with those alone that were written. `best_of_n, one by one` draws until
+curve at the same mean tokens a problem, paired by problem: once with all tokens that a budget counts (repeated
+prompts and dropped branches included), once with the sampled ones alone. `best_of_n, one by one` draws until
 the checker accepts: what a checker is worth without any search. Accuracies are by the judge.
 """
 
@@ -66,7 +66,7 @@ class Side:
 
 
 def _shown(options: Mapping[str, Any]) -> list[str]:
-    """What tells a side from its neighbours."""
+    """What distinguishes a side from the others."""
     same = ("max_tokens", "delimiters", "instruction", "depth", "step_tokens", "answer_tokens")
     return [
         f"{k}=({' '.join(_shown(v))})" if isinstance(v, Mapping) else f"{k}={v}"
@@ -136,7 +136,7 @@ CHECKED = (
         },
     ),
 )
-"""What leans on Countdown's checker."""
+"""The rows that use Countdown's checker."""
 
 
 def countdown_trees() -> tuple[Side, ...]:

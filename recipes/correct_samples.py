@@ -3,7 +3,7 @@
     ponder eval ... --split train --samples 8 --out runs/pool
     python recipes/correct_samples.py runs/pool own.jsonl
 
-A control for RL of equal compute: supervised training on the model's own correct samples (STaR, Zelikman et al. 2022,
+A control for RL with equal compute: supervised training on the model's own correct samples (STaR, Zelikman et al. 2022,
 arXiv:2203.14465, one round). The texts are tokenised again.
 """
 

@@ -63,7 +63,7 @@ def row(**changes) -> _compare.Row:
     return _compare.compare("x", "tokens/s", [2.0, 4.0, 6.0], [1.0, 1.0, 2.0], better="more", **(facts | changes))
 
 
-def test_more_than_one_is_better_for_ours_whatever_the_unit() -> None:
+def test_more_than_one_is_better_for_ponder_whatever_the_unit() -> None:
     assert row().ratio == 3.0
     assert _compare.compare("x", "s", [1.0], [4.0], better="less").ratio == 4.0
 
@@ -143,7 +143,7 @@ def test_a_worker_answers_and_what_it_prints_goes_to_its_log(worker) -> None:
     assert "nor this" in worker.log.read_text()
 
 
-def test_a_worker_that_fails_says_so_in_a_line_and_goes_on(worker) -> None:
+def test_a_worker_that_fails_says_so_in_a_line_and_continues(worker) -> None:
     with pytest.raises(_workers.WorkerFailed, match=r"^a peer: ValueError: too hot$") as error:
         worker.call("fail")
     assert "Traceback" in error.value.output
@@ -161,7 +161,7 @@ def test_a_worker_that_ends_is_named(worker, tmp_path) -> None:
     ("python", "reason"),
     [(None, "give --vllm-python"), ("/no/such/python", "No such file"), (sys.executable, "no-such-package")],
 )
-def test_a_missing_peer_is_said_in_one_line(python, reason) -> None:
+def test_a_missing_peer_is_reported_in_one_line(python, reason) -> None:
     with pytest.raises(_workers.PeerMissing, match=reason) as missing:
         _workers.peer_versions(python, "--vllm-python", ("no-such-package",))
     assert "\n" not in str(missing.value)
@@ -186,7 +186,7 @@ def test_unequal_work_is_refused() -> None:
         pipe.timed(2.0, [7, 8, 6], 3, 7)
 
 
-def test_workers_need_nothing_of_ours_for_the_pipe() -> None:
+def test_workers_need_no_ponder_for_the_pipe() -> None:
     """Peers run it in environments without ponder."""
     tree = ast.parse(Path(pipe.__file__).read_text(encoding="utf-8"))
     modules = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
@@ -201,7 +201,7 @@ def test_every_script_knows_quick(script) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
-def test_the_peak_begins_anew(tmp_path) -> None:
+def test_the_peak_starts_again(tmp_path) -> None:
     """In a process of its own: a peak of 200 MB is forgotten, and that of the process that started it never counts."""
     code = (
         f"import sys; sys.path.insert(0, {str(Path(pipe.__file__).parent)!r})\n"
@@ -242,7 +242,7 @@ def test_the_products_of_a_step_are_the_models_matrices() -> None:
     assert limits.step_seconds(products, 1000) == pytest.approx(2000 * matrices / 100e9)
 
 
-def test_operators_are_told_apart_by_name_and_by_the_vocabulary() -> None:
+def test_operators_are_classified_by_name_and_by_the_vocabulary() -> None:
     from profile_step import kind_of
 
     assert kind_of("aten::addmm", [[4, 8], [8, 512]], 512) == "products"
@@ -264,7 +264,7 @@ def tiny_folder(tmp_path_factory) -> Path:
     return save(new_model(0, shape), tmp_path_factory.mktemp("model") / "tiny")
 
 
-def test_our_side_of_the_engine_gives_every_token_and_agrees_with_the_trainer(tiny_folder) -> None:
+def test_ponders_side_of_the_engine_gives_every_token_and_agrees_with_the_trainer(tiny_folder) -> None:
     from ponder_engine import Side
 
     side = Side()
@@ -293,7 +293,7 @@ def _shifted(completion):
     )
 
 
-def test_our_side_of_an_rl_step_samples_the_forced_lengths_and_trains_on_all_of_them(tiny_folder, tmp_path) -> None:
+def test_ponders_side_of_an_rl_step_samples_the_forced_lengths_and_trains_on_all_of_them(tiny_folder, tmp_path) -> None:
     from ponder_rl import Side
 
     lengths = [[3, 5, 4, 8], [6, 2, 7, 4]]

@@ -1,4 +1,4 @@
-"""`ponder solve` and `ponder eval` on an endpoint: what finding out about it costs is counted, bounded and said."""
+"""`ponder solve` and `ponder eval` on an endpoint: the cost of probing it is counted, bounded and reported."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def probed(server: Server) -> int:
 # What the probe has cost ----------------------------------------------------------------------------------------------
 
 
-def test_the_spend_of_a_solve_has_what_finding_out_cost_and_says_it_apart(
+def test_the_spend_of_a_solve_includes_the_probe_and_reports_it_separately(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert solve(server, "--json") == 0
@@ -89,7 +89,7 @@ def opening_tokens(server: Server) -> int:
     return probed(server) // 2
 
 
-def test_an_evaluation_counts_what_finding_out_cost_in_its_spend_and_in_what_a_correct_answer_costs(
+def test_an_evaluation_counts_the_probe_in_its_spend_and_in_what_a_correct_answer_costs(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -113,7 +113,7 @@ def tokens_of(spend: dict[str, Any]) -> int:
 
 
 @pytest.mark.parametrize("asks_again", [False, True])
-def test_a_resumed_evaluation_adds_what_finding_out_cost_once_for_each_process_that_asked(
+def test_a_resumed_evaluation_adds_the_cost_of_the_probe_once_for_each_process_that_probed(
     asks_again: bool, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "run")
@@ -123,7 +123,7 @@ def test_a_resumed_evaluation_adds_what_finding_out_cost_once_for_each_process_t
     assert server.tokens() <= 1500
     assert tokens_of(read_manifest(Path(out))["opening"]) == first > 0
     asked = len(server.calls)
-    # Another process goes by what the first has found, and asks again where it has kept nothing.
+    # Another process uses what the first found out, and probes again where nothing was kept.
     forget()
     manifest = Path(out) / "manifest.json"
     if asks_again:
@@ -190,7 +190,7 @@ def test_a_search_that_needs_what_was_not_found_out_is_refused_and_says_how_to_s
     assert server.tokens() <= 500
 
 
-# A search that goes on -----------------------------------------------------------------------------------------------
+# A resumed search -----------------------------------------------------------------------------------------------
 
 
 def test_a_saved_solve_counts_what_finding_out_cost_in_each_process(
@@ -235,7 +235,7 @@ def name(fault: Fault) -> str:
 
 
 @pytest.mark.parametrize("fault", BAD, ids=name)
-def test_what_fails_once_is_tried_again_within_the_budget(
+def test_what_fails_once_is_retried_within_the_budget(
     fault: Fault, server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.behaviour.faults = faults(fault)

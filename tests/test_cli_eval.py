@@ -86,7 +86,7 @@ def test_a_run_directory_that_exists_is_refused_before_the_work(
     assert engine.calls == calls
 
 
-def test_fewer_problems_than_asked_are_all_used_and_said_so(
+def test_fewer_problems_than_asked_are_all_used_with_a_note(
     engine: MockEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate("--environment-options", "count=5", "-n", "9", "--json") == 0
@@ -164,7 +164,7 @@ def test_an_unknown_model_is_one_sentence(capsys: pytest.CaptureFixture[str]) ->
     assert "did you mean 'ponder-tiny'?" in capsys.readouterr().err
 
 
-def test_too_many_failures_of_ours_stop_the_run_and_the_manifest_says_so(
+def test_too_many_infrastructure_errors_stop_the_run_and_the_manifest_says_so(
     engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.fail = lambda call, request: RuntimeError("the engine burns")
@@ -173,7 +173,7 @@ def test_too_many_failures_of_ours_stop_the_run_and_the_manifest_says_so(
     assert read_manifest(tmp_path / "run")["status"] == "failed"
 
 
-def test_every_whole_response_is_recorded_in_a_pool_and_a_stopped_recording_goes_on(
+def test_every_whole_response_is_recorded_in_a_pool_and_a_stopped_recording_resumes(
     engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ponder.evaluation.pools.record import read_pool
@@ -231,7 +231,7 @@ def test_a_stepwise_search_is_guided_by_the_environments_partial_scores(
     assert "└─" in (tmp_path / "beam" / "report.md").read_text()
 
 
-def test_a_cascade_goes_on_to_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cascade_escalates_to_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--environment-options", "checked=false", "--strategy", "cascade"]
     options = ["--strategy-options", "engine=big", "agreement=1.0", "slow=direct"]
     assert main(["eval", *SIMULATED, *flags, *options, "-n", "3"]) == 2
@@ -245,7 +245,7 @@ def test_a_cascade_goes_on_to_another_model(tmp_path: Path, capsys: pytest.Captu
     assert all(1.0 < cost < 10.0 for cost in costs), "each model has its own prices"
 
 
-def test_an_engine_of_ones_own_is_a_class_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_custom_engine_is_a_class_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\n"
         "from ponder.engines.simulated import Simulated\n"

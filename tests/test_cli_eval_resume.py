@@ -1,4 +1,4 @@
-"""`ponder eval` stopped, continued and under the budget of the whole."""
+"""`ponder eval` stopped, resumed and under a total budget."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
 
 @pytest.fixture
 def whole(engine: MockEngine, tmp_path: Path) -> Path:
-    """An evaluation that nobody stopped."""
+    """An evaluation that was not stopped."""
     path = tmp_path / "whole"
     assert evaluate(*BEST, "--out", str(path)) == 0
     return path
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was_and_equals_one_that_was_not(
+def test_an_interrupted_evaluation_resumes_where_it_was_and_equals_one_that_was_not(
     engine: MockEngine, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -51,7 +51,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was_and_equals_one_that_was_
     engine.calls, engine.delay = 0, delay
     assert evaluate(*BEST, "--concurrency", "16", "--out", str(out)) == 130
     error = capsys.readouterr().err
-    assert f"ponder: stopped; go on with: ponder eval --resume --out {out}" in error
+    assert f"ponder: stopped; continue with: ponder eval --resume --out {out}" in error
     assert read_manifest(out)["status"] == "interrupted"
     before = {(r["index"], r["sample"]) for r in read_lines(out / "rollouts.jsonl").rows}
     assert 0 < len(before) < 80
@@ -81,7 +81,7 @@ def test_a_pool_that_cannot_be_written_is_refused_before_anything_is_spent(
     assert engine.calls == 0
 
 
-def test_the_seconds_of_what_ran_when_it_was_interrupted_count_against_the_whole(
+def test_the_seconds_of_what_ran_when_it_was_interrupted_count_against_the_total(
     engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "run")
@@ -112,7 +112,7 @@ def test_a_flag_that_the_run_has_may_be_given_again(
     assert json.loads(capsys.readouterr().out)["accuracy"] == first["accuracy"]
 
 
-def test_a_killed_evaluation_goes_on_with_its_whole_lines(engine: MockEngine, whole: Path, tmp_path: Path) -> None:
+def test_a_killed_evaluation_resumes_from_its_whole_lines(engine: MockEngine, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     shutil.copytree(whole, out)
     lines = (whole / "rollouts.jsonl").read_bytes().splitlines(keepends=True)
@@ -127,7 +127,7 @@ def test_a_killed_evaluation_goes_on_with_its_whole_lines(engine: MockEngine, wh
     assert (out / "samples.json").read_bytes() == (whole / "samples.json").read_bytes()
 
 
-def test_what_failed_for_reasons_of_ours_is_run_again_and_its_cost_is_kept(
+def test_what_ended_in_an_infrastructure_error_is_run_again_and_its_cost_is_kept(
     engine: MockEngine, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "failed"
@@ -146,7 +146,7 @@ def test_what_failed_for_reasons_of_ours_is_run_again_and_its_cost_is_kept(
     assert len(read_lines(out / "rollouts.jsonl").rows) == 82
 
 
-def test_an_evaluation_goes_on_only_as_it_was_begun(
+def test_an_evaluation_resumes_only_with_the_same_options(
     engine: MockEngine, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for args, said in (
@@ -175,14 +175,14 @@ def test_a_search_that_its_budget_refuses_abstains_and_says_why(
     # More for all of them together: those that were refused are run, the others are kept.
     stopped = [r["index"] for r in rows if r["stop"] == "budget"]
     assert f"starved      {len(stopped)} of these" in said
-    assert f"go on with: ponder eval --resume --out {out} --total-tokens MORE" in said
+    assert f"continue with: ponder eval --resume --out {out} --total-tokens MORE" in said
     engine.requests.clear()
     assert main(["eval", "--resume", "--out", str(out), "--total-tokens", "100000"]) == 0
     assert len(engine.requests) == len(stopped) > 0
     assert all(r["stop"] == "finished" for r in searches(out))
 
 
-def test_what_the_budget_of_the_whole_cut_short_is_run_again_and_what_its_own_did_is_not(
+def test_what_the_total_budget_cut_short_is_run_again_and_what_its_own_did_is_not(
     engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.capabilities = Capabilities(ids=True, logprobs=True, seed=True)
@@ -200,7 +200,7 @@ def test_what_the_budget_of_the_whole_cut_short_is_run_again_and_what_its_own_di
     assert result(out) == result(tmp_path / "whole")
 
 
-def test_seconds_that_an_evaluation_took_before_a_resume_are_told_apart_in_what_its_budget_refuses(
+def test_seconds_before_a_resume_are_reported_separately_in_what_its_budget_refuses(
     engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -214,7 +214,7 @@ def test_seconds_that_an_evaluation_took_before_a_resume_are_told_apart_in_what_
 
 
 @pytest.mark.parametrize("flags", [["--budget-tokens", "0"], ["--total-tokens", "9"], ["--budget-seconds", "0"]])
-def test_a_budget_that_nothing_fits_is_said_with_the_numbers(
+def test_a_budget_that_nothing_fits_is_refused_with_the_numbers(
     flags: list[str], engine: MockEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate("-n", "5", *flags) == 1

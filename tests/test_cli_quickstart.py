@@ -118,7 +118,7 @@ def test_a_stopped_quickstart_names_the_command_that_continues_it_to_the_same_re
     assert json.loads((out / "manifest.json").read_text())["status"] == "done"
 
 
-def test_only_the_same_run_is_continued(short, tmp_path, capsys) -> None:
+def test_only_the_same_run_is_resumed(short, tmp_path, capsys) -> None:
     assert main(["quickstart", "--resume", "--out", str(short), "--seed", "3"]) == 2
     assert "seed is 3, and the run has 0" in capsys.readouterr().err
     assert main(["quickstart", "--resume", "--out", str(tmp_path / "none")]) == 2

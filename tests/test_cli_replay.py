@@ -57,7 +57,7 @@ def test_the_json_has_the_documented_form(pool, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "6 problems × 4 samples, judged by numeric" in shown
     assert "against majority, same tokens" in shown
-    assert "0 of 24 recorded judgements differ from ours" in shown
+    assert "0 of 24 recorded judgements differ from the judge's" in shown
 
 
 def test_the_same_seed_gives_the_same_numbers(pool, tmp_path):
@@ -77,8 +77,8 @@ def test_what_differs_and_what_was_left_out_is_printed(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "note: 1 of 3 rows have no gold (the first: line 3) and are left out" in shown
     assert "the budgets end at 1, the fewest samples of a problem" in shown
-    assert "2 of 3 recorded judgements differ from ours" in shown
-    assert "long sample 1: recorded wrong, ours correct: 1 is right" in shown
+    assert "2 of 3 recorded judgements differ from the judge's" in shown
+    assert "long sample 1: recorded wrong, judged correct: 1 is right" in shown
     assert "and 1 more" in shown
     assert run(path, "--at-least", 3, "--trust-recorded") == 2
     assert run(path, "--at-least", 3) == 0
@@ -113,7 +113,7 @@ def test_the_rollouts_of_an_evaluation_are_a_pool_that_agrees_with_the_recorded_
     values = json.loads((tmp_path / "rollouts").read_text())
     assert (values["n"], values["disagreements"]) == (8, [])
     assert [c["k"] for c in values["coverage"]] == [1, 2, 4, 6]
-    assert "0 of 48 recorded judgements differ from ours" in capsys.readouterr().out
+    assert "0 of 48 recorded judgements differ from the judge's" in capsys.readouterr().out
     # An evaluation does not write down what only the judge knows.
     assert run(out / "rollouts.jsonl") == 2
     assert "no row has a gold to judge by" in capsys.readouterr().err
@@ -170,7 +170,7 @@ def test_what_can_be_refused_is_refused_before_anything_is_judged(pool, monkeypa
     assert not judged
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="whoever may write everywhere is not refused")
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="a superuser may write everywhere")
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_judged(pool, tmp_path, capsys):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)

@@ -1,4 +1,4 @@
-"""--scorer on the command line: one of the room or of one's own in place of the environment's, within the budget."""
+"""--scorer on the command line: a built-in or a custom scorer in place of the environment's, within the budget."""
 
 from __future__ import annotations
 
@@ -32,9 +32,7 @@ def scores(row: dict[str, Any]) -> list[float]:
     return [node["score"] for node in row["samples"]]
 
 
-def test_a_scorer_of_ones_own_takes_the_place_of_the_environments(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_custom_scorer_replaces_the_environments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     out, mine = tmp_path / "run", f"{tmp_path}/mine.py"
     best = [*UNCHECKED, "--strategy", "best_of_n", "--strategy-options", "n=3"]
@@ -44,7 +42,7 @@ def test_a_scorer_of_ones_own_takes_the_place_of_the_environments(
     assert f'scorer = "{mine}:Shortest"' in (out / "config.toml").read_text()
     capsys.readouterr()
     assert main(["eval", *SIMULATED, *best, "-n", "5", "--scorer", f"{mine}:Nothing"]) == 2
-    assert "Nothing is no scorer; derive it from ponder.scorers.base.BaseScorer" in capsys.readouterr().err
+    assert "Nothing is not a scorer; derive it from ponder.scorers.base.BaseScorer" in capsys.readouterr().err
 
 
 def test_a_model_judges_within_the_budget_of_each_search(tmp_path: Path) -> None:
@@ -64,7 +62,7 @@ def test_a_model_judges_within_the_budget_of_each_search(tmp_path: Path) -> None
     assert 0 < max(spent["tight"]) <= 1200
 
 
-def test_a_search_that_was_saved_goes_on_with_its_scorer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_saved_search_resumes_with_its_scorer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = str(tmp_path / "search.json")
     judged = ["--scorer", "generative", "--scorer-options", "samples=2", "max_tokens=40"]
     best = [*UNCHECKED, "--strategy", "best_of_n", "--strategy-options", "n=2", "by=scorer"]
@@ -74,7 +72,7 @@ def test_a_search_that_was_saved_goes_on_with_its_scorer(tmp_path: Path, capsys:
     found = json.loads(capsys.readouterr().out)
     assert found["reason"] == "chosen by score"
     assert main(["solve", "--continue", saved, "--scorer", "other"]) == 2
-    assert "--scorer is 'other', and the search was begun with 'generative'" in capsys.readouterr().err
+    assert "--scorer is 'other', and the search was started with 'generative'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

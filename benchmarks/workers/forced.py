@@ -1,4 +1,4 @@
-"""Parts of the RL benchmark: an environment whose problems say how long each sample is, and the strategy that obeys.
+"""Parts of the RL benchmark: an environment whose problems say how long each sample is, and the strategy for it.
 
 Both sides of the comparison read the same file of problems, so that they sample and train on the same number of tokens.
 """
@@ -31,12 +31,12 @@ from ponder.types import (
 
 
 def reward(text: str) -> float:
-    """A number in [0, 1) that follows from the text and is as good as random: every group has its signal."""
+    """A pseudo-random number in [0, 1) from the text: every group has a signal."""
     return zlib.crc32(text.encode("utf-8", "replace")) / 2**32
 
 
 class FileOfProblems(SingleTurn):
-    """Problems of a JSON list of `{"prompt", "ids", "lengths"}`, in order and over again."""
+    """Problems of a JSON list of `{"prompt", "ids", "lengths"}`, in order, repeated."""
 
     name = "forced"
 

@@ -1,6 +1,6 @@
 """How a benchmark drives a process that stays up: one JSON object a line in, one out. Standard library only.
 
-A line out begins with `MARK`: what a library prints before the pipe is opened is none.
+A line out begins with `MARK`; lines that a library prints before the pipe is opened do not.
 
 The first line out says that the process is ready; after it every line in gets one answer, `{"error": …}` if it failed.
 While it waits the process is blocked on the pipe and takes no processor time.
@@ -20,7 +20,7 @@ MARK = "\x1e"
 
 
 class Pipe:
-    """The worker's end. From here on whatever libraries print goes to standard error."""
+    """The worker's end. From here on, what libraries print goes to standard error."""
 
     def __init__(self) -> None:
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -68,7 +68,7 @@ def timed(seconds: float, lengths: Sequence[int], samples: int, max_tokens: int)
 
 
 def forget_peak() -> bool:
-    """Begin a new peak of resident memory (Linux); False where that cannot be done: the peak is then the process's."""
+    """Reset the peak of resident memory (Linux); False where that is impossible: the peak is then the process's."""
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")

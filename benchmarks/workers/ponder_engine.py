@@ -1,4 +1,4 @@
-"""Our side of `engine.py`: the torch engine on a model that never ends a response by itself."""
+"""ponder's side of `engine.py`: the torch engine on a model that never ends a response by itself."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from ponder.types import Completion, Request, SamplingParams
 class Side:
     engine: TorchEngine
     trainer: LoadedModel
-    """The float32 weights; the engine's own unless it decodes in another type."""
+    """The float32 weights; also the engine's, unless it decodes in another type."""
     last: list[tuple[Completion, ...]]
 
     def open(self, model: str, options: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
         """Load a folder and start an engine with these options; says which other options the engine knows.
 
-        `dtype` is that of a copy of the weights that the engine gets for itself.
+        `dtype` is that of the engine's own copy of the weights.
         """
         # Without end ids every response has exactly `max_tokens` tokens.
         self.trainer = dataclasses.replace(load(model, device=device), end_ids=())
@@ -70,8 +70,8 @@ class Side:
             groups.append(group)
         return agreement(self.trainer, groups)
 
-    def company(self, prompts: list[list[int]], max_tokens: int, seed: int, together: int) -> dict[str, Any]:
-        """How far the same requests differ when they run all at once and `together` at a time, from an empty cache."""
+    def compositions(self, prompts: list[list[int]], max_tokens: int, seed: int, together: int) -> dict[str, Any]:
+        """How far the same requests differ when run all at once and `together` at a time, from an empty cache."""
         params = [SamplingParams(max_tokens, 1.0, seed=seed + i) for i in range(len(prompts))]
         requests = [Request(tuple(ids), p) for ids, p in zip(prompts, params, strict=True)]
 
@@ -92,7 +92,7 @@ class Side:
         return {"samples": len(requests), "differing": differing, "same_tokens": same_tokens, "worst": worst}
 
     def publish(self, version: int) -> dict[str, Any]:
-        """Announce the same weights as new, as a trainer does after each update; seconds until the engine has them."""
+        """Publish the same weights as new, as a trainer does after each update; seconds until the engine has them."""
         began = time.perf_counter()
         self.engine.load_weights_now(WeightsUpdate(self.trainer.module, version))
         return {"seconds": time.perf_counter() - began}
@@ -104,5 +104,5 @@ def _logprobs(completion: Completion) -> list[float]:
 
 if __name__ == "__main__":
     side = Side()
-    verbs = (side.open, side.generate, side.parity, side.company, side.publish)
+    verbs = (side.open, side.generate, side.parity, side.compositions, side.publish)
     serve({verb.__name__: verb for verb in verbs})

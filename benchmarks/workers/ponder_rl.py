@@ -1,4 +1,4 @@
-"""Our side of `rl_step.py`: whole steps of `training.rl.Trainer`."""
+"""ponder's side of `rl_step.py`: whole steps of `training.rl.Trainer`."""
 
 from __future__ import annotations
 

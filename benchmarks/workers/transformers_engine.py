@@ -41,7 +41,7 @@ class Side:
                 top_p=1.0,
                 num_return_sequences=n,
             )
-            out = out.cpu()  # on a GPU only now all is computed
+            out = out.cpu()  # on a GPU the work has ended only now
             lengths += [out.shape[1] - ids.shape[1]] * out.shape[0]
         seconds = time.perf_counter() - began
         return timed(seconds, lengths, len(prompts) * n, max_tokens)

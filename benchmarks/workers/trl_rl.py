@@ -33,7 +33,7 @@ class Lengths(LogitsProcessor):
 
 
 class Forced:
-    """Stands for the model's `generate`: gives it the lengths of the prompts that it is called with."""
+    """Replaces the model's `generate`: gives it the lengths of the prompts that it is called with."""
 
     def __init__(self, model: Any, problems: list[dict[str, Any]], ends: list[int]) -> None:
         self.generate, self.ends = model.generate, ends
@@ -59,7 +59,7 @@ class Forced:
 
 
 def reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-    """The same as on our side: a number in [0, 1) by the text's checksum."""
+    """The same as on ponder's side: a number in [0, 1) by the text's checksum."""
     return [zlib.crc32(text.encode("utf-8", "replace")) / 2**32 for text in completions]
 
 
@@ -160,4 +160,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
     sys.stderr.flush()
-    os._exit(0)  # without the slow end of libraries that have nothing left to say
+    os._exit(0)  # skips the slow shutdown of libraries

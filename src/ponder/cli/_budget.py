@@ -18,13 +18,14 @@ class BudgetOptions:
     """The hard limit of a search. A verb's config inherits these fields."""
 
     budget_tokens: int | None = None
-    """Most tokens of a search, prompt and response, every branch counted; nothing is sent that might go beyond."""
+    """Maximum tokens of a search, prompts and responses of every branch; a call that might exceed it is not sent."""
     budget_seconds: float | None = None
-    """Most seconds of a search; what runs then is cancelled."""
+    """Maximum seconds of a search; calls that still run then are cancelled."""
     budget_dollars: float | None = None
-    """Most dollars of a search, at the prices of the model."""
+    """Maximum dollars of a search, at the prices of the model."""
     prices: str | None = None
-    """A TOML file with prices of models, over those that are built in (default: what PONDER_PRICES names)."""
+    """A TOML file with prices of models, which override the built-in ones (default: the file that PONDER_PRICES
+    names)."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class TotalOptions(BudgetOptions):
     """The limits of a search and those of all searches of an evaluation together."""
 
     total_tokens: int | None = None
-    """Most tokens of the whole evaluation, those before a resume included; searches that it stops keep what they have,
-    and a resume with more runs them again."""
+    """Maximum tokens of the whole evaluation, those before a resume included. Searches that it stops keep what they
+    have; a resume with a larger budget runs them again."""
     total_seconds: float | None = None
-    """Most seconds of the whole evaluation, those before a resume included."""
+    """Maximum seconds of the whole evaluation, those before a resume included."""
     total_dollars: float | None = None
-    """Most dollars of the whole evaluation, those before a resume included."""
+    """Maximum dollars of the whole evaluation, those before a resume included."""
 
 
 UNITS = ("tokens", "seconds", "dollars")
@@ -54,7 +55,7 @@ def budget_of(options: BudgetOptions, kind: str = "budget") -> Budget:
 
 
 def budgets_of(options: TotalOptions) -> tuple[Budget, Budget]:
-    """Of a search and of the whole. Raises `UserError` if the part is more than the whole."""
+    """The budgets of a search and of the whole evaluation. Raises `UserError` if the first is the larger."""
     each, total = budget_of(options), budget_of(options, "total")
     for unit in UNITS:
         one, all_ = getattr(each, unit), getattr(total, unit)
@@ -67,26 +68,26 @@ def budgets_of(options: TotalOptions) -> tuple[Budget, Budget]:
 
 
 def check_opening(options: BudgetOptions, engine: EngineOptions, *budgets: Budget) -> None:
-    """Whether the budgets allow for opening an engine that costs something to open, such as one for an endpoint.
+    """Check that the budgets allow opening an engine that costs something to open, such as one for an endpoint.
 
     Raises `UserError` for a budget of nothing, and for prices that are not known.
     """
     if not isinstance(part_of(engine), OpensWithin):
-        return  # opened at no cost; its refusal has the numbers of the prompt
+        return  # opened at no cost; the meter's refusal has the numbers of the prompt
     _need_prices(options, (engine.model, *engine.others.values()))
     for budget in budgets:
         for unit in ("tokens", "dollars"):
             if getattr(budget, unit) == 0:
-                raise UserError(f"a budget of 0 {unit} has room for no call, and nothing was sent: give more")
+                raise UserError(f"a budget of 0 {unit} allows no call, and nothing was sent: give more")
 
 
 def prices_of(options: BudgetOptions) -> PriceList:
-    """The prices that are known. Raises `UserError` for a file that cannot be read."""
+    """The known prices. Raises `UserError` for a file that cannot be read."""
     return load(options.prices)
 
 
 def check_prices(options: BudgetOptions, engines: Iterable[Engine]) -> None:
-    """Raises `UserError` if dollars are limited and what an engine costs is not known: before anything is sent."""
+    """Raises `UserError` if dollars are limited and what an engine costs is not known, before anything is sent."""
     _need_prices(options, (engine.info.name for engine in engines))
 
 
@@ -100,6 +101,6 @@ def _need_prices(options: BudgetOptions, models: Iterable[str]) -> None:
 
 
 def branch_prices(options: BudgetOptions, engine: Engine, others: Mapping[str, Engine]) -> Prices | None:
-    """What branches of a trace cost; None where their tokens do not say it (several models, a machine by the hour)."""
+    """Prices of the branches of a trace; None where tokens alone do not give them (several models, hourly prices)."""
     prices = None if others else prices_of(options).of(engine.info.name)
     return None if prices is None or prices.per_hour else prices

@@ -24,7 +24,7 @@ from ponder.types import Spend
 
 
 class Stopped(PonderError):
-    """Work that was interrupted; the message is the command to go on with it."""
+    """Work that was interrupted; the message is the command that resumes it."""
 
     exit_code = 130
 
@@ -34,15 +34,16 @@ class ModelOptions:
     """Which model, and how it is loaded and sampled from. A verb's config inherits these fields."""
 
     model: str = "ponder-tiny"
-    """A built-in name, a folder (of a LoRA adapter too), a run directory, a .gguf file or a hub id; with another engine
-    than torch, what that engine takes for a model."""
+    """A built-in name, a folder (of a LoRA adapter too), a run directory, a .gguf file or a hub id; with an engine
+    other than torch, that engine's name of the model."""
     engine: str = "torch"
     """What runs the model: a name of `ponder list engines`, or PATH.py:Class."""
     engine_options: Options = field(default_factory=dict)
-    """Options of the engine. --adapter, --dtype, --device, --kv-memory, --exact, --compile and --raw-prompts are flags
-    for the options of these names, which torch has."""
+    """Options of the engine. --adapter, --dtype, --device, --kv-memory, --exact, --compile and --raw-prompts are
+    short for torch's options of the same names."""
     others: Options = field(default_factory=dict)
-    """Further models by name, for strategies that ask for one: --others big=smollm2-135m. They run as --model does."""
+    """Further models by name, for strategies and scorers that use one: --others big=smollm2-135m. They run on the same
+    engine as --model."""
     adapter: str | None = None
     """The folder of a LoRA adapter (PEFT's) for the model; it is applied without merging."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
@@ -50,10 +51,10 @@ class ModelOptions:
     device: str | None = None
     """cpu, cuda, cuda:1, … (default: the first GPU if there is one)."""
     kv_memory: str | None = None
-    """Most memory for keys and values, such as 2GiB (default: a quarter of what is available, 1 GiB at most; half of a
-    GPU's free memory)."""
+    """Maximum memory of the KV cache, such as 2GiB (default: a quarter of the available memory, at most 1 GiB; on a GPU
+    half of its free memory)."""
     exact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Batch-invariant: a sample has the same bits in any company. Slower; float32 on a CPU only."""
+    """Batch-invariant: a sample has the same bits with any batch composition. Slower; float32 on a CPU only."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Decode through torch.compile, with CUDA graphs on a GPU (not yet measured there); opening takes a minute."""
     raw_prompts: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -65,7 +66,7 @@ def check_target(flag: str, name: str) -> None:
     path = Path(name)
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise UserError(f"{flag} {path}: its folder does not exist; make it first")
+        raise UserError(f"{flag} {path}: its folder does not exist; create it first")
     if path.is_dir():
         raise UserError(f"{flag} {path}: is a folder; name a file in it")
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -73,7 +74,7 @@ def check_target(flag: str, name: str) -> None:
 
 
 SHORTCUTS = ("adapter", "dtype", "device", "kv_memory", "exact", "compile", "raw_prompts")
-"""Flags that are shortcuts for an option of the engine."""
+"""Flags that are short for an option of the engine."""
 
 
 def engine_options(config: ModelOptions) -> EngineOptions:
@@ -93,7 +94,7 @@ def engine_options(config: ModelOptions) -> EngineOptions:
 
 @contextlib.contextmanager
 def engines_for(options: EngineOptions, budget: OpeningBudget) -> Iterator[tuple[Engine, dict[str, Engine]]]:
-    """The engine of `--model` and those of `--others` by name, open; what opening them took is said on stderr.
+    """The engine of `--model` and those of `--others` by name, open; what opening them took is printed to stderr.
 
     Raises `UserError` for a model that cannot be opened.
     """
@@ -109,7 +110,7 @@ def _flag(name: str) -> str:
 
 
 def model_facts(engine: Engine, options: ModelOptions) -> dict[str, Any]:
-    """What a run's manifest says of the model and the engine behind it; of options, none that names a secret."""
+    """What a run's manifest says of the model and its engine; no options, since one may hold a secret."""
     from ponder.models.base import LoadedModel
 
     model = getattr(engine, "model", None)
@@ -118,7 +119,7 @@ def model_facts(engine: Engine, options: ModelOptions) -> dict[str, Any]:
 
 
 def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str, Any]) -> Strategy:
-    """A strategy by name, with its options and with those flags that are shortcuts for an option.
+    """A strategy by name, with its options and with the flags that are short for an option.
 
     Shortcuts that are None were not given. Raises `UserError` for an option that is given twice or that the strategy
     does not have.
@@ -132,7 +133,7 @@ def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str
 def with_shortcuts(
     room: str, name: str, options: Mapping[str, Any], shortcuts: Mapping[str, Any], flag: str
 ) -> dict[str, Any]:
-    """The options of a part, those that were given by flags of their own added; `flag` is where the others come from.
+    """The options of a part, with those that separate flags gave; `flag` is where the others come from.
 
     Raises `UserError` for an option that is given twice or that the part does not have.
     """

@@ -22,33 +22,33 @@ class EvalConfig(TotalOptions, ScorerOptions, ModelOptions):
     environment_options: Options = field(default_factory=dict)
     """Options of the environment."""
     data: str | None = None
-    """The same as --environment-options data=PATH."""
+    """Short for --environment-options data=PATH."""
     strategy: str = "direct"
     """A name of `ponder list strategies`."""
     strategy_options: Options = field(default_factory=dict)
     """Options of the strategy."""
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
-    """Problems: the first so many of the split."""
+    """Number of problems, from the start of the split."""
     split: Literal["train", "test"] = "test"
-    """Which problems."""
+    """Which problems to use."""
     samples: int = 1
-    """Samples of each problem; the accuracy is their mean."""
+    """Samples per problem; the accuracy is their mean."""
     temperature: float | None = None
-    """Of the strategy; 0 is greedy (default: the strategy's own, 1 for most)."""
+    """Sampling temperature; 0 is greedy (default: the strategy's own, 1 for most)."""
     max_tokens: int | None = None
-    """Most tokens of a response (default: the strategy's own)."""
+    """Maximum tokens of a response (default: the strategy's own)."""
     seed: int = 0
     """Same seed, same samples."""
     concurrency: int | None = None
     """Searches in flight at once (default: 512); the engine batches them."""
     show: int = 2
-    """So many responses are shown."""
+    """How many responses to show."""
     out: str | None = None
-    """Write a run directory with every search as a tree, a table and a report."""
+    """Write a run directory: every search as a tree, the results and a report."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the evaluation in --out, which was stopped."""
+    """Resume the stopped evaluation in --out."""
     record: str | None = None
-    """Write every whole response to this pool (JSON lines), for `ponder replay`."""
+    """Write every response in full to this pool (JSON Lines), for `ponder replay`."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the result as JSON."""
 
@@ -57,4 +57,4 @@ FREE = (
     *("out", "resume", "record", "json", "show", "concurrency", "device", "kv_memory"),
     *("total_tokens", "total_seconds", "total_dollars", "prices"),
 )
-"""Fields that may differ when an evaluation is gone on with: they do not change what a search does."""
+"""Fields that may differ when an evaluation is resumed: they do not change what a search does."""

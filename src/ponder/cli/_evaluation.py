@@ -1,4 +1,4 @@
-"""Running an evaluation for `ponder eval`: progress, the run directory, going on with one that was stopped, a pool."""
+"""Running an evaluation for `ponder eval`: progress, the run directory, resuming a stopped one, recording a pool."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Recording:
-    """Writes a problem to a pool when all its searches are there."""
+    """Writes a problem to a pool when all its searches have ended."""
 
     writer: Writer
     environment: Environment
@@ -69,7 +69,7 @@ class Job:
     feedback: Feedback
 
     def before(self) -> Earlier:
-        """What the run directory holds that is gone on with. Raises `UserError` if it is of another evaluation."""
+        """The results in the run directory to resume. Raises `UserError` if they are of another evaluation."""
         if not self.config.resume:
             return Earlier()
         path = Path(self.config.out or "")
@@ -86,13 +86,13 @@ class Job:
         return Earlier(results, priced(before.lost, prices), before.seconds, priced(before.opening, prices))
 
     def opening(self, before: Earlier) -> OpeningBudget:
-        """What the budget of the whole leaves for opening engines."""
+        """What the total budget leaves for opening engines."""
         known = read_manifest(Path(self.config.out or "")).get("known") if self.config.resume else None
         passed = before.seconds + before.opening.seconds
         return OpeningBudget(self.total, self.prices, _together(before), passed, known)
 
     def run(self, engine: Engine, others: Mapping[str, Engine], before: Earlier) -> Evaluation:
-        """Without a run directory. `before` has what opening these engines has cost."""
+        """Without a run directory. `before` includes what opening these engines cost."""
         recording = self._recording(engine, before)
         on_search = None if recording is None else recording.add
         return self._evaluate(engine, others, before, self._meter(before), on_search)
@@ -100,7 +100,7 @@ class Job:
     def run_in(
         self, run: Run, engine: Engine, others: Mapping[str, Engine], before: Earlier, known: Mapping[str, Any]
     ) -> Evaluation:
-        """In a run directory, going on from `before`; `known` of the engines' endpoints is kept for a resume.
+        """In a run directory, resuming from `before`; `known` (about the endpoints) is kept for another resume.
 
         Raises `Stopped` on Ctrl-C.
         """
@@ -108,7 +108,7 @@ class Job:
         facts |= {"others": {n: model_facts(e, self.config) for n, e in others.items()}} if others else {}
         if self.config.resume:
             _refuse_other_model(run, facts)
-        # At once, so that it counts even if this process is killed.
+        # Written now, so that it counts even if this process is killed.
         paid = {} if before.opening == Spend() else {"opening": before.opening}
         run.note(**to_json(facts | paid | ({"known": known} if known else {})))
         recording = self._recording(engine, before)
@@ -134,13 +134,13 @@ class Job:
             run.note(lost=to_json(_noted(run.path, "lost") + lost), seconds=seconds)
             command = f"ponder eval --resume --out {shlex.quote(str(run.path))}"
             if isinstance(error, KeyboardInterrupt):
-                raise Stopped(f"stopped; go on with: {command}") from None
+                raise Stopped(f"stopped; continue with: {command}") from None
             if isinstance(error, PonderError) and not isinstance(error, UserError):
-                raise PonderError(f"{error}; go on with: {command}") from error
+                raise PonderError(f"{error}; continue with: {command}") from error
             raise
 
     def _meter(self, before: Earlier) -> Meter:
-        """The budget of the whole, with what was spent of it."""
+        """The total budget, with what was already spent of it."""
         meter = Meter(self.total, prices=self.prices, passed=before.seconds + before.opening.seconds)
         meter.add(_together(before))
         return meter
@@ -156,7 +156,7 @@ class Job:
         if writer.done_ids and not self.config.resume:
             raise UserError(
                 f"--record {self.config.record}: holds {len(writer.done_ids)} problems already; choose another file, "
-                "or go on with its evaluation (--resume --out RUN)"
+                "or resume its evaluation (--resume --out RUN)"
             )
         return Recording(writer, self.environment, self.config.samples)
 
@@ -202,11 +202,11 @@ class Job:
 
 
 KEPT = 8
-"""Problems whose responses stand in `samples.json` at least."""
+"""Minimum number of problems whose responses are in `samples.json`."""
 
 
 def open_run(config: EvalConfig) -> Run:
-    """A new run directory, or the one to go on with."""
+    """A new run directory, or the one to resume."""
     if config.resume:
         return Run.open(config.out or "")
     return Run.create(config.out or "", to_toml(dataclasses.replace(config, resume=False)), config.seed)
@@ -221,17 +221,17 @@ def _refuse_other_model(run: Run, facts: Mapping[str, Any]) -> None:
                 if key != "device" and to_json(now.get(key)) != then.get(key):
                     raise UserError(
                         f"--resume: {name} has {key} {now.get(key)!r} now, and had {then.get(key)!r} when {run.path} "
-                        "was begun; go on with the same model, or begin anew with another --out"
+                        "was started; resume with the same model, or start again with another --out"
                     )
 
 
 def _noted(path: Path, name: str) -> Spend:
-    """A spend that a run's manifest has kept."""
+    """A spend that the run's manifest holds."""
     return msgspec.convert(read_manifest(path).get(name) or {}, Spend)
 
 
 def _only_recorded(before: Earlier, recording: Recording, problems: Sequence[Problem]) -> Earlier:
-    """Without the results of problems that the pool has not: it needs their whole responses, so they run again."""
+    """Without the results of problems missing from the pool: it needs their whole responses, so they run again."""
     kept = {place: r for place, r in before.results.items() if problems[place[0]].id in recording.writer.done_ids}
     again = sum((r.spend for place, r in before.results.items() if place not in kept), Spend())
     return dataclasses.replace(before, results=kept, lost=before.lost + again)
@@ -242,5 +242,5 @@ def _together(before: Earlier) -> Spend:
 
 
 def less(a: Spend, b: Spend) -> Spend:
-    """a − b, never below nothing (sums of floats round)."""
+    """a − b, never below 0 (sums of floats round)."""
     return Spend(**{f.name: max(0, getattr(a, f.name) - getattr(b, f.name)) for f in dataclasses.fields(Spend)})

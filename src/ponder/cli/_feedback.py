@@ -1,4 +1,4 @@
-"""What a search may ask besides its model, as the command line says it: the environment's own, or another scorer."""
+"""What a search may ask besides its model, from the command line: the environment's feedback, or another scorer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ScorerOptions:
     """What scores the responses of a search. A verb's config inherits these fields."""
 
     scorer: str | None = None
-    """What scores responses: a name of `ponder list scorers`, or PATH.py:Class (default: the environment's own scorer,
-    if it has one)."""
+    """The scorer of responses: a name of `ponder list scorers`, or PATH.py:Class (default: the environment's own, if it
+    has one)."""
     scorer_options: Options = field(default_factory=dict)
     """Options of the scorer."""
 
@@ -32,7 +32,7 @@ def feedback_of(options: ScorerOptions, environment: Environment | None) -> Feed
     scorer = registry.build("scorers", options.scorer, options.scorer_options)
     if not isinstance(scorer, Scorer):
         raise UserError(
-            f"--scorer {options.scorer}: {type(scorer).__name__} is no scorer; derive it from "
+            f"--scorer {options.scorer}: {type(scorer).__name__} is not a scorer; derive it from "
             "ponder.scorers.base.BaseScorer, and give it `value` or `score`"
         )
     return dataclasses.replace(feedback, scorer=scorer)

@@ -1,4 +1,4 @@
-"""What `ponder solve` says of a search: why it stopped, what it cost, and why there is no answer, with the mend."""
+"""What `ponder solve` says of a search: why it stopped, what it cost, why there is no answer and how to fix it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def limits(config: SolveConfig) -> list[str]:
 
 
 def why(outcome: Outcome, thinks: bool, config: SolveConfig, *, cut: bool) -> str:
-    """Why there is no answer, what decided first, and the mend; `cut` if a budget cut a response off."""
+    """Why there is no answer, the deciding cause first, and how to fix it; `cut` if a budget truncated a response."""
     from ponder.types import FinishReason, StopReason
 
     lengths = [n.completion for n in outcome.trace.nodes if n.completion.finish_reason is FinishReason.LENGTH]
     tokens = max((c.spend.response_tokens for c in lengths), default=0)
-    force = ", or let the thought be closed by force with --thought-tokens" if thinks else ""
+    force = ", or force the end of the thought with --thought-tokens" if thinks else ""
     if outcome.stop is StopReason.BUDGET:
         more, nothing = " or ".join(limits(config)), "" if outcome.spend.tokens else "nothing was sent: "
         if lengths and not cut:
@@ -40,11 +40,11 @@ def why(outcome: Outcome, thinks: bool, config: SolveConfig, *, cut: bool) -> st
         return outcome.reason
     if outcome.response.answer is not None:
         return "the response is empty; try another --seed"
-    return "the thought never closed; try another --seed or --thought-tokens"
+    return "the thought never ended; try another --seed or --thought-tokens"
 
 
 def status(outcome: Outcome, verdict: Verdict | None, seconds: float, paid: Spend) -> list[str]:
-    """Why the search stopped, how sure it is, the judge's word, and what it cost."""
+    """Why the search stopped, its confidence, the verdict, and what it cost."""
     parts = [outcome.stop.value + (f": {visible(outcome.reason, 500)}" if outcome.reason else "")]
     if outcome.confidence is not None:
         parts.append(f"confidence {outcome.confidence:.0%}")

@@ -1,4 +1,4 @@
-"""A search of `ponder solve` as a file: what it was begun with, its journal, and what opening its engines has cost."""
+"""A search of `ponder solve` as a file: its options, its journal, and what opening its engines has cost."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ FREE = (
     *("budget_tokens", "budget_seconds", "budget_dollars"),
     *("save", "continue_", "json", "device", "kv_memory"),
 )
-"""Fields that may differ when a search is gone on with."""
+"""Fields that may differ when a search is resumed."""
 
 
 def stopped(path: str) -> Stopped:
-    return Stopped(f"stopped; go on with: ponder solve --continue {shlex.quote(path)}")
+    return Stopped(f"stopped; continue with: ponder solve --continue {shlex.quote(path)}")
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Saved:
 
     path: str
     config: Any
-    """The `SolveConfig` that the search was begun with, the question filled in."""
+    """The `SolveConfig` that the search was started with, the question filled in."""
     journal: Journal
     opening: Spend = dataclasses.field(default_factory=Spend)
-    """Of the engines, in all processes so far."""
+    """Spent on opening the engines, in all processes so far."""
     known: dict[str, Any] = dataclasses.field(default_factory=dict)
     """What was found out about the engines' endpoints, by model."""
 
@@ -50,7 +50,7 @@ class Saved:
         return cls("", dataclasses.replace(config, question=question, **free), journal, opening, known)
 
     def write(self, path: str) -> None:
-        """Write beside and rename."""
+        """Write atomically: to a temporary file that is renamed."""
         values = {
             "format": FORMAT,
             "config": to_mapping(self.config),
@@ -67,13 +67,13 @@ class Saved:
             if field.name not in (*FREE, "prices") and mine != theirs:
                 flag = "the question" if field.name == "question" else f"--{field.name.replace('_', '-')}"
                 raise UserError(
-                    f"--continue {self.path}: {flag} is {mine!r}, and the search was begun with {theirs!r}; leave it "
-                    "out, or begin a new search"
+                    f"--continue {self.path}: {flag} is {mine!r}, and the search was started with {theirs!r}; leave "
+                    "it out, or start a new search"
                 )
 
 
 def read(args: list[str], config: type) -> Saved | None:
-    """The search that `--continue FILE` names. Raises `UserError` if the file holds none."""
+    """The search that `--continue FILE` names. Raises `UserError` if the file does not hold one."""
     path = value_of(args, "--continue")
     if path is None:
         return None

@@ -63,15 +63,15 @@ class Screen:
         self._dim = log.isatty()
         self._answered = self._streamed = False
         self._inside = False
-        """What was written last is thought."""
+        """The last piece written was part of a thought."""
         self._last = ""
 
     async def follow(self, delta: Delta) -> None:
-        """`show`, for a search."""
+        """`show` as a coroutine, which a search calls."""
         self.show(delta)
 
     def show(self, delta: Delta) -> None:
-        """Show a piece; an empty one says that the response so far was cut off."""
+        """Show a piece; an empty one means that the response so far was cut off."""
         if delta.sample != 0:
             return
         for inside, text in self._splitter.feed(delta.text):

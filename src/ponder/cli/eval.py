@@ -45,14 +45,14 @@ examples:
   ponder eval --strategy best_of_n --strategy-options n=8 max_tokens=128 --budget-tokens 600 --out runs/best-of-8
   ponder eval --resume --out runs/best-of-8
 
-With --out every search is written as it ends, so that an evaluation that was stopped goes on with --resume: what is
-missing or ended in an infrastructure error is run, the rest is read. --config FILE.toml reads the options from a
-file, such as a run's config.toml; flags win over it.
+With --out every search is written when it ends, so that a stopped evaluation can be resumed with --resume: searches
+that are missing or ended in an infrastructure error are run, the others are read. --config FILE.toml reads the
+options from a file, such as a run's config.toml; flags win over it.
 """
 
 
 def check(config: EvalConfig) -> None:
-    """Raises `UserError` that names the flag whose value makes no sense."""
+    """Raises `UserError` that names the flag whose value is invalid."""
     for name, least in (("n", 1), ("samples", 1), ("show", 0), ("concurrency", 1), ("max_tokens", 1)):
         value = getattr(config, name)
         if value is not None and value < least:
@@ -63,11 +63,11 @@ def check(config: EvalConfig) -> None:
 
 
 def read_config(args: list[str]) -> EvalConfig:
-    """The config of the command line; with --resume the run's own is what flags are added to."""
+    """The config of the command line; with --resume, flags are added to the run's own."""
     if "--resume" in args:
         out = value_of(args, "--out")
         if out is None:
-            raise UserError("--resume needs --out, the run directory of the evaluation to go on with")
+            raise UserError("--resume needs --out, the run directory of the evaluation to resume")
         from ponder.runs.run import read_manifest
 
         read_manifest(Path(out))
@@ -195,13 +195,13 @@ def text(config: EvalConfig, result: Evaluation, shown: list[dict[str, Any]]) ->
 
 
 def _starved(config: EvalConfig, result: Evaluation) -> str:
-    """How many searches the budget of the whole kept from their end, and how they are run."""
+    """How many searches the total budget stopped or refused, and the command that runs them."""
     flags = [f for f in ("total_tokens", "total_seconds", "total_dollars") if getattr(config, f) is not None]
     more = " ".join(f"--{f.replace('_', '-')} MORE" for f in flags)
-    said = f"{result.starved:,} of these, by the budget of the whole evaluation"
+    said = f"{result.starved:,} of these, by the total budget"
     if config.out is None:
         return f"{said}; with --out they can be run later"
-    return f"{said}; go on with: ponder eval --resume --out {shlex.quote(config.out)} {more}"
+    return f"{said}; continue with: ponder eval --resume --out {shlex.quote(config.out)} {more}"
 
 
 def _per_correct(result: Evaluation) -> str:

@@ -13,7 +13,8 @@ from ponder.config import parse
 from ponder.errors import UserError
 
 DESCRIPTION = """Write a model as a Hugging Face folder (config.json, safetensors, tokenizer, chat template), which
-transformers, vLLM and ponder itself load. Of a model with a LoRA adapter the adapter is written, as PEFT reads it.
+transformers, vLLM and ponder itself load. For a model with a LoRA adapter, only the adapter is written, in PEFT's
+format.
 
 example: ponder export runs/quickstart my-model
 """

@@ -1,4 +1,4 @@
-"""List the parts that are there: environments, strategies, models and more."""
+"""List what is available: environments, strategies, models and more."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ examples:
   ponder list environments
   ponder list models --json
 
-A part of your own needs no entry here: give its file and class, as in --environment ./mine.py:Mine
+A custom part needs no entry here: give its file and class, as in --environment ./mine.py:Mine
 """
 
 
@@ -63,7 +63,7 @@ def models() -> list[dict[str, str]]:
 def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="ponder list",
-        description="List the parts that are there, built in and installed, with a line about each.",
+        description="List the parts that are available, built in and installed, with a line about each.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from ponder.errors import PonderError, nearest
 
 HELPERS = {"main", "common"}
-"""Modules of `ponder.cli` that are no verb; names with a leading underscore are skipped too."""
+"""Modules of `ponder.cli` that are not verbs; names with a leading underscore are skipped too."""
 
 
 def verbs() -> dict[str, str]:
@@ -41,7 +41,7 @@ def help_text() -> str:
         "An open reasoning lab: teach a language model to think before it answers, search under a hard budget,\n"
         "and see what every extra token buys.\n\n"
         f"verbs:\n{rows}\n\n"
-        "`ponder VERB --help` explains a verb and gives an example; `ponder --version` says which ponder this is.\n"
+        "`ponder VERB --help` explains a verb and gives an example; `ponder --version` prints the version.\n"
     )
 
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _dispatch(args)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (`| head`) has gone; what is still buffered must not raise again at exit.
+        # The reader (`| head`) closed the pipe; what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except SystemExit as error:

@@ -31,7 +31,7 @@ COMPARED_AT = 40
 PARALLEL_AT = 20
 """Tokens of thought of each parallel sample."""
 SHOWN = 6
-"""Problems whose responses before and after stand in the report."""
+"""Problems whose responses before and after training are in the report."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,20 @@ class QuickstartConfig:
     """Train ponder-tiny by RL on Countdown and draw both curves, with a report."""
 
     out: str = "runs/quickstart"
-    """Run directory to make."""
+    """Run directory to create."""
     minutes: float = 8.0
-    """Time for everything; what the evaluations leave goes into training, resolved to a number of steps once."""
+    """Wall-clock time for everything; what the evaluations leave is for training, converted once to a number of
+    steps."""
     steps: int | None = None
-    """Training steps, instead of what the time allows; the config of a finished run holds them."""
+    """Training steps, instead of as many as the time allows; the config of a finished run holds the number."""
     seed: int = 0
     """Seed of problems and samples."""
     problems: int = 500
     """Held-out problems, the same at every point."""
     samples: int = 64
-    """Parallel samples of each problem, at most."""
+    """Maximum number of parallel samples per problem."""
     model: str = "ponder-tiny"
-    """The base model: one that marks its thoughts."""
+    """The base model; it must have thought markers."""
     overwrite: bool = False
     """Replace the run that `out` holds."""
     resume: bool = False
@@ -66,7 +67,7 @@ class QuickstartConfig:
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps = {self.steps}: give at least 1")
         if self.problems < 50:
-            raise UserError(f"problems = {self.problems}: give at least 50, or the intervals say nothing")
+            raise UserError(f"problems = {self.problems}: give at least 50, or the intervals are too wide")
         if self.samples < 2:
             raise UserError(f"samples = {self.samples}: give at least 2")
         if self.resume and self.overwrite:
@@ -119,12 +120,12 @@ def _need(module: str) -> None:
 
 
 def _own_config(config: QuickstartConfig) -> str:
-    """What the run directory keeps: to run it again must neither replace a run nor change what is printed."""
+    """The config that the run directory keeps: running it again must neither replace a run nor change the output."""
     return to_toml(dataclasses.replace(config, overwrite=False, resume=False, json=False))
 
 
 FREE = ("out", "minutes", "steps", "overwrite", "resume", "json")
-"""Fields that may differ when a run is continued."""
+"""Fields that may differ when a run is resumed."""
 
 
 def _resumed(config: QuickstartConfig) -> QuickstartConfig:
@@ -136,7 +137,7 @@ def _resumed(config: QuickstartConfig) -> QuickstartConfig:
 
 
 def _resumed_rl(config: QuickstartConfig) -> RLConfig:
-    """The training as the run began it; anew where no checkpoint was written yet."""
+    """The training as the run started it; from the beginning if no checkpoint was written yet."""
     from ponder.training import checkpoint
     from ponder.training.rl_config import RLConfig
 

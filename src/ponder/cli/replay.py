@@ -1,4 +1,4 @@
-"""Compare strategies on a recorded pool of samples: accuracy against tokens, without spending any."""
+"""Compare strategies on a recorded pool of samples: accuracy against tokens, without a model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from ponder.evaluation.pools.judging import JudgedPool
 
 DESCRIPTION = """Compare strategies on a recorded pool of samples (ponder eval --record, or the rollouts.jsonl of an
-evaluation, judged by its --environment): every text is judged anew, and accuracy is set against the tokens that were
-recorded, at 1, 2, 4, … samples of each problem.
+evaluation, judged by its --environment). Every text is judged again, and accuracy is reported against the recorded
+tokens, at 1, 2, 4, … samples per problem.
 
 strategies, joined by commas:
   direct, majority                exact over all draws of k samples
@@ -36,7 +36,7 @@ strategies, joined by commas:
   live:NAME[:KEY=VALUE+...]       a strategy of `ponder list strategies`, run on the samples in several orders
   NAME                            the same for any other strategy
 
-Each but direct and majority stands beside what majority would reach for the same mean tokens (paired by problem).
+Each except direct and majority is compared with majority at the same mean tokens (paired by problem).
 
 examples:
   ponder replay pool.jsonl
@@ -51,31 +51,33 @@ class ReplayConfig:
     """Options of `ponder replay`."""
 
     pool: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POOL.jsonl")]
-    """The pool: one problem with its samples a line."""
+    """The pool: one problem with its samples per line."""
     strategies: str = ""
-    """Names joined by commas (default: all that the pool has recorded enough for)."""
+    """Names joined by commas (default: all that the pool has the data for)."""
     verifier: str | None = None
-    """What judges with the gold: math, numeric, exact, … (default: numeric if all golds are numbers, else math)."""
+    """The verifier that judges against the gold: math, numeric, exact (default: numeric if all golds are numbers, else
+    math)."""
     verifier_options: Options = field(default_factory=dict)
     """Options of the verifier."""
     environment: str | None = None
-    """Judge by this environment instead, which knows the problems by their ids."""
+    """Judge with this environment instead; it finds the problems by their ids."""
     environment_options: Options = field(default_factory=dict)
-    """Options of the environment: those that the pool was recorded with."""
+    """Options of the environment; give those that the pool was recorded with."""
     trust_recorded: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Judge problems without a gold by what was recorded (default: leave them out)."""
+    """For problems without a gold, use the recorded judgement (default: leave them out)."""
     thought: tuple[str, str] | None = None
-    """How the model marks its thought, such as <think> </think>, where the pool does not say."""
+    """The markers of the model's thought, such as <think> </think>, if the pool does not name them."""
     budgets: tuple[int, ...] = ()
-    """Samples of each problem (default: 1, 2, 4, … and all)."""
+    """Samples per problem (default: 1, 2, 4, … and all)."""
     at_least: int = 1
     """Leave out problems with fewer samples."""
     orders: int | None = None
-    """Random orders of drawing, where there is no formula (default: 256; 8 for live:NAME, whole searches)."""
+    """Random orders of the samples, where there is no formula (default: 256; 8 for live:NAME, which runs whole
+    searches)."""
     seed: int = 0
-    """Of those orders and of the intervals."""
+    """Seed of those orders and of the intervals."""
     show: int = 10
-    """So many recorded judgements that differ from ours are shown; --json has all."""
+    """How many recorded judgements that differ from the judge's to show; --json has all."""
     json: str | None = None
     """Write the result to this file, as JSON."""
 
@@ -90,7 +92,7 @@ def main(args: list[str]) -> int:
 
     recorded = at_least(read_pool(config.pool), config.at_least)
     judge = judge_of(config, recorded)
-    # Judging can take long: whatever can be refused is refused before.
+    # Judging can take long: what can be refused is refused first.
     rows = judgeable(recorded, judge, config.trust_recorded).rows
     counts = analysis.ladder(rows, config.budgets or None)
     named = [name.strip() for name in config.strategies.split(",") if name.strip()] or analysis.defaults(rows)
@@ -110,7 +112,7 @@ def main(args: list[str]) -> int:
 
 
 def check(config: ReplayConfig) -> None:
-    """Raises `UserError` that names the flag whose value makes no sense."""
+    """Raises `UserError` that names the flag whose value is invalid."""
     for name, least in (("at_least", 1), ("orders", 2), ("show", 0)):
         value = getattr(config, name)
         if value is not None and value < least:
@@ -126,7 +128,7 @@ def check(config: ReplayConfig) -> None:
 
 
 def judge_of(config: ReplayConfig, pool: RecordedPool) -> Judge:
-    """The judge that was asked for, or the one that suits the pool's golds."""
+    """The judge that the options name, or the one that suits the pool's golds."""
     from ponder.evaluation.pools.judges import EnvironmentJudge, VerifierJudge, default_verifier
 
     if config.environment is not None:
@@ -137,7 +139,7 @@ def judge_of(config: ReplayConfig, pool: RecordedPool) -> Judge:
 
 
 def _judged(config: ReplayConfig, pool: RecordedPool, judge: Judge) -> JudgedPool:
-    """Judge what is to be compared."""
+    """Judge every sample of the pool."""
     from ponder.evaluation.pools.judging import judge_pool
     from ponder.types import ThoughtFormat
 
@@ -153,12 +155,12 @@ def _judged(config: ReplayConfig, pool: RecordedPool, judge: Judge) -> JudgedPoo
 
 
 def in_points(value: float, low: float, high: float) -> str:
-    """A difference of shares, with its interval."""
+    """A difference in percentage points, with its interval."""
     return f"{value * 100:>+7.1f}  {f'[{low * 100:+.1f}, {high * 100:+.1f}]':<16}"
 
 
 def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[str]:
-    """What is printed: coverage, strategies by budget, pairs, and what others judged otherwise."""
+    """What is printed: coverage, strategies by budget, pairs, and recorded judgements that differ."""
     counts = sorted({len(p.row.samples) for p in pool.problems})
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     yield f"{config.pool}: {result.n:,} problems × {many} samples, judged by {pool.judge.name}, seed {config.seed}"
@@ -192,10 +194,10 @@ def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[s
         yield f"  {f'{pair.a} - {pair.b}':<44}{in_points(pair.difference, pair.low, pair.high)}  p = {pair.p:.2g}"
     recorded = sum(s.correct is not None for p in pool.problems for s in p.row.samples)
     if recorded:
-        yield f"\n{len(result.disagreements)} of {recorded} recorded judgements differ from ours"
+        yield f"\n{len(result.disagreements)} of {recorded} recorded judgements differ from the judge's"
     for d in result.disagreements[: config.show]:
         words = {True: "correct", False: "wrong"}
-        what = f"recorded {words[d.recorded]}, ours {d.verdict}"
+        what = f"recorded {words[d.recorded]}, judged {d.verdict}"
         yield f"  {visible(d.problem_id, 60)} sample {d.sample}: {what}: {visible(' '.join(d.reason.split()), 160)}"
     if len(result.disagreements) > config.show:
         yield f"  and {len(result.disagreements) - config.show} more (--show, --json)"

@@ -19,13 +19,14 @@ examples:
   ponder report runs/eval --problem countdown-test-17
   ponder report runs/eval-before runs/eval-after
 
-Of one run it reads curves.json, metrics.jsonl, rollouts.jsonl, samples.json, summary.json and manifest.json, whichever
-there are, and writes the plots (PNG), report.md and report.html, which is one file that opens without a network. Of an
-evaluation it shows the first searches as trees: every branch with what was found out about it and what it cost. With
+Of one run it reads curves.json, metrics.jsonl, rollouts.jsonl, samples.json, summary.json and manifest.json, as far as
+they exist, and writes the plots (PNG), report.md and report.html, which is one file that opens without a network. For
+an evaluation it shows the first searches as trees: every branch with its scores, its verdicts and its cost. With
 --problem the trees of that problem's searches are printed instead, and nothing is written.
 
-Two runs of `ponder eval --out` on the same problems are compared pair by pair: both accuracies, their difference with
-a bootstrap interval over problems, McNemar's exact test, and which verdicts changed into which. Nothing is written.
+Two runs of `ponder eval --out` on the same problems are compared problem by problem: both accuracies, their
+difference with a bootstrap interval over problems, McNemar's exact test, and which verdicts changed into which. Nothing
+is written.
 """
 
 
@@ -75,7 +76,7 @@ def main(args: list[str]) -> int:
 
 
 def trees(search: Mapping[str, Any]) -> str:
-    """A search for people: what was asked, every branch, what was chosen and why it stopped."""
+    """A search as text: what was asked, every branch, what was chosen and why it stopped."""
     from ponder.runs.trees import sketch, tree
 
     found = tree(search)
@@ -86,7 +87,7 @@ def trees(search: Mapping[str, Any]) -> str:
 
 
 def text(a: str, b: str, result: Comparison) -> str:
-    """The comparison for people."""
+    """The comparison as text."""
     d = result.difference
     lines = [
         f"A  {result.a.value:6.1%} ({result.a.low:.1%} to {result.a.high:.1%}, n {result.a.n})  {a}",

@@ -38,7 +38,7 @@ examples:
   ponder solve --environment countdown --problem test:1 --strategy best_of_n --max-tokens 96 --budget-tokens 600
   echo "What is 17 + 25?" | ponder solve - --model smollm2-135m --temperature 0
 
-With --save FILE a search that was stopped, by Ctrl-C or by its budget, goes on in another process:
+With --save FILE a search that was stopped, by Ctrl-C or by its budget, can be resumed in another process:
   ponder solve --continue FILE --budget-tokens 4000
 """
 
@@ -67,7 +67,7 @@ def main(args: list[str]) -> int:
         screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
         paid = opening.spend
         if saved is not None:
-            # It may have been begun without prices.
+            # It may have been started without prices.
             prices = [prices_of(config).of(e.info.name) for e in (engine, *others.values())]
             saved.journal.spend = priced(saved.journal.spend, prices)
             paid += priced(saved.opening, prices)
@@ -82,7 +82,7 @@ def main(args: list[str]) -> int:
     where = config.save or config.continue_
     if where is not None and not config.json:
         more = "".join(f" {flag} MORE" for flag in limits(config)) if outcome.stop.value == "budget" else ""
-        print(f"saved: {where} (go on with: ponder solve --continue {shlex.quote(where)}{more})", file=sys.stderr)
+        print(f"saved: {where} (continue with: ponder solve --continue {shlex.quote(where)}{more})", file=sys.stderr)
     if outcome.response.answer is None or not outcome.response.answer.strip():
         raise PonderError(f"no answer: {why(outcome, thinks, config, cut=bool(whole.shortened))}")
     if not config.json:
@@ -101,10 +101,10 @@ def opening_of(config: SolveConfig, saved: Saved | None) -> OpeningBudget:
 
 
 def read_config(args: list[str]) -> tuple[Saved | None, SolveConfig, str]:
-    """What is to be gone on with, the config of the command line, and the question."""
+    """The search to resume, the config of the command line, and the question."""
     from ponder.cli import _saved
 
-    # tyro takes a lone dash for a flag.
+    # tyro reads a lone dash as a flag.
     stdin = "-" in args
     words = [a for a in args if a != "-"]
     saved = _saved.read(words, SolveConfig)
@@ -142,7 +142,7 @@ def environment_of(config: SolveConfig) -> Environment | None:
 
 
 def problem_of(environment: Environment | None, config: SolveConfig, question: str) -> Problem:
-    """What is to be solved. Raises `UserError` for a problem that the environment has not."""
+    """What is to be solved. Raises `UserError` for a problem that the environment does not have."""
     from ponder.types import Problem
 
     if environment is None:
@@ -157,7 +157,7 @@ def problem_of(environment: Environment | None, config: SolveConfig, question: s
 
 
 def _text(problem: Problem) -> str:
-    """What a problem asks, as one text."""
+    """The prompt of a problem, as one text."""
     if isinstance(problem.prompt, str):
         return problem.prompt
     return "\n".join(f"{m.role}: {m.content}" for m in problem.prompt)
@@ -200,9 +200,9 @@ def _solve(
     paid: Spend,
     known: dict[str, Any],
 ) -> tuple[Outcome, Meter]:
-    """What was found, and the meter of all that this search may spend: `paid` for opening the engines, too.
+    """The outcome, and the meter of all that this search may spend, `paid` for opening the engines included.
 
-    `known` is what was found out by that; it is saved with the search.
+    `known` is what opening them found out; it is saved with the search.
     """
     from ponder import sync
     from ponder.budget.meter import Meter
@@ -236,7 +236,7 @@ def _solve(
         raise stopped(where) from None
     finally:
         if where is not None and journal is not None:
-            # By the clock that the budget goes by, which began before the search's own.
+            # On the clock of the budget, which started before the search's own.
             journal.seconds = whole.elapsed - paid.seconds
             question = problem.prompt if config.environment is None and isinstance(problem.prompt, str) else ""
             Saved.of(config, question, journal, paid, known).write(where)

@@ -7,7 +7,7 @@ from ponder.errors import UserError, nearest
 
 USAGE = """usage: ponder train pretrain|sft|rl [--config FILE.toml] [flags]
 
-  pretrain   make a base model from random weights, on procedural text
+  pretrain   train a base model from random weights, on procedural text
   sft        fine-tune a model on chats: procedural ones, or the rows of a JSONL file
   rl         teach a model by reinforcement learning on answers that can be checked
 
@@ -22,7 +22,7 @@ examples:
 
 
 def main(args: list[str]) -> int:
-    """Run one kind of training; prints where the model is."""
+    """Run one kind of training; prints the path of the model."""
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if args else 2
