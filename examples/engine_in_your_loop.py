@@ -1,4 +1,4 @@
-"""ponder's engine in a training loop of one's own: sample groups, score them, step the module, announce it."""
+"""ponder's engine in your own training loop: sample groups, score them, update the module, publish it."""
 
 import torch
 

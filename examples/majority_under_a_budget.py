@@ -1,4 +1,4 @@
-"""A vote of eight samples that may never cost more than 900 tokens, prompt and every branch counted."""
+"""A vote of eight samples that never costs more than 900 tokens, the prompt and every branch included."""
 
 import ponder
 

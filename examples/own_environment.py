@@ -1,4 +1,4 @@
-"""An environment of one's own: problems, gold answers and a verdict, checked for what a judge must do."""
+"""Your own environment: problems, gold answers and a verdict, checked for what a judge must do."""
 
 from dataclasses import dataclass
 

@@ -16,4 +16,4 @@ run = ponder.train_rl(config)
 for point in run.train:
     print(f"step {point['step']}: {point['accuracy']:.1%} [{point['low']:.1%}, {point['high']:.1%}]")
 print("rewards:", [round(row["reward"], 3) for row in run.metrics])
-print("pictures and report:", ponder.report(run))
+print("plots and report:", ponder.report(run))
