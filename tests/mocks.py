@@ -260,6 +260,7 @@ class MockEnvironment:
     checked: bool = True
     slow_judge: bool = False
     turns: bool = False
+    turn_rewards: bool = True
     broken: Callable[[int], bool] = lambda i: False
     """Problems that the judge fails on, by index."""
     judged: int = 0

@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 
 from ponder.environments.base import SingleTurn
+from ponder.environments.turns import BaseEpisode
 from ponder.protocols import Turn
 from ponder.types import Gold, Message, Problem, Response, Split, Verdict, VerdictKind
 
@@ -52,7 +53,7 @@ class Twice(Even):
         return _Asks()
 
 
-class _Asks:
+class _Asks(BaseEpisode):
     def __init__(self) -> None:
         self.heard = 0
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from mocks import MockEngine
 
+from ponder.environments.turns import BaseEpisode
 from ponder.protocols import (
     Act,
     Answers,
@@ -31,7 +32,8 @@ from ponder.protocols import (
 from ponder.scorers.base import BaseScorer
 from ponder.search import solve
 from ponder.search.clusters import TextAnswers, cluster_answers
-from ponder.types import Message, Outcome, Problem, Response, Spend, StopReason
+from ponder.search.trace import samples, with_verdicts
+from ponder.types import Message, Outcome, Problem, Response, Spend, StopReason, Trace, Verdict
 
 
 def searched(
@@ -53,7 +55,12 @@ def plays(strategy: Strategy) -> bool:
     return isinstance(strategy, TurnPlayer) and strategy.plays_turns
 
 
-class Asks:
+def judged(trace: Trace, problem: Problem, judge: Callable[[Problem, Response], Verdict]) -> Trace:
+    """The trace with the judge's verdict on each of its samples."""
+    return with_verdicts(trace, {n.id: judge(problem, n.response) for n in samples(trace)})
+
+
+class Asks(BaseEpisode):
     """An episode that asks one thing more, then ends."""
 
     def __init__(self) -> None:

@@ -278,3 +278,12 @@ def test_a_real_model_in_a_folder_is_evaluated_end_to_end(tmp_path: Path, capsys
     assert sum(found["kinds"].values()) == 4
     assert 0 < found["spend"]["sampled_tokens"] <= 32
     assert (out / "report.html").exists()
+
+
+def test_conversations_with_a_strategy_that_plays_no_turns_are_refused_before_there_is_a_run_directory(
+    engine: MockEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["eval", "--environment", "calculator", "--strategy", "direct", "-n", "2", "--out", str(tmp_path / "run")]
+    assert main(asked) == 2
+    assert "calculator-test-0 is a conversation of several turns, and Direct gives one" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -470,3 +470,14 @@ def test_the_splitter_agrees_with_what_judges_read() -> None:
     response = split_response(text, FinishReason.STOP, THOUGHT)
     assert "".join(t for inside, t in streamed if inside) == response.thought
     assert "".join(t for inside, t in streamed if not inside) == response.answer
+
+
+def test_a_conversation_is_refused_before_its_engine_is_opened(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def opened(*_: Any) -> None:
+        raise AssertionError("an engine was opened")
+
+    monkeypatch.setattr("ponder.cli.solve.engines_for", opened)
+    assert main(["solve", "--environment", "calculator", "--problem", "test:0"]) == 2
+    assert "calculator-test-0 is a conversation of several turns, and Direct gives one" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from mocks import MockEnvironment
 
 from ponder.environments.calculator import CALCULATE, Calculator, calculate
 from ponder.environments.judging import judge_path
-from ponder.environments.turns import Offer, OneStep, ToolEpisode
+from ponder.environments.turns import BaseEpisode, Offer, OneStep, ToolEpisode
 from ponder.errors import UserError
 from ponder.protocols import Episode, Turn
 from ponder.types import Message, Problem, Response, Tool, ToolCall, VerdictKind
@@ -152,16 +152,18 @@ class Paying(MockEnvironment):
         return _Paid()
 
 
-class _Paid:
+class _Paid(BaseEpisode):
+    closed = 0
+
     def __init__(self) -> None:
         self.steps = 0
+
+    async def close(self) -> None:
+        _Paid.closed += 1
 
     async def step(self, response: Response) -> Turn:
         self.steps += 1
         return Turn(done=self.steps == 2, reward=float(len(response.text)))
-
-    def fork(self) -> _Paid:
-        raise NotImplementedError
 
 
 def path(*texts: str) -> list[Response]:
@@ -193,3 +195,41 @@ def test_an_episode_that_cannot_be_repeated_is_an_infrastructure_error() -> None
         assert found.verdict.reason == f"the episode could not be repeated: {why}"
     broken = judged(Paying(broken=lambda i: True), "a", "2")
     assert (broken.verdict.kind, broken.reward) == (VerdictKind.JUDGE_ERROR, None)
+
+
+def test_an_episode_that_is_repeated_is_closed_and_has_a_time_limit() -> None:
+    class Slow(_Paid):
+        async def step(self, response: Response) -> Turn:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+    class Hanging(Paying):
+        def episode(self, problem: Problem) -> Episode:
+            return Slow()
+
+    _Paid.closed = 0
+    judged(Paying(), "abc", "2")
+    assert _Paid.closed == 1
+    environment = Hanging()
+    found = asyncio.run(judge_path(environment, environment.problem("train", 1), path("2"), seconds=0.05))
+    assert (found.verdict.kind, found.reward, _Paid.closed) == (VerdictKind.JUDGE_ERROR, None, 2)
+    assert found.verdict.reason == "the episode could not be repeated: it took longer than 0.05 seconds"
+
+
+def test_tools_do_not_run_again_where_turns_earn_nothing() -> None:
+    assert Paying.turn_rewards
+    assert not Calculator.turn_rewards
+    found = judged(Paying(breaks=True, turn_rewards=False), "abc", "2")
+    assert (found.verdict.kind, found.reward) == (VerdictKind.CORRECT, 1.0)
+
+
+def test_what_turns_earn_is_summed_without_rounding() -> None:
+    class Tenths(BaseEpisode):
+        async def step(self, response: Response) -> Turn:
+            return Turn(done=False, reward=0.1)
+
+    class Paid(Paying):
+        def episode(self, problem: Problem) -> Episode:
+            return Tenths()
+
+    assert judged(Paid(), *["2"] * 10).turns_reward == 1.0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from mocks import MockEngine, MockEnvironment
 from pool_play import judged, row, sample, write
+from search_play import judged as with_judgement
 
 from ponder import registry, sync
 from ponder.errors import UserError
@@ -18,7 +19,6 @@ from ponder.evaluation.pools.record import Writer, at_least, read_pool
 from ponder.search.record import to_row
 from ponder.search.runner import solve
 from ponder.search.strategies.direct import Direct
-from ponder.search.trace import judged as with_judgement
 from ponder.types import Gold, Problem, Response, ThoughtFormat, Verdict, VerdictKind
 from ponder.verifiers.exact import Exact
 from ponder.verifiers.math import Math

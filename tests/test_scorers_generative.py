@@ -144,6 +144,17 @@ def test_the_budget_holds_with_a_judge_and_the_search_continues_without_its_scor
         assert outcome.stop is StopReason.BUDGET
 
 
+@pytest.mark.parametrize("capabilities", [PLAIN, SINGLE])
+def test_fewer_judgements_than_were_asked_for_are_no_score(capabilities):
+    cost = len(Generative().question(PROBLEM, Response("1", None, "1"))) + 4
+    scorer = Generative(samples=4, max_tokens=4)
+    assert score(scorer, judge("Yes", capabilities), "1", meter=Meter(Budget(tokens=4 * cost))) == [1.0]
+    meter = Meter(Budget(tokens=2 * cost + 1))
+    with pytest.raises(BudgetExceeded, match="2 of the 4 judgements" if capabilities.n else "tokens"):
+        score(scorer, judge("Yes", capabilities), "1", meter=meter)
+    assert meter.idle
+
+
 def test_no_call_of_a_scorer_outlives_its_scores():
     """One call that fails ends the others, and the meter holds nothing back for them."""
     slow = dataclasses.replace(PLAIN, n=False)

@@ -304,6 +304,23 @@ def test_a_call_that_was_refused_as_bad_input_costs_nothing():
     assert idle(meter)
 
 
+def test_a_readers_own_bad_input_costs_the_worst_case_where_the_engine_tells_nothing():
+    class Silent(MockEngine):
+        async def stream(self, request, receipt=None):
+            async with contextlib.aclosing(super().stream(request)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    def refuse(delta):
+        raise UserError("not this")
+
+    meter = Meter(Budget(tokens=100))
+    with pytest.raises(UserError, match="not this"):
+        asyncio.run(meter.generate(Silent("abc"), request(), on_delta=showing(refuse)))
+    assert meter.spend.tokens == 15
+    assert idle(meter)
+
+
 @pytest.mark.parametrize(
     ("budget", "reason"),
     [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mocks import ALL, MockEngine, MockEnvironment, doubler, showing
 from search_play import answer_to, play, searched, start
 
-from ponder.errors import CallCancelled, Unsupported, UserError
+from ponder.errors import BudgetExceeded, CallCancelled, Unsupported, UserError
 from ponder.protocols import Ask, Generate
 from ponder.search import Meter, derive, solve
 from ponder.search.asking import Asking
@@ -145,6 +145,24 @@ def test_pieces_of_the_leading_response_are_passed_on_as_they_come():
     engine = MockEngine(["..</think>7"], capabilities=ONE_BY_ONE, delay=0.001)
     run(Direct(n=3), engine, on_delta=showing(pieces.append))
     assert "".join(d.text for d in pieces) == "..</think>7"
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("no column"), UserError("not this"), BudgetExceeded("mine"), TimeoutError()]
+)
+@pytest.mark.parametrize("capabilities", [ALL, ONE_BY_ONE])
+def test_what_the_reader_raises_comes_out_of_the_search_which_ends_its_calls(error, capabilities):
+    def fail(delta):
+        raise error
+
+    engine = MockEngine(doubler(1.0), capabilities=capabilities, delay=0.001)
+    parent, journal = Meter(Budget(seconds=60)), Journal()
+    with pytest.raises(type(error)) as raised:
+        run(Direct(n=3), engine, on_delta=showing(fail), parent=parent, journal=journal)
+    assert raised.value is error
+    assert engine.in_flight == 0
+    assert parent.idle
+    assert 0 < parent.spend.tokens == journal.spend.tokens == engine.used.tokens
 
 
 def test_a_thought_that_is_closed_by_a_second_call_is_streamed_once():

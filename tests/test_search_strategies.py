@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from mocks import MockEngine, MockEnvironment, doubler
-from search_play import Rule, searched
+from search_play import Rule, judged, searched
 
 from ponder import registry
 from ponder.errors import UserError
@@ -13,7 +13,7 @@ from ponder.search.record import to_row
 from ponder.search.strategies.best_of_n import BestOfN
 from ponder.search.strategies.budget_forcing import BudgetForcing
 from ponder.search.strategies.direct import Direct
-from ponder.search.trace import judged, samples, with_verdicts
+from ponder.search.trace import samples, with_verdicts
 from ponder.types import Budget, Capabilities, SegmentKind, StopReason, Verdict, VerdictKind
 
 ENV = MockEnvironment()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+from typing import ClassVar
 
 import pytest
 from mocks import MockEngine, MockEnvironment
@@ -13,13 +14,18 @@ from turn_play import Talking, calculating, call, scripted
 
 from ponder import registry
 from ponder.environments.calculator import Calculator
+from ponder.environments.countdown import Countdown
+from ponder.environments.simulated import Simulated
+from ponder.environments.turns import BaseEpisode
 from ponder.errors import Unsupported, UserError
 from ponder.evaluation.evaluate import evaluate
-from ponder.protocols import Feedback, Turn
+from ponder.protocols import Feedback, Turn, Vote
 from ponder.search import solve
+from ponder.search.clusters import TextAnswers, cluster_answers
 from ponder.search.episodes import Episodes
 from ponder.search.journal import Journal
 from ponder.search.strategies.direct import Direct
+from ponder.search.strategies.majority import Majority
 from ponder.search.strategies.turns import Turns
 from ponder.search.trace import samples
 from ponder.types import (
@@ -134,6 +140,31 @@ def test_a_call_in_the_last_turn_of_the_environment_is_no_answer() -> None:
     assert Calculator(most_turns=2).judge(PROBLEM, outcome.response).kind is VerdictKind.NO_ANSWER
 
 
+def test_the_right_text_beside_a_call_in_the_last_turn_is_no_answer() -> None:
+    right = CALCULATOR.gold_response(PROBLEM)
+    environment = Calculator(max_operands=2, most_turns=1)
+    outcome = run(Turns(), Talking(lambda r, rng: f"</think>{right} {call('1 + 1')}"), environment)
+    (node,) = outcome.trace.nodes
+    assert (node.note, outcome.chosen) == ("the conversation ended with a call of a tool", None)
+    assert (outcome.response.answer, len(outcome.response.tool_calls)) == (None, 1)
+    beside = Response(right, text=right, tool_calls=outcome.response.tool_calls)
+    for judge in (environment.judge, Countdown().checker, Simulated().judge, Simulated().checker):
+        verdict = judge(PROBLEM, beside)
+        assert (verdict.kind, verdict.reason) == (
+            VerdictKind.NO_ANSWER,
+            "the response calls a tool: it is not an answer",
+        )
+
+
+def test_a_response_that_calls_a_tool_has_no_vote() -> None:
+    plain, calling = Response("4"), Response("5", tool_calls=(ToolCall("a", "calculate", "{}"),))
+    assert cluster_answers(TextAnswers(), PROBLEM, [calling, plain]) == (None, Vote(1, "4"))
+    engine = Talking(scripted(f"</think>5 {call('1 + 1')}"))
+    outcome = run(Majority(n=3), engine, Feedback())
+    assert (outcome.response.answer, outcome.chosen) == (None, None)
+    assert {n.note for n in outcome.trace.nodes} == {"abstains: it calls a tool"}
+
+
 @pytest.mark.parametrize("tokens", [20, 150, 250, 400, 600])
 def test_a_budget_that_ends_within_a_conversation_is_kept_and_gives_no_answer(tokens) -> None:
     engine = Talking(lambda r, rng: f"</think>{call('1 + 1')}")
@@ -150,7 +181,7 @@ def test_a_conversation_longer_than_the_context_is_the_models_fault() -> None:
     assert "do not fit the context of 400" in outcome.reason
 
 
-class Failing:
+class Failing(BaseEpisode):
     """An environment that fails at a step."""
 
     def __init__(self, at=1) -> None:
@@ -161,9 +192,6 @@ class Failing:
         if not self.left:
             raise OSError("no connection")
         return Turn((Message("user", "Go on."),), done=False)
-
-    def fork(self):
-        raise Unsupported("no forks")
 
 
 @pytest.mark.parametrize("at", [1, 2])
@@ -187,7 +215,7 @@ def test_a_tool_that_hangs_is_ended_by_the_budget_of_the_search() -> None:
 # Branches -----------------------------------------------------------------------------------------------------------
 
 
-class Counted:
+class Counted(BaseEpisode):
     """An episode that says how many responses it has received; counts all steps ever made."""
 
     steps = 0
@@ -222,6 +250,66 @@ def test_branches_have_their_own_past_by_a_fork_or_by_replay(forks, steps) -> No
     assert {t.reward for t in turns} == {0.0}
     # Without forks the first branch takes the episode along: only others repeat.
     assert Counted.steps == steps + (0 if forks else 2)
+
+
+class Closing(Counted):
+    """Says how often it was opened, and what was closed."""
+
+    log: ClassVar[list[str]] = []
+
+    def __init__(self, fails=False) -> None:
+        super().__init__()
+        self.closed, self.fails = 0, fails
+        Closing.log.append("opened")
+
+    def fork(self):
+        other = Closing(self.fails)
+        other.heard = self.heard
+        return other
+
+    async def close(self) -> None:
+        assert not self.closed
+        self.closed += 1
+        Closing.log.append("closed")
+        if self.fails:
+            raise OSError("it is gone already")
+
+
+@pytest.mark.parametrize("says", ["</think>end", "</think>more"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_episode_is_closed_once_when_its_search_is_over(says, fails) -> None:
+    Closing.log.clear()
+    opens = Feedback(episode=lambda p: Closing(fails))
+    outcome = run(Turns(n=2, most_turns=3), Talking(says), opens)
+    assert outcome.stop is StopReason.FINISHED
+    assert Closing.log.count("closed") == Closing.log.count("opened") >= 2
+
+
+def test_episodes_are_closed_where_the_search_is_cancelled_or_the_environment_fails() -> None:
+    class Stuck(Closing):
+        async def step(self, response) -> Turn:
+            await asyncio.sleep(60)
+            raise AssertionError
+
+    class Breaking(Closing):
+        async def step(self, response) -> Turn:
+            raise OSError("no connection")
+
+    for kind, stop in ((Stuck, StopReason.BUDGET), (Breaking, StopReason.FAILED)):
+        Closing.log.clear()
+        made = Feedback(episode=lambda p, kind=kind: kind())
+        assert run(Turns(), Talking("</think>4"), made, budget=Budget(seconds=0.2)).stop is stop
+        assert Closing.log == ["opened", "closed"]
+
+
+def test_closing_an_episode_ends_after_a_while(monkeypatch, caplog) -> None:
+    class Hanging(Counted):
+        async def close(self) -> None:
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr("ponder.environments.turns.CLOSE_SECONDS", 0.05)
+    assert run(Turns(most_turns=1), Talking("</think>4"), Feedback(episode=lambda p: Hanging())).stop == "finished"
+    assert "an episode could not be closed: TimeoutError" in caplog.text
 
 
 def test_a_path_that_ended_does_not_continue() -> None:

@@ -73,3 +73,12 @@ def test_a_run_trains_on_conversations(tmp_path) -> None:
     rewards = {n["reward"] for line in lines for n in line["samples"] if n["parent"] is not None}
     assert rewards & {2.0, 3.0}
     assert all(m["trained_tokens_per_second"] > 0 for m in read_lines(run / "metrics.jsonl").rows)
+
+
+@pytest.mark.parametrize("which", ["strategy", "eval_strategy"])
+def test_a_run_whose_strategy_plays_no_turns_is_refused_before_there_is_a_directory(tmp_path, which) -> None:
+    plays = {"strategy": "turns", "eval_strategy": "turns"} | {which: "direct"}
+    sizes = {"problems": 4, "group_size": 4, "steps": 2, "eval_problems": 4}
+    with pytest.raises(Unsupported, match="is a conversation of several turns, and Direct gives one"):
+        train(RLConfig(out=str(tmp_path / "run"), environment=ENVIRONMENT, **plays, **sizes))
+    assert not (tmp_path / "run").exists()

@@ -180,7 +180,8 @@ def solve(
     `environment`: the search uses its checker, scorer and comparison of answers, never its gold; `Feedback()` is for a
     search without any. `options` are the strategy's, such as `n=8`; `others` are further engines that it may ask for by
     name. `on_delta` hears the leading response as it is sampled. Raises `UserError` for bad input, `Unsupported` if the
-    strategy does not go with this engine; what fails later is in `outcome.stop` and `outcome.reason`.
+    strategy does not go with this engine, and what `on_delta` raises; what fails later is in `outcome.stop` and
+    `outcome.reason`.
     """
     return sync.run(
         solve_async(

@@ -208,6 +208,13 @@ class Episode(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Free what it holds (a process, a connection), also before its end. Called once; a fork is closed by itself.
+
+        `environments.turns.BaseEpisode` has one that does nothing.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
@@ -230,6 +237,8 @@ class Environment(Protocol):
     name: str
     turns: bool
     """Its problems are conversations: its episodes have several turns. Only strategies that play turns solve them."""
+    turn_rewards: bool
+    """Turns may earn something by themselves (`Turn.reward`): judging a path for a reward then replays its episode."""
     slow_judge: bool
     """Judging may take so long that it is done on a thread (`environments.judging.judge`)."""
 

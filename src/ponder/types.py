@@ -427,6 +427,11 @@ class Response:
     tool_calls: tuple[ToolCall, ...] = ()
     """Calls that it asks for; then `answer` is the text around them."""
 
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer to judge or to vote with: a response that still calls a tool is none."""
+        return self.answer is not None and not self.tool_calls
+
 
 def split_response(
     text: str, finish: FinishReason, thought: ThoughtFormat | None = None, tools: ToolFormat | None = None

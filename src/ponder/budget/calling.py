@@ -137,7 +137,9 @@ class Metered:
             else:
                 completions = await streamed(self._engine, self._request, on_delta, used)
         except BaseException as error:
-            refused = used.spend is None and isinstance(error, UserError)
+            # After a piece it is the reader's, and the engine worked.
+            began = on_delta is not None and on_delta.began
+            refused = used.spend is None and isinstance(error, UserError) and not began
             self._book(Spend() if refused else used.spend, used.completions)
             raise
         self._book(sum((c.spend for c in completions), Spend()) if used.spend is None else used.spend, completions)

@@ -26,13 +26,17 @@ class Pieces:
         self._to_repeat: dict[int, str] = {}
         """What was passed on before the retry and was not repeated yet, by sample."""
         self._diverged: set[int] = set()
+        self.began = False
+        """A piece of the stream has come."""
 
     def again(self) -> None:
         """The stream restarts: a retry."""
         self._to_repeat = {sample: "".join(texts) for sample, texts in self._passed.items()}
         self._diverged.clear()
+        self.began = False
 
     async def __call__(self, delta: Delta) -> None:
+        self.began = True
         text = self._new(delta) if self._to_repeat else delta.text
         if text:
             self._passed.setdefault(delta.sample, []).append(text)

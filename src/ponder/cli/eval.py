@@ -96,7 +96,10 @@ def main(args: list[str]) -> int:
     check_opening(config, asked, budget, total)
     environment: Environment = registry.build("environments", config.environment, _environment_options(config))
     feedback = feedback_of(config, environment)
+    from ponder.search.runner import check_turns
+
     problems = choose(environment, config)
+    check_turns(strategy, feedback, problems[0])
     if config.out is not None and not config.resume:
         from ponder.runs.run import refuse_existing
 

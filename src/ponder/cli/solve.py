@@ -54,6 +54,9 @@ def main(args: list[str]) -> int:
     environment = environment_of(config)
     feedback = feedback_of(config, environment)
     problem = problem_of(environment, config, question)
+    from ponder.search.runner import check_turns
+
+    check_turns(strategy, feedback, problem)
     if environment is not None and not config.json:
         print(f"{config.environment} {config.problem}: {visible(_text(problem), 2000)}", file=sys.stderr)
     check_opening(config, asked, budget_of(config))

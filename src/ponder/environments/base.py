@@ -46,6 +46,8 @@ def guarded(hook: Callable[[Problem, str], Verdict], problem: Problem, response:
     A prompt that is echoed is no answer; one that is repeated before the answer is stripped.
     """
     answer = response.answer
+    if response.tool_calls:
+        return verdict(VerdictKind.NO_ANSWER, "the response calls a tool: it is not an answer")
     if answer is None:
         return verdict(VerdictKind.NO_ANSWER, "the response was truncated or its thought never closed")
     long = too_long(answer)
@@ -70,6 +72,8 @@ class SingleTurn:
     name: str = ""
     turns: bool = False
     """A subclass whose episodes continue after a response says True and gives `episode`."""
+    turn_rewards: bool = True
+    """A subclass whose turns earn nothing by themselves says False: its tools do not run once more for the reward."""
     slow_judge: bool = False
     """Judging may take so long that it is done on a thread."""
 

@@ -42,6 +42,7 @@ class Calculator(Arithmetic):
 
     name = "calculator"
     turns = True
+    turn_rewards = False
 
     def __post_init__(self) -> None:
         if self.few_shot and self.few_shot_style != "chat":

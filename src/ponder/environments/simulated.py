@@ -86,6 +86,8 @@ def _compare(right: str, text: str) -> Verdict:
 @dataclass(frozen=True)
 class _Checker:
     def __call__(self, problem: Problem, response: Response) -> Verdict:
+        if response.tool_calls:
+            return verdict(VerdictKind.NO_ANSWER, "the response calls a tool: it is not an answer")
         if response.answer is None:
             return verdict(VerdictKind.NO_ANSWER, "the response was truncated or its thought never closed")
         return _compare(right_answer(problem.public["key"]), response.answer)
@@ -94,7 +96,7 @@ class _Checker:
 @dataclass(frozen=True)
 class _Answers:
     def extract(self, problem: Problem, response: Response) -> str | None:
-        return None if response.answer is None else read_answer(response.answer)
+        return None if response.answer is None or response.tool_calls else read_answer(response.answer)
 
     def same(self, a: str, b: str) -> bool:
         return a == b
@@ -107,7 +109,7 @@ class _Partial(BaseScorer):
 
     def value(self, problem: Problem, response: Response) -> float:
         key = problem.public["key"]
-        answer = None if response.answer is None else read_answer(response.answer)
+        answer = None if response.answer is None or response.tool_calls else read_answer(response.answer)
         right = state(key, response.text)[1] if answer is None else answer == right_answer(key)
         # The same text always has the same score.
         return right + self.noise * Random(stable_int(self.seed, problem.id, response.text)).gauss(0.0, 1.0)

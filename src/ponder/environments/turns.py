@@ -10,16 +10,46 @@ from __future__ import annotations
 import asyncio
 import copy
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ponder.errors import nearest
-from ponder.protocols import Turn
+from ponder.errors import Unsupported, nearest
+from ponder.protocols import Episode, Turn
 from ponder.types import Message, Response, Tool, ToolCall
 
+CLOSE_SECONDS = 10.0
+"""Most time that closing an episode may take."""
 
-class OneStep:
+_log = logging.getLogger(__name__)
+
+
+async def closed(episode: Episode) -> None:
+    """Close an episode. Raises nothing: what it fails with, or that it takes too long, is a warning in the log."""
+    try:
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await episode.close()
+    except Exception as error:
+        _log.warning("an episode could not be closed: %s: %s", type(error).__name__, error)
+
+
+class BaseEpisode:
+    """Base of episodes that hold nothing that must be freed, and have no forks; a subclass gives `step`."""
+
+    async def step(self, response: Response) -> Turn:
+        """Take the model's next response. Raises `ValueError` after the end."""
+        raise NotImplementedError
+
+    def fork(self) -> Episode:
+        """Raises `Unsupported`: a branch replays its responses."""
+        raise Unsupported(f"{type(self).__name__} has no forks")
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+
+class OneStep(BaseEpisode):
     """The episode of an environment with one question and one answer: it says nothing more, and judges nothing."""
 
     def __init__(self) -> None:
@@ -45,7 +75,7 @@ class Offer:
     """Takes the arguments by name; its result is shown as text. What it raises becomes a result, too."""
 
 
-class ToolEpisode:
+class ToolEpisode(BaseEpisode):
     """An episode that runs the tools that a response calls, and ends with a response that calls none.
 
     The calls of a response run at the same time. A call that fails, takes too long or names no tool gets a result that

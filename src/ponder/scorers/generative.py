@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ponder.errors import UserError
+from ponder.errors import BudgetExceeded, UserError
 from ponder.protocols import Caller
 from ponder.scorers.base import BaseScorer
 from ponder.sync import gather_all
@@ -80,6 +80,8 @@ class Generative(BaseScorer):
         ]
         answers = await gather_all(engine.generate(request, minimum=most) for request in requests)
         judgements = [_says_yes(c, engine, word_alone) for completions in answers for c in completions]
+        if len(judgements) < self.samples:
+            raise BudgetExceeded(f"{len(judgements)} of the {self.samples} judgements of a response fit the budget")
         return Score(sum(judgements) / len(judgements))
 
     def question(self, problem: Problem, response: Response) -> str:

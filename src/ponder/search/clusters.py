@@ -35,7 +35,7 @@ def cluster_answers(answers: Answers, problem: Problem, responses: Sequence[Resp
 
     Raises what `answers` raises, `PonderError` for an answer that it reads as anything but text.
     """
-    given = [None if r.answer is None else answers.extract(problem, r) for r in responses]
+    given = [answers.extract(problem, r) if r.answered else None for r in responses]
     for text in given:
         if not isinstance(text, str | None):
             raise PonderError(f"an answer was read as {type(text).__name__}, not as text")

@@ -37,7 +37,7 @@ from ponder.search.episodes import Episodes
 from ponder.search.journal import Journal
 from ponder.search.leading import Leader
 from ponder.search.solving import Solving
-from ponder.types import Budget, Completion, Outcome, Problem, Response, Spend, StopReason
+from ponder.types import Budget, Completion, Delta, Outcome, Problem, Response, Spend, StopReason
 
 if TYPE_CHECKING:
     from ponder.protocols import PrefixHolder
@@ -72,17 +72,14 @@ async def solve(
     `budget.prices.load()`). Raises `UserError` if the very first call was refused as bad input
     (a prompt longer than the context), `Unsupported` if the strategy cannot run on this engine, or
     the scorer calls one that is not there.
-    Cancelling the task that awaits this cancels everything that it started.
+    Raises what `on_delta` raises. This, and cancelling the task that awaits this, cancels everything that it started;
+    what was spent is on `journal` and `parent`.
     """
     if feedback is None or not isinstance(feedback, Feedback):
         feedback = Feedback() if feedback is None else feedback.feedback
     engines = {"": engine, **(others or {})}
     _check_scorer(feedback.scorer, engines)
-    if feedback.episode is not None and not (isinstance(strategy, TurnPlayer) and strategy.plays_turns):
-        raise Unsupported(
-            f"{problem.id} is a conversation of several turns, and {type(strategy).__name__} gives one response: use "
-            "the strategy turns"
-        )
+    check_turns(strategy, feedback, problem)
     context = SearchContext(
         engine.info,
         engine.capabilities,
@@ -109,6 +106,8 @@ async def solve(
 
     def tell(ask_id: int, answer: Any) -> None:
         nonlocal heard
+        if isinstance(answer, _ReaderFailed):
+            raise answer.error
         if not heard and isinstance(answer, UserError):
             raise answer
         heard = heard or not isinstance(answer, Exception)
@@ -156,11 +155,22 @@ async def solve(
                 if not isinstance(answer, Exception):
                     journal.note(asked[ask_id], answer)
     for ask_id, answer in late:
+        if isinstance(answer, _ReaderFailed):
+            raise answer.error
         search.tell(ask_id, answer)
     for ask_id, task in tasks.items():
         if task.cancelled():
             search.tell(ask_id, CallCancelled(calls.sampled(ask_id)))
     return _explained(search.outcome(meter.spend, calls.stop), calls.reason, meter)
+
+
+def check_turns(strategy: Strategy, feedback: Feedback, problem: Problem) -> None:
+    """Raises `Unsupported` for a conversation with a strategy that plays no turns: before anything is spent."""
+    if feedback.episode is not None and not (isinstance(strategy, TurnPlayer) and strategy.plays_turns):
+        raise Unsupported(
+            f"{problem.id} is a conversation of several turns, and {type(strategy).__name__} gives one response: use "
+            "the strategy turns"
+        )
 
 
 def _check_scorer(scorer: Scorer | None, engines: Mapping[str, Engine]) -> None:
@@ -202,6 +212,26 @@ async def _cancel(tasks: Mapping[int, asyncio.Task[None]]) -> None:
         await asyncio.wait(tasks.values())
 
 
+class _ReaderFailed(Exception):
+    """The reader of the pieces raised this: no failure of the engine."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def _apart(reader: Reader) -> Reader:
+    """The reader, what it raises kept apart from what the engine raises."""
+
+    async def read(delta: Delta) -> None:
+        try:
+            await reader(delta)
+        except Exception as error:
+            raise _ReaderFailed(error) from error
+
+    return read
+
+
 class _Calls:
     """Does what a search asks; remembers the first failure."""
 
@@ -219,7 +249,7 @@ class _Calls:
         self._feedback = feedback
         self._answers = feedback.answers or TextAnswers()
         self._episodes = None if feedback.episode is None else Episodes(problem, feedback.episode)
-        self._leader = None if on_delta is None else Leader(on_delta)
+        self._leader = None if on_delta is None else Leader(_apart(on_delta))
         self._receipts: dict[int, Receipt] = {}
         """Of calls that did not succeed."""
         self._leases: dict[int, contextlib.AsyncExitStack] = {}
@@ -250,6 +280,8 @@ class _Calls:
                 case Release(held):
                     await self._leases.pop(held).aclose()
                     return None
+        except _ReaderFailed as error:
+            return error
         except BudgetExceeded as error:
             if self.stop is StopReason.FINISHED:
                 self.stop = StopReason.BUDGET
@@ -332,9 +364,13 @@ class _Calls:
         self._leases[ask_id] = stack
 
     async def release(self) -> None:
-        """End every lease that is left."""
-        while self._leases:
-            await self._leases.popitem()[1].aclose()
+        """End every lease and close every episode that is left."""
+        try:
+            while self._leases:
+                await self._leases.popitem()[1].aclose()
+        finally:
+            if self._episodes is not None:
+                await self._episodes.close()
 
 
 _PARTS = {Check: "checker", Score: "scorer", Group: "comparison of answers", Hold: "lease", Release: "lease"}

@@ -139,7 +139,7 @@ class Sampling(Asking):
             return Outcome(Response(None), None, trace, spend, stop)
         # A cancelled response is in the trace, but one that ended is preferred.
         first = next((n for n in leaves if n.completion.finish_reason is not FinishReason.CANCELLED), leaves[0])
-        chosen = first.id if first.response.answer is not None else None
+        chosen = first.id if first.response.answered else None
         return Outcome(first.response, None, trace, spend, stop, chosen)
 
     def cut(self, ask_id: int, answer: Any) -> None:

@@ -114,7 +114,7 @@ class Stepping(Asking):
 
     def answered(self, step: Step) -> bool:
         """It is a whole response with an answer."""
-        return self.tree[step.id].response.answer is not None
+        return self.tree[step.id].response.answered
 
     def value(self, step: Step) -> float:
         """What guides the search: the score; the mean log-probability if there is no scorer or it has failed.

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from ponder.types import (
     Completion,
     Node,
-    Problem,
-    Response,
     ThoughtFormat,
     ToolFormat,
     Trace,
@@ -88,8 +86,3 @@ def with_verdicts(trace: Trace, verdicts: Mapping[int, Verdict]) -> Trace:
     """The trace with the judge's verdicts by node id."""
     nodes = (dataclasses.replace(n, verdict=verdicts[n.id]) if n.id in verdicts else n for n in trace.nodes)
     return Trace(trace.problem_id, tuple(nodes))
-
-
-def judged(trace: Trace, problem: Problem, judge: Callable[[Problem, Response], Verdict]) -> Trace:
-    """The trace with the judge's verdict on each of its samples."""
-    return with_verdicts(trace, {n.id: judge(problem, n.response) for n in samples(trace)})

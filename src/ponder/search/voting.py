@@ -35,7 +35,7 @@ class Voting(Sampling):
     def answered(self, upto: int | None = None) -> tuple[int, ...]:
         """Of the first `upto` samples (all, if not given) those that have an answer."""
         ended = sorted(self.leaves) if upto is None else (i for i in sorted(self.leaves) if i < upto)
-        return tuple(i for i in ended if self.leaves[i].response.answer is not None)
+        return tuple(i for i in ended if self.leaves[i].response.answered)
 
     def group(self, upto: int) -> bool:
         """Ask which of the first `upto` samples say the same; `grouped` comes next. False if none has an answer."""
@@ -120,6 +120,8 @@ _LATE = "not counted: the search had stopped"
 
 
 def _silence(node: Node) -> str:
+    if node.response.tool_calls:
+        return "abstains: it calls a tool"
     if node.response.answer is not None:
         return "abstains: the answer cannot be read"
     if node.completion.finish_reason is FinishReason.STOP:

@@ -25,6 +25,7 @@ from ponder.protocols import Feedback, Generate, SearchContext
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run, refuse_existing
 from ponder.search.record import to_row
+from ponder.search.runner import check_turns
 from ponder.training import checkpoint
 from ponder.training.interrupt import Interrupt, Interrupted
 from ponder.training.rl import PROBE_STEPS, RLState, Step, Trainer
@@ -294,6 +295,7 @@ def _first_requests(
     Raises `UserError` if its responses do not fit the context.
     """
     longest = max(held_out, key=lambda p: engine.count_tokens(p.prompt))
+    check_turns(strategy, feedback, longest)
     search = strategy.start(
         longest,
         SearchContext(

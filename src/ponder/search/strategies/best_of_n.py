@@ -64,7 +64,7 @@ class _Best(Sampling):
         super().__init__(*args)
 
     def sampled(self, index: int, node: Node) -> None:
-        if self._checks and node.response.answer is not None:
+        if self._checks and node.response.answered:
             self.push(Ask(-2 - index, Check(node.response)))
 
     def all_sampled(self) -> None:
@@ -83,7 +83,7 @@ class _Best(Sampling):
 
     def _answered(self) -> list[Node]:
         nodes = (self.tree[self.leaves[i].id] for i in sorted(self.leaves))
-        return [n for n in nodes if n.response.answer is not None]
+        return [n for n in nodes if n.response.answered]
 
     def outcome(self, spend: Spend, stop: StopReason) -> Outcome:
         first = super().outcome(spend, stop)

@@ -185,7 +185,7 @@ class _Cascade:
         offset = 2 * self._options.n
         nodes = (*fast.trace.nodes, *moved(slow.trace.nodes, offset))
         trace = Trace(self._problem.id, nodes)
-        if slow.response.answer is None and fast.response.answer is not None:
+        if not slow.response.answered and fast.response.answered:
             reason = f"{self._why}: unsure, but {self._options.slow} found no answer, so the fast one is kept"
             return dataclasses.replace(fast, trace=trace, stop=slow.stop, reason=reason)
         reason = f"{self._why}: unsure; {self._options.slow}: {slow.reason or 'its answer'}"

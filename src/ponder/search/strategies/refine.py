@@ -95,7 +95,7 @@ class _Refine(Sampling):
         number, critique = divmod(self._at, 2)
         if critique:
             self._criticised(number, node)
-        elif node.response.answer is None:
+        elif not node.response.answered:
             self._revise(number, _CUT_OFF)
         elif self._checks:
             self.push(Ask(-1 - number, Check(node.response)))
@@ -142,7 +142,7 @@ class _Refine(Sampling):
     def outcome(self, spend: Spend, stop: StopReason) -> Outcome:
         first = super().outcome(spend, stop)
         answers = [self.tree[self.leaves[i].id] for i in sorted(self.leaves) if i % 2 == 0]
-        answered = [n for n in answers if n.response.answer is not None]
+        answered = [n for n in answers if n.response.answered]
         if not answered:
             return dataclasses.replace(first, chosen=None, reason=self._reason(len(answers), None))
         best = max(enumerate(answered), key=lambda pair: (check_rank(pair[1].check), pair[0]))[1]

@@ -127,6 +127,8 @@ class _Conversations(Asking):
         node = path[-1]
         if turn.done:
             self._ended.add(node.id)
+            if node.response.tool_calls:
+                self.tree.aside(node.id, "the conversation ended with a call of a tool")
         elif len(path) == o.most_turns:
             self.tree.aside(node.id, f"the environment would continue after most_turns = {o.most_turns}")
         else:
