@@ -1,8 +1,8 @@
-"""The Python face of ponder: what `import ponder` gives, each call with an asynchronous twin where it waits.
+"""The Python API: what `import ponder` gives; calls that wait have an asynchronous twin.
 
 The synchronous calls run on one background event loop (`ponder.sync`), so they work in a script, in a thread and in a
-notebook whose own loop is running. `await` the twins (`solve_async`, …) in asynchronous code. An engine that is opened
-once serves any number of calls; given a model's name, a call opens an engine for itself and closes it.
+notebook whose own loop is running. `await` the twins (`solve_async`, …) in asynchronous code. An open engine
+serves any number of calls; given the name of a model, a call opens an engine for itself and closes it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ponder.training.rl_config import RLConfig
 
 DEFAULT = "ponder-tiny"
-"""The model of calls that name none."""
+"""The model of calls that do not name one."""
 
 
 # Parts --------------------------------------------------------------------------------------------------------------
@@ -68,12 +68,12 @@ def _part(room: str, part: Any, options: dict[str, Any]) -> Any:
 def open_engine(
     model: str = DEFAULT, engine: str = "torch", *, budget: Budget | None = None, **options: Any
 ) -> BaseEngine:
-    """Open an engine on a model; `with` closes it, or else it is closed when Python ends.
+    """Open an engine on a model; `with` closes it, otherwise it is closed when Python exits.
 
-    `model` is a built-in name, a folder, a run directory, a `.gguf` file or a hub id (with another engine than torch,
-    what that engine takes). `engine` is a name of `ponder list engines`; `options` are its options, such as
-    `exact=True` or `base_url=…`. Finding out what an endpoint can do costs tokens (`engine.opening`): a quarter of
-    `budget` at most. Raises `UserError` for a model that cannot be loaded.
+    `model` is a built-in name, a folder, a run directory, a `.gguf` file or a hub id (with an engine other
+    than torch, that engine's name of the model). `engine` is a name of `ponder list engines`; `options` are its
+    options, such as `exact=True` or `base_url=…`. Finding out what an endpoint can do costs tokens
+    (`engine.opening`), at most a quarter of `budget`. Raises `UserError` for a model that cannot be loaded.
     """
     from ponder.engines.opening import opened
 
@@ -108,7 +108,7 @@ def _closable(engine: Engine) -> BaseEngine:
 
 @contextlib.asynccontextmanager
 async def _engine(model: str | Engine) -> AsyncIterator[Engine]:
-    """An engine that is open already, or one for this call."""
+    """The open engine, or one that is opened for this call."""
     if not isinstance(model, str):
         yield model
         return
@@ -121,7 +121,7 @@ def generate(model: str | Engine, prompt: Prompt | Sequence[Prompt], *, n: int =
     """Sample `n` completions of a prompt; for a list of prompts a list with those of each, sampled in one batch.
 
     `params` are fields of `SamplingParams` (`max_tokens` is 512 if not given), or `params=SamplingParams(…)`. Raises
-    `UserError` for what does not fit the context; then the other prompts are not sampled any further.
+    `UserError` for a prompt that does not fit the context; the other prompts are then cancelled.
     """
     return sync.run(generate_async(model, prompt, n=n, **params))
 
@@ -143,10 +143,10 @@ async def generate_async(model: str | Engine, prompt: Prompt | Sequence[Prompt],
 
 
 def publish(engine: Engine, module: nn.Module, version: int) -> Delivery:
-    """Give an engine new weights under a version that rises; its own module is only announced.
+    """Give an engine new weights with a higher version number; the engine's own module is not copied.
 
-    Raises `UserError` for weights that do not fit or a version that does not rise, `Unsupported` for engines without
-    weights of their own.
+    Raises `UserError` for weights that do not fit or a version that is not higher, `Unsupported` for engines whose
+    weights cannot be set.
     """
     return sync.run(publish_async(engine, module, version))
 
@@ -176,11 +176,11 @@ def solve(
 ) -> Outcome:
     """Answer one question with a strategy under a hard budget; the outcome has the answer, its trace and what it cost.
 
-    `question` is a text, or a problem of an environment (`environment.problem("test", 3)`). With a problem give its
+    `question` is a text, or a problem of an environment (`environment.problem("test", 3)`). With a problem, give its
     `environment`: the search uses its checker, scorer and comparison of answers, never its gold; `Feedback()` is for a
-    search without any. `options` are the strategy's, such as `n=8`; `others` are further engines that it may ask for by
-    name. `on_delta` hears the leading response as it is sampled. Raises `UserError` for bad input, `Unsupported` if the
-    strategy does not go with this engine, and what `on_delta` raises; what fails later is in `outcome.stop` and
+    search without any. `options` are the strategy's, such as `n=8`; `others` are further engines that it may call by
+    name. `on_delta` receives the leading response as it is sampled. Raises `UserError` for bad input, `Unsupported` if
+    the strategy does not work with this engine, and what `on_delta` raises; later errors are in `outcome.stop` and
     `outcome.reason`.
     """
     return sync.run(
@@ -251,7 +251,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure how many of the first `problems` of a split a strategy solves, with a 95 % interval.
 
-    `budget` is of each search, `total` of all of them; `options` are the strategy's, such as `n=8`. Raises what
+    `budget` is that of one search, `total` that of all; `options` are the strategy's, such as `n=8`. Raises what
     `ponder eval` refuses: `UserError` for bad input, `PonderError` if too many searches or judgements failed.
     """
     return sync.run(
@@ -305,7 +305,7 @@ async def evaluate_async(
 def compare(a: Evaluation | str | Path, b: Evaluation | str | Path, seed: int = 0) -> Comparison:
     """Compare two evaluations of the same problems, or their run directories, problem by problem.
 
-    Raises `UserError` if one is no evaluation, or if the two did not answer the same problems.
+    Raises `UserError` if one is not an evaluation, or if the two did not answer the same problems.
     """
     from ponder.evaluation.compare import compare as compared
 
@@ -318,7 +318,7 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path, seed: int = 
 def train_rl(config: RLConfig | None = None, **fields: Any) -> Results:
     """Train by reinforcement learning in a run directory (`config.out`), with progress on stderr.
 
-    Returns what the directory holds. `fields` are those of `RLConfig`, in place of a config or changing one. Raises as
+    Returns the results in it. `fields` are those of `RLConfig`; they replace a config or change some of one. Raises as
     `ponder train rl` does; on Ctrl-C a checkpoint is written and the run can be resumed.
     """
     from ponder.runs.results import read
@@ -337,7 +337,7 @@ async def train_rl_async(config: RLConfig | None = None, **fields: Any) -> Resul
 
 
 def read_run(path: str | Path) -> Results:
-    """What a run directory holds: curves, metrics, samples, searches. Raises `UserError` if it is none."""
+    """What a run directory holds: curves, metrics, samples, searches. Raises `UserError` if it is not a run."""
     from ponder.runs.results import read
 
     return read(path)
@@ -346,7 +346,7 @@ def read_run(path: str | Path) -> Results:
 def report(run: Results | str | Path) -> Path:
     """Draw a run's plots and write `report.md` and `report.html` into its directory; returns the page.
 
-    Raises `UserError` if the directory is no run.
+    Raises `UserError` if the directory is not a run.
     """
     from ponder.runs.report import render
 
