@@ -182,6 +182,13 @@ def test_files_that_are_no_pool_are_refused(tmp_path):
         Replay(order="reversed").open(str(tmp_path / "y.jsonl"))
 
 
+def test_rollouts_of_a_training_are_refused_since_their_weights_change(tmp_path):
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text(json.dumps({"step": 1, "problem": "a", "prompt": "?", "samples": [{"text": "4", "tokens": 1}]}))
+    with pytest.raises(UserError, match=r"rollouts.jsonl.*1: rollouts of a training .* of other weights at each step"):
+        Replay().open(str(path))
+
+
 def test_context_of_a_replayed_search_is_that_of_its_file(pool):
     thought = {"open": "<think>", "close": "</think>"}
     engine = Replay().open(pool(row("a", thought=thought), row("b")))

@@ -138,6 +138,11 @@ class RecordedEngine(BaseEngine):
 
 def _row(value: dict[str, Any], number: int, where: str) -> RecordedRow:
     own_format = "problem_id" not in value
+    if own_format and "step" in value:
+        raise UserError(
+            f"{where}: rollouts of a training ('step'), whose samples are of other weights at each step: give the "
+            "rollouts.jsonl of an evaluation, or what `ponder eval --record` wrote"
+        )
     field = "problem" if own_format else "problem_id"
     name = value.get(field)
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
