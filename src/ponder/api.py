@@ -287,16 +287,13 @@ async def evaluate_async(
 ) -> Evaluation:
     """`evaluate` for asynchronous code."""
     from ponder.budget import Meter
+    from ponder.environments.base import first_problems
     from ponder.evaluation.evaluate import Plan
     from ponder.evaluation.evaluate import evaluate as measured
 
     source: Environment = _part("environments", environment, {})
     chosen: Strategy = _part("search.strategies", strategy, options)
-    size = source.size(split)
-    try:
-        asked = [source.problem(split, i) for i in range(problems if size is None else min(problems, size))]
-    except IndexError as error:
-        raise UserError(f"problems = {problems}: {error}; give fewer") from None
+    asked = first_problems(source, split, problems)
     async with _engine(model) as engine:
         plan = Plan(samples, seed, budget)
         return await measured(chosen, source, engine, asked, plan, others=others, parent=Meter(total))

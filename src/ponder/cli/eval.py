@@ -25,6 +25,7 @@ from ponder.cli._common import (
 from ponder.cli._eval_config import FREE, EvalConfig
 from ponder.cli._feedback import feedback_of
 from ponder.config import parse, refuse_changed
+from ponder.environments.base import first_problems
 from ponder.errors import UserError
 from ponder.runs.progress import quantity
 from ponder.runs.text import visible
@@ -143,17 +144,12 @@ def _environment_options(config: EvalConfig) -> dict[str, Any]:
 def choose(environment: Environment, config: EvalConfig) -> list[Problem]:
     """The first `n` problems of the split; all of them, with a note on stderr, if there are fewer."""
     size = environment.size(config.split)
-    if size == 0:
-        raise UserError(f"{config.environment} has no {config.split} problems; choose another --split or other data")
-    if size is not None and size < config.n:
+    if size is not None and 0 < size < config.n:
         print(
             f"note: {config.environment} has {size:,} {config.split} problems, fewer than -n {config.n}: all are used",
             file=sys.stderr,
         )
-    try:
-        return [environment.problem(config.split, i) for i in range(config.n if size is None else min(config.n, size))]
-    except IndexError as error:
-        raise UserError(f"-n {config.n}: {error}; give a smaller -n") from None
+    return first_problems(environment, config.split, config.n)
 
 
 def summary(config: EvalConfig, result: Evaluation) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ponder.environments.turns import OneStep
 from ponder.errors import UserError
-from ponder.protocols import Answers, Checker, Episode, Feedback, Scorer
+from ponder.protocols import Answers, Checker, Environment, Episode, Feedback, Scorer
 from ponder.types import Gold, Problem, Prompt, Response, Split, Verdict, VerdictKind
 from ponder.verifiers.base import answer_text, too_long, verdict
 
@@ -33,6 +33,20 @@ def stable_int(*parts: object) -> int:
     """A 64-bit number from the parts, the same in every process and on every machine (`hash` is neither)."""
     text = "\x1f".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def first_problems(environment: Environment, split: Split, n: int) -> list[Problem]:
+    """The first `n` problems of a split; all of them if there are fewer.
+
+    Raises `UserError` if there are none, or if a split of unknown size ends before.
+    """
+    size = environment.size(split)
+    if size == 0:
+        raise UserError(f"{environment.name} has no {split} problems; choose another split or other data")
+    try:
+        return [environment.problem(split, i) for i in range(n if size is None else min(n, size))]
+    except IndexError as error:
+        raise UserError(f"{n} {split} problems: {error}; give fewer") from None
 
 
 def split_of(key: str, test_one_in: int = TEST_ONE_IN) -> Split:
