@@ -17,7 +17,7 @@ from ponder.training.advantages.mean_only import MeanOnly
 from ponder.training.advantages.tree_mean import TreeMean
 from ponder.training.batch import token_batch
 from ponder.training.credit import Credit
-from ponder.training.rollouts import Group, has_signal, temperature_of
+from ponder.training.rollouts import Group, has_signal, temperature_of, without_truncated
 from ponder.types import FinishReason, Node, Response, SamplingParams, Segment, SegmentKind, VerdictKind
 
 PROMPT = (2, 3, 4)
@@ -216,6 +216,30 @@ def test_shared_steps_are_trained_on_with_the_first_leaf_that_was_judged() -> No
     assert second.trained == (False,) * 3 + (True,) * 4
     assert second.values[3:] == pytest.approx((0.5, 0.5, 0.5, 0.0))
     assert other.values[-1] == pytest.approx(-0.5)
+
+
+def test_shared_steps_are_trained_on_with_a_leaf_that_may_be_trained_while_the_rewards_of_others_count() -> None:
+    group = tree((1.0, 0.0, 0.0))
+    cut = dataclasses.replace(
+        group, samples=(dataclasses.replace(group.samples[0], truncated=True), *group.samples[1:])
+    )
+    first, second, other = TreeMean()([without_truncated(cut)])[0]
+    whole = TreeMean()([group])[0]
+    assert not any(first.trained)
+    assert second.trained == (False,) * 3 + (True,) * 4
+    assert second.values == (*whole[0].values[:6], whole[1].values[-1])
+    assert other == whole[2]
+
+
+def test_a_sample_that_is_not_trainable_counts_in_the_mean_and_not_in_the_loss() -> None:
+    group = without_truncated(flat([0.0, 1.0], FinishReason.LENGTH))
+    mixed = dataclasses.replace(group, samples=(group.samples[0], flat([0.0, 1.0]).samples[1]))
+    (credits,) = MeanOnly()([mixed])
+    assert not any(credits[0].trained)
+    assert credits[1].values[3] == 0.5
+    by_hand = Credit.of_sample(flat([0.0, 1.0]).samples[0], 1.0)
+    with pytest.raises(ValueError, match="a sample that is not trainable"):
+        token_batch([mixed], [[by_hand, credits[1]]])
 
 
 # The batch --------------------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from rl_environment import Even
 from training_play import completion, flat_group, sampled
 
 from ponder import registry, sync
 from ponder.config import from_mapping, load_toml
 from ponder.engines.torch.engine import TorchEngine
-from ponder.errors import PonderError, TrainingDiverged, UserError
+from ponder.errors import MissingExtra, PonderError, TrainingDiverged, UserError
 from ponder.models.decoder_config import DecoderConfig
 from ponder.models.load import load
 from ponder.models.save import save
@@ -270,6 +271,66 @@ def test_an_infrastructure_error_before_an_update_changes_no_weights_and_can_be_
     parts = train(config(base, tmp_path / "parts", resume=True))
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_a_step_whose_weights_could_not_be_published_is_in_the_log_and_the_run_continues(
+    base, tmp_path, monkeypatch
+) -> None:
+    whole = train(config(base, tmp_path / "whole"))
+    publish = EngineSource.publish
+
+    async def failing(self, update):
+        if update.version == 3:
+            raise MissingExtra("publishing", "server")
+        return await publish(self, update)
+
+    monkeypatch.setattr(EngineSource, "publish", failing)
+    with pytest.raises(
+        MissingExtra, match=r"pip install 'ponder\[server\]'; once that is fixed, continue with: ponder"
+    ):
+        train(config(base, tmp_path / "parts"))
+    assert [r["step"] for r in rows(tmp_path / "parts")] == [1, 2, 3]
+    assert {r["step"] for r in rows(tmp_path / "parts", "rollouts.jsonl")} == {1, 2, 3}
+    monkeypatch.setattr(EngineSource, "publish", publish)
+    parts = train(config(base, tmp_path / "parts", resume=True))
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+    assert [r["step"] for r in rows(tmp_path / "parts")] == [1, 2, 3, 4, 5]
+
+
+def test_no_checkpoint_is_written_in_the_middle_of_a_step(base, tmp_path, monkeypatch) -> None:
+    whole = train(config(base, tmp_path / "whole", updates=2))
+    update, calls = Trainer._update, []
+
+    def failing(self, *given):
+        calls.append(1)
+        if len(calls) == 8:  # the second of step 4
+            raise UserError("the disk is full")
+        return update(self, *given)
+
+    monkeypatch.setattr(Trainer, "_update", failing)
+    with pytest.raises(UserError, match="the disk is full; once that is fixed"):
+        train(config(base, tmp_path / "parts", updates=2))
+    assert max(p.name for p in (tmp_path / "parts" / "checkpoints").iterdir()) == "step-000002"
+    monkeypatch.setattr(Trainer, "_update", update)
+    parts = train(config(base, tmp_path / "parts", updates=2, resume=True))
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+class Short(Even):
+    """Does not know that it holds three test problems."""
+
+    def size(self, split):
+        return None
+
+    def problem(self, split, index):
+        if split == "test" and index >= 3:
+            raise IndexError("short has 3 test problems")
+        return super().problem(split, index)
+
+
+def test_held_out_problems_that_run_out_are_one_sentence(base, tmp_path) -> None:
+    with pytest.raises(UserError, match="8 test problems: short has 3 test problems; give fewer"):
+        train(config(base, tmp_path / "run", environment=f"{__file__}:Short"))
 
 
 def test_a_resumed_run_must_be_the_same_run(base, tmp_path) -> None:

@@ -21,7 +21,7 @@ from ponder.models.tiny import new_model
 from ponder.protocols import Delivery, WeightsUpdate
 from ponder.search.strategies.majority import Majority
 from ponder.training import source as source_module
-from ponder.training.losses.base import BaseLoss, LossInput, LossOutput
+from ponder.training.losses.base import RESERVED, BaseLoss, LossInput, LossOutput
 from ponder.training.rl import Step, Trainer
 from ponder.training.rl_config import RLConfig
 from ponder.training.rl_run import train
@@ -269,15 +269,61 @@ def test_measuring_counts_as_work() -> None:
     assert measured["flops"] == pytest.approx(plain["flops"] * 4 / 3)
 
 
-def test_a_loss_that_names_a_metric_as_the_trainer_does_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("per", "metrics", "reason"),
+    [
+        *[("tokens", {n: 1.0}, f"{n} is a metric of the trainer") for n in ("entropy", "seconds", "weights_version")],
+        ("token", {}, "divided by 'token': give tokens"),
+        (0.0, {}, "divided by 0.0"),
+    ],
+)
+def test_a_loss_that_returns_what_it_must_not_is_refused_before_anything_is_updated(per, metrics, reason) -> None:
     class Bad(BaseLoss):
         def __call__(self, tokens: LossInput) -> LossOutput:
-            return LossOutput(-tokens.logprobs_N.sum(), "tokens", {"entropy": 1.0})
+            return LossOutput(-tokens.logprobs_N.sum(), per, metrics)
 
     one = trainer(Elsewhere())
     one.loss = Bad()
-    with pytest.raises(UserError, match="entropy is a metric of the trainer"):
+    before = {k: v.clone() for k, v in one.model.module.state_dict().items()}
+    with pytest.raises(UserError, match=reason):
         sync.run(one.step())
+    assert one.state.step == 0
+    assert all(torch.equal(before[k], v) for k, v in one.model.module.state_dict().items())
+
+
+def test_the_reserved_names_are_those_of_a_steps_row() -> None:
+    class Plain(BaseLoss):
+        def __call__(self, tokens: LossInput) -> LossOutput:
+            return LossOutput(-tokens.logprobs_N.sum())
+
+    one = trainer(Elsewhere())
+    one.loss = Plain()
+    assert set(sync.run(one.step()).row) == RESERVED
+
+
+def test_a_step_whose_weights_did_not_arrive_is_recorded_all_the_same() -> None:
+    steps: list[Step] = []
+    one = trainer(Elsewhere(arrives=1))
+    one.record = steps.append
+    with pytest.raises(PonderError, match="and 2 arrived"):
+        sync.run(one.step())
+    assert [(s.row["step"], s.row["weights_version"]) for s in steps] == [(1, None)]
+    assert one.settled
+
+
+def test_a_step_that_broke_between_its_updates_is_not_settled() -> None:
+    calls: list[int] = []
+
+    class Second(BaseLoss):
+        def __call__(self, tokens: LossInput) -> LossOutput:
+            calls.append(1)
+            return LossOutput(-tokens.logprobs_N.sum(), "tokens" if len(calls) == 1 else 0.0)
+
+    one = trainer(Elsewhere(), updates=2, micro_tokens=10**6)
+    one.loss = Second()
+    with pytest.raises(UserError, match=r"divided by 0\.0"):
+        sync.run(one.step())
+    assert (one.state.step, one.settled) == (0, False)
 
 
 @pytest.mark.parametrize(

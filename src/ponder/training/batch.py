@@ -80,6 +80,9 @@ def token_batch(groups: Sequence[Group], credits: Sequence[Sequence[Credit]]) ->
     each = [c for own in credits for c in own]
     if [len(g.samples) for g in groups] != [len(own) for own in credits]:
         raise ValueError("the estimator must give one credit for each sample of each group")
+    masked = [not s.trainable for g in groups for s in g.samples]
+    if any(m and any(c.trained) for m, c in zip(masked, each, strict=True)):
+        raise ValueError("a credit trains on a sample that is not trainable")
     for transcript, credit in zip(transcripts, each, strict=True):
         if len(credit.values) != len(transcript.ids) or any(
             t and not m for t, m in zip(credit.trained, transcript.loss_mask, strict=True)

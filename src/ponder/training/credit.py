@@ -55,6 +55,8 @@ class Credit:
     def of_tokens(cls, sample: Sample, values: Sequence[float | None]) -> Credit:
         """One value for each id of the transcript; None leaves an id out of training, and so does the loss mask.
 
+        Nothing is trained on of a sample that is not `trainable`.
+
         Raises `ValueError` for a wrong number of values, or one that is not finite.
         """
         mask = sample.transcript.loss_mask
@@ -62,7 +64,7 @@ class Credit:
             raise ValueError(f"{len(values)} values for a transcript of {len(mask)} ids")
         if not all(v is None or math.isfinite(v) for v in values):
             raise ValueError(f"a credit is not finite: {next(v for v in values if v and not math.isfinite(v))}")
-        trained = tuple(m and v is not None for m, v in zip(mask, values, strict=True))
+        trained = tuple(sample.trainable and m and v is not None for m, v in zip(mask, values, strict=True))
         return cls(tuple(v if t and v is not None else 0.0 for v, t in zip(values, trained, strict=True)), trained)
 
     def shown(self, transcript: Transcript) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ponder.errors import TrainingDiverged, UserError
 from ponder.training.batch import TokenBatch
 from ponder.training.forward import TokenLogprobs, micro_batches
-from ponder.training.losses.base import Divisor, LossInput, PolicyLoss
+from ponder.training.losses.base import RESERVED, Divisor, LossInput, PolicyLoss
 from ponder.training.optim import clip_gradients, step
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ def update(
 ) -> UpdateStats:
     """Take one optimiser step on the tokens that `batch.mask_N` marks; none if there are none.
 
-    Raises `TrainingDiverged` before the weights are touched if loss or gradient is not finite.
+    Raises, before the weights are touched, `UserError` for what the loss must not return and `TrainingDiverged` if loss
+    or gradient is not finite.
     """
     began = time.perf_counter()
     trained_B = batch.trained_B
@@ -93,6 +94,9 @@ def update(
     ):
         tokens = loss_input(batch, new, known, loss)
         out = loss(tokens)
+        taken = sorted(RESERVED.intersection(out.metrics))
+        if taken:
+            raise UserError(f"loss {type(loss).__name__}: {taken[0]} is a metric of the trainer; give it another name")
         divisor = _divisor(out.per, total, len(rows_B))
         (out.sum / divisor).backward()
         with torch.no_grad():
@@ -164,8 +168,11 @@ def measure(model: LoadedModel, batch: TokenBatch, *, temperature: float, micro_
 
 
 def _divisor(per: Divisor, tokens: int, sequences: int) -> float:
+    counts = {"tokens": tokens, "sequences": sequences}
     if isinstance(per, str):
-        return {"tokens": tokens, "sequences": sequences}[per]
+        if per not in counts:
+            raise UserError(f"the loss is to be divided by {per!r}: give tokens, sequences or a number")
+        return counts[per]
     if not 0 < per < math.inf:
         raise UserError(f"the loss is to be divided by {per}: it must be a number above 0")
     return per

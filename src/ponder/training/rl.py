@@ -12,7 +12,7 @@ import dataclasses
 import random
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +24,10 @@ from ponder.runs.manifest import peak_memory_bytes
 from ponder.search.seeds import derive
 from ponder.training import optim
 from ponder.training.batch import TokenBatch, token_batch
-from ponder.training.credit import Credit
 from ponder.training.policy import Known, UpdateStats, measure, update
 from ponder.training.reference import Reference
 from ponder.training.rl_config import RLConfig
-from ponder.training.rollouts import Group, has_signal, temperature_of
+from ponder.training.rollouts import Group, has_signal, temperature_of, without_truncated
 from ponder.types import Spend, VerdictKind
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from ponder.models.base import LoadedModel
     from ponder.protocols import Delivery
     from ponder.training.advantages.base import Advantage
+    from ponder.training.credit import Credit
     from ponder.training.losses.base import PolicyLoss
     from ponder.training.source import Collected, RolloutSource
 
@@ -79,6 +79,10 @@ class Trainer:
     model: LoadedModel
     source: RolloutSource
     state: RLState = field(default_factory=RLState)
+    record: Callable[[Step], None] | None = None
+    """Called with each step that updated the weights, also where these could not be published."""
+    settled: bool = True
+    """False from a step's first update until it is recorded: weights and state then belong to no step."""
 
     def __post_init__(self) -> None:
         """Raises `UserError` for an estimator or a loss that does not exist, or does not fit the config."""
@@ -106,19 +110,27 @@ class Trainer:
         sampled = clock()
         step = self.learn(collected)
         trained = clock()
-        delivery = await self.publish()
-        published = clock()
-        # Seconds of the step, not of its samples: those were drawn concurrently.
-        self.state.spend = dataclasses.replace(self.state.spend, seconds=self.state.spend.seconds + published - began)
-        step.row.update(
-            weights_version=delivery.version,
-            seconds=published - began,
-            seconds_sample=sampled - began,
-            seconds_train=trained - sampled,
-            seconds_publish=published - trained,
-            sampled_tokens_per_second=step.row["sampled_tokens"] / max(1e-9, sampled - began),
-            trained_tokens_per_second=step.row["trained_tokens"] / max(1e-9, trained - sampled),
-        )
+        version: int | None = None
+        try:
+            version = (await self.publish()).version
+        finally:
+            published = clock()
+            # Seconds of the step, not of its samples: those were drawn concurrently.
+            seconds = self.state.spend.seconds + published - began
+            self.state.spend = dataclasses.replace(self.state.spend, seconds=seconds)
+            step.row.update(
+                weights_version=version,
+                seconds=published - began,
+                seconds_sample=sampled - began,
+                seconds_train=trained - sampled,
+                seconds_publish=published - trained,
+                sampled_tokens_per_second=step.row["sampled_tokens"] / max(1e-9, sampled - began),
+                trained_tokens_per_second=step.row["trained_tokens"] / max(1e-9, trained - sampled),
+            )
+            # The weights are of the next step whether they arrived or not, so its row must not be lost.
+            if self.record is not None:
+                self.record(step)
+            self.settled = True
         return step
 
     async def collect(self) -> Collected:
@@ -137,15 +149,15 @@ class Trainer:
         groups = list(collected.groups)
         if c.rewards == "shuffled":
             groups = shuffled(groups, derive(c.seed, "shuffle", self.state.step))
-        credits = [
-            [Credit.none(x) if c.mask_truncated and x.truncated else y for x, y in zip(g.samples, own, strict=True)]
-            for g, own in zip(groups, self.advantage(groups), strict=True)
-        ]
+        if c.mask_truncated:
+            groups = [without_truncated(g) for g in groups]
+        credits = self.advantage(groups)
         # Whole groups, dealt out in turn: one batch for each optimiser step.
         deals = [range(i, len(groups), c.updates) for i in range(min(c.updates, len(groups)))]
         batches = [token_batch([groups[i] for i in deal], [credits[i] for i in deal]) for deal in deals]
         known, measured = self._known(batches, temperature)
         optim.set_rate(self.optimiser, self._rate())
+        self.settled = False
         stats = [self._update(batch, what, temperature) for batch, what in zip(batches, known, strict=True)]
         staleness = max((s for b in batches for s in self._staleness(b)), default=0)
         self.state.step += 1
@@ -239,7 +251,8 @@ class Trainer:
             return sum(getattr(u, name) * u.tokens for u in stats) / trained if trained else None
 
         names = dict.fromkeys(name for u in stats for name in u.metrics)
-        row = {
+        metrics = {n: sum(u.metrics.get(n, 0.0) * u.tokens for u in stats) / trained for n in names}
+        return {
             "step": self.state.step,
             "reward": sum(rewards) / max(1, len(rewards)),
             "verdicts": {k.value: kinds[k.value] for k in VerdictKind if kinds[k.value]},
@@ -265,11 +278,8 @@ class Trainer:
             "total_flops": self.state.spend.flops,
             "total_sampled_tokens": self.state.spend.sampled_tokens,
             "peak_memory_bytes": peak_memory_bytes(),
+            **metrics,
         }
-        taken = [name for name in names if name in row]
-        if taken:
-            raise UserError(f"loss {self.config.loss!r}: {taken[0]} is a metric of the trainer; give it another name")
-        return {**row, **{n: sum(u.metrics.get(n, 0.0) * u.tokens for u in stats) / trained for n in names}}
 
 
 def flops_per_token(model: LoadedModel, context: float) -> float:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ponder import config as configs
 from ponder import registry, sync
 from ponder.engines.torch.engine import TorchEngine
+from ponder.environments.base import first_problems
 from ponder.errors import PonderError, TrainingDiverged, UserError
 from ponder.evaluation.compare import moves
 from ponder.evaluation.evaluate import Evaluation, Plan, evaluate
@@ -76,7 +77,7 @@ class RLRun:
         size = environment.size("test")
         if size is not None and size < config.eval_problems:
             raise UserError(f"eval_problems = {config.eval_problems}: {config.environment} has {size} test problems")
-        held_out = tuple(environment.problem("test", i) for i in range(config.eval_problems))
+        held_out = tuple(first_problems(environment, "test", config.eval_problems))
         for request in _first_requests(source.strategy, engine, held_out, source.feedback):
             refuse_untrainable(request.params)
         _first_requests(eval_strategy, engine, held_out, environment.feedback)
@@ -128,6 +129,7 @@ class RLRun:
         """
         state = self.trainer.state
         began, seconds = time.monotonic() - state.spend.seconds, []
+        self.trainer.record = self._record
         self._write_config()
         with Interrupt() as interrupt, Progress("rl", self._total(), unit="steps") as progress:
             if not self.evaluations:
@@ -135,7 +137,6 @@ class RLRun:
                 self.checkpoint()
             while (state.step < self.config.steps or self.config.minutes is not None) and not interrupt.requested:
                 step = self._step()
-                self._record(step)
                 seconds.append(step.row["seconds"])
                 if self.config.minutes is not None and len(seconds) >= PROBE_STEPS:
                     self._resolve(sorted(seconds[2:])[len(seconds[2:]) // 2], time.monotonic() - began)
@@ -162,9 +163,13 @@ class RLRun:
             where = checkpoint.last_name(self.run.checkpoints)
             raise TrainingDiverged(f"step {state.step + 1}: {error}; {where}") from None
         except PonderError as error:
-            with contextlib.suppress(PonderError):
-                self.checkpoint()
-            raise type(error)(f"{error}; once that is fixed, continue with: {self._command()}") from None
+            # In the middle of a step the weights belong to no step: the run goes on from the checkpoint before it.
+            if self.trainer.settled:
+                with contextlib.suppress(PonderError):
+                    self.checkpoint()
+            # The same error with more to say: an error's class may take other arguments than a message.
+            error.args = (f"{error}; once that is fixed, continue with: {self._command()}",)
+            raise
 
     def _command(self) -> str:
         return self.command or f"ponder train rl --config {shlex.quote(str(self.run.path / self.config_name))} --resume"

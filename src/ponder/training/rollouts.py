@@ -43,6 +43,8 @@ class Sample:
     truncated: bool
     params: tuple[SamplingParams | None, ...]
     """How it was sampled, call by call; None where the engine does not say."""
+    trainable: bool = True
+    """False: none of its ids are trained on, while its reward counts for the others (`mask_truncated`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,12 @@ def judged_group(
         cut = node.completion.finish_reason is not FinishReason.STOP
         found.append(Sample(problem, node.id, transcript, node.response, verdict, reward, cut, params))
     return Group(problem, dataclasses.replace(outcome, trace=trace), tuple(found))
+
+
+def without_truncated(group: Group) -> Group:
+    """The group with its truncated samples marked as not trainable."""
+    marked = (dataclasses.replace(s, trainable=s.trainable and not s.truncated) for s in group.samples)
+    return dataclasses.replace(group, samples=tuple(marked))
 
 
 def has_signal(group: Group) -> bool:

@@ -16,5 +16,6 @@ class Advantage(Protocol):
         """One credit for each sample of each group.
 
         It decides what is trained on, up to the loss mask. A sample without a reward is left out everywhere.
+        Of one that is not `trainable` the reward counts, and its ids are not trained on.
         """
         ...

@@ -21,7 +21,8 @@ class TreeMean:
     """
 
     def __call__(self, groups: Sequence[Group]) -> list[list[Credit]]:
-        """One value for the ids of each node. Ids that several leaves share are trained on once, with the first leaf.
+        """One value for the ids of each node. Ids that several leaves share are trained on once, with the first
+        leaf that is trainable and has a reward.
 
         Nodes between two branching points are one step: they have one value. A group whose rewards
         are all equal is skipped, and so is a node without a judged leaf.
@@ -43,7 +44,7 @@ class TreeMean:
             each: list[float | None] = []
             base = value[None]
             for node in group.trace.path(sample.leaf):
-                taken = sample.reward is None or node.id in seen
+                taken = sample.reward is None or not sample.trainable or node.id in seen
                 each.append(None if taken else value[node.id] - base)
                 if children[node.id] > 1 and node.id in value:
                     base = value[node.id]

@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Divisor = Literal["tokens", "sequences"] | float
+_ROW = """
+step reward verdicts length truncated groups groups_without_signal groups_replaced rounds entropy loss
+mismatch_mean mismatch_max mismatch_k3 gradient_norm learning_rate response_tokens sampled_tokens trained_tokens
+computed_tokens flops total_flops total_sampled_tokens peak_memory_bytes staleness_max weights_version seconds
+seconds_sample seconds_train seconds_publish sampled_tokens_per_second trained_tokens_per_second
+"""
+RESERVED = frozenset(_ROW.split())
+"""Metrics of the trainer: what a loss measures has other names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,7 @@ class LossOutput:
     per: Divisor = "tokens"
     """By the number of trained tokens, by that of samples with a trained token, or by a constant."""
     metrics: Mapping[str, Tensor | float] = field(default_factory=dict)
-    """Sums over tokens by name, for the log, which shows them per token."""
+    """Sums over tokens by name, for the log, which shows them per token; not one of `RESERVED`."""
 
 
 class PolicyLoss(Protocol):
