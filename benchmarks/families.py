@@ -18,8 +18,9 @@ from ponder import registry
 from ponder.engines.torch import TorchEngine
 from ponder.evaluation.intervals import wilson
 from ponder.models.load import load
+from ponder.responses import split_response
 from ponder.training.supervised import FAMILIES
-from ponder.types import Estimate, Request, SamplingParams, Thinking, split_response
+from ponder.types import Estimate, Request, SamplingParams, Thinking
 
 ENVIRONMENTS = ("countdown", "arithmetic")
 SEED = 987_654_321

@@ -34,11 +34,12 @@ from ponder.engines.openai import OpenAI
 from ponder.environments.arithmetic import Arithmetic
 from ponder.evaluation.intervals import wilson
 from ponder.protocols import Feedback, Strategy
+from ponder.responses import split_response
 from ponder.search.runner import solve
 from ponder.search.strategies.adaptive import Adaptive
 from ponder.search.strategies.direct import Direct
 from ponder.search.strategies.majority import Majority
-from ponder.types import Budget, FinishReason, Problem, ThoughtFormat, split_response
+from ponder.types import Budget, FinishReason, Problem, ThoughtFormat
 from ponder.verifiers.answers import VerifierAnswers
 from ponder.verifiers.numeric import Numeric
 

@@ -8,9 +8,9 @@ config = ponder.RLConfig(
     out="runs/example",
     problems=4,
     group_size=8,
-    steps=3,
-    eval_every=1,
-    eval_problems=30,
+    steps=2,
+    eval_every=2,
+    eval_problems=20,
 )
 run = ponder.train_rl(config)
 for point in run.train:

@@ -21,7 +21,8 @@ from ponder import registry
 from ponder.cli._screen import Screen, Splitter
 from ponder.cli.main import main
 from ponder.engines.opening import EngineOptions
-from ponder.types import Capabilities, Delta, FinishReason, ThoughtFormat, split_response
+from ponder.responses import split_response
+from ponder.types import Capabilities, Delta, FinishReason, ThoughtFormat
 
 QUESTION = "Make 24 from 3 5 7 2."
 

@@ -12,6 +12,7 @@ from ponder.engines.torch import TorchEngine
 from ponder.errors import Unsupported, UserError
 from ponder.models import tiny
 from ponder.models.base import LoadedModel
+from ponder.responses import split_response
 from ponder.types import (
     Completion,
     FinishReason,
@@ -21,7 +22,6 @@ from ponder.types import (
     SegmentKind,
     Thinking,
     ThoughtFormat,
-    split_response,
 )
 
 

@@ -17,8 +17,9 @@ from ponder.engines.openai.faults import EndpointFailed
 from ponder.engines.openai.tokens import Counter, apportion, bytes_bound
 from ponder.errors import Unsupported, UserError
 from ponder.protocols import WeightsUpdate
+from ponder.responses import split_response
 from ponder.search.strategies.best_of_n import mean_logprob
-from ponder.types import FinishReason, Message, Request, SamplingParams, Spend, Thinking, split_response
+from ponder.types import FinishReason, Message, Request, SamplingParams, Spend, Thinking
 
 pytest.importorskip("openai")
 

@@ -16,6 +16,7 @@ from ponder.environments.simulated import Simulated as Problems
 from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
 from ponder.protocols import Engine, Environment, Receipt
 from ponder.registry import build
+from ponder.responses import split_response
 from ponder.search.strategies.best_of_n import mean_logprob
 from ponder.types import (
     Completion,
@@ -27,7 +28,6 @@ from ponder.types import (
     SegmentKind,
     Spend,
     Thinking,
-    split_response,
 )
 
 ENV = Problems()

@@ -21,7 +21,8 @@ from ponder.environments.countdown import Countdown
 from ponder.environments.selfcheck import self_check
 from ponder.errors import UserError
 from ponder.protocols import Environment
-from ponder.types import FinishReason, Gold, Message, Problem, Response, ThoughtFormat, VerdictKind, split_response
+from ponder.responses import split_response
+from ponder.types import FinishReason, Gold, Message, Problem, Response, ThoughtFormat, VerdictKind
 from ponder.verifiers.base import verdict
 
 SMALL = Arithmetic(digits=1, max_operands=2, nesting=0)

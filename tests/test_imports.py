@@ -11,7 +11,7 @@ import ponder
 
 SOURCE = Path(ponder.__file__).parent
 ROWS = [
-    {"types", "show", "errors", "protocols", "config", "registry", "sync", "jsonl", "messages"},
+    {"types", "show", "errors", "protocols", "config", "registry", "sync", "jsonl", "messages", "responses"},
     {"runs"},
     {"budget", "sandbox", "models"},
     {"verifiers", "engines"},

@@ -13,6 +13,7 @@ from mocks import sample
 from ponder.engines.replay import Replay
 from ponder.engines.simulated import Simulated
 from ponder.errors import Unsupported
+from ponder.responses import split_response
 from ponder.search.trace import Tree
 from ponder.types import (
     Completion,
@@ -26,7 +27,6 @@ from ponder.types import (
     Tool,
     ToolCall,
     ToolFormat,
-    split_response,
 )
 
 FORMAT = ToolFormat()
@@ -86,12 +86,13 @@ def test_without_a_tool_format_nothing_is_read() -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
 )
 
 
 @given(
-    calls=st.lists(st.tuples(st.text(min_size=1), st.dictionaries(st.text(), JSON)), max_size=3),
+    calls=st.lists(st.tuples(st.text(min_size=1), st.dictionaries(st.text(), JSON, max_size=3)), max_size=3),
     between=st.text(alphabet="ab \n", max_size=5),
 )
 def test_calls_that_were_written_are_read(calls: list[tuple[str, dict]], between: str) -> None:

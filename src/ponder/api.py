@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from ponder import registry, sync
 from ponder.config import from_mapping
@@ -33,6 +34,21 @@ if TYPE_CHECKING:
 
 DEFAULT = "ponder-tiny"
 """The model of calls that do not name one."""
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _blocking(twin: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """The synchronous face of an asynchronous call: same parameters, same help."""
+
+    @functools.wraps(twin)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return sync.run(twin(*args, **kwargs))
+
+    call.__name__ = call.__qualname__ = twin.__name__.removesuffix("_async")
+    return call
 
 
 # Parts --------------------------------------------------------------------------------------------------------------
@@ -117,17 +133,12 @@ async def _engine(model: str | Engine) -> AsyncIterator[Engine]:
         yield engine
 
 
-def generate(model: str | Engine, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **params: Any) -> Any:
+async def generate_async(model: str | Engine, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **params: Any) -> Any:
     """Sample `n` completions of a prompt; for a list of prompts a list with those of each, sampled in one batch.
 
     `params` are fields of `SamplingParams` (`max_tokens` is 512 if not given), or `params=SamplingParams(…)`. Raises
     `UserError` for a prompt that does not fit the context; the other prompts are then cancelled.
     """
-    return sync.run(generate_async(model, prompt, n=n, **params))
-
-
-async def generate_async(model: str | Engine, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **params: Any) -> Any:
-    """`generate` for asynchronous code."""
     given = params.pop("params", None)
     if given is not None and params:
         raise UserError(f"{next(iter(params))} and params: give sampling parameters once")
@@ -142,18 +153,19 @@ async def generate_async(model: str | Engine, prompt: Prompt | Sequence[Prompt],
     return found if many else found[0]
 
 
-def publish(engine: Engine, module: nn.Module, version: int) -> Delivery:
+generate = _blocking(generate_async)
+
+
+async def publish_async(engine: Engine, module: nn.Module, version: int) -> Delivery:
     """Give an engine new weights with a higher version number; the engine's own module is not copied.
 
     Raises `UserError` for weights that do not fit or a version that is not higher, `Unsupported` for engines whose
     weights cannot be set.
     """
-    return sync.run(publish_async(engine, module, version))
-
-
-async def publish_async(engine: Engine, module: nn.Module, version: int) -> Delivery:
-    """`publish` for asynchronous code."""
     return await engine.load_weights(WeightsUpdate(module, version))
+
+
+publish = _blocking(publish_async)
 
 
 # Searching and measuring --------------------------------------------------------------------------------------------
@@ -162,7 +174,7 @@ OnDelta = Callable[[Delta], Any]
 """Hears the pieces of a response; if it gives an awaitable, the next piece waits for that."""
 
 
-def solve(
+async def solve_async(
     question: str | Problem,
     model: str | Engine = DEFAULT,
     *,
@@ -183,34 +195,6 @@ def solve(
     the strategy does not work with this engine, and what `on_delta` raises; later errors are in `outcome.stop` and
     `outcome.reason`.
     """
-    return sync.run(
-        solve_async(
-            question,
-            model,
-            strategy=strategy,
-            environment=environment,
-            budget=budget,
-            seed=seed,
-            others=others,
-            on_delta=on_delta,
-            **options,
-        )
-    )
-
-
-async def solve_async(
-    question: str | Problem,
-    model: str | Engine = DEFAULT,
-    *,
-    strategy: str | Strategy = "direct",
-    environment: str | Environment | Feedback | None = None,
-    budget: Budget = Budget(),  # noqa: B008  (frozen)
-    seed: int = 0,
-    others: Mapping[str, Engine] | None = None,
-    on_delta: OnDelta | None = None,
-    **options: Any,
-) -> Outcome:
-    """`solve` for asynchronous code."""
     from ponder.search import runner
 
     if environment is None and isinstance(question, Problem):
@@ -235,7 +219,10 @@ async def solve_async(
         )
 
 
-def evaluate(
+solve = _blocking(solve_async)
+
+
+async def evaluate_async(
     environment: str | Environment,
     model: str | Engine = DEFAULT,
     *,
@@ -254,38 +241,6 @@ def evaluate(
     `budget` is that of one search, `total` that of all; `options` are the strategy's, such as `n=8`. Raises what
     `ponder eval` refuses: `UserError` for bad input, `PonderError` if too many searches or judgements failed.
     """
-    return sync.run(
-        evaluate_async(
-            environment,
-            model,
-            problems=problems,
-            split=split,
-            strategy=strategy,
-            samples=samples,
-            budget=budget,
-            total=total,
-            seed=seed,
-            others=others,
-            **options,
-        )
-    )
-
-
-async def evaluate_async(
-    environment: str | Environment,
-    model: str | Engine = DEFAULT,
-    *,
-    problems: int = 64,
-    split: Split = "test",
-    strategy: str | Strategy = "direct",
-    samples: int = 1,
-    budget: Budget = Budget(),  # noqa: B008  (frozen)
-    total: Budget = Budget(),  # noqa: B008  (frozen)
-    seed: int = 0,
-    others: Mapping[str, Engine] | None = None,
-    **options: Any,
-) -> Evaluation:
-    """`evaluate` for asynchronous code."""
     from ponder.budget import Meter
     from ponder.environments.base import first_problems
     from ponder.evaluation.evaluate import Plan
@@ -297,6 +252,9 @@ async def evaluate_async(
     async with _engine(model) as engine:
         plan = Plan(samples, seed, budget)
         return await measured(chosen, source, engine, asked, plan, others=others, parent=Meter(total))
+
+
+evaluate = _blocking(evaluate_async)
 
 
 def compare(a: Evaluation | str | Path, b: Evaluation | str | Path, seed: int = 0) -> Comparison:

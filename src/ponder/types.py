@@ -29,12 +29,12 @@ class Tool:
     """JSON schema of the arguments, as JSON text (so that a prompt that offers it can be a key)."""
 
     def __post_init__(self) -> None:
-        if _json_object(self.parameters) is None:
+        if json_object(self.parameters) is None:
             raise ValueError(f"tool {self.name!r}: parameters are not a JSON object: {self.parameters!r}")
 
     def schema(self) -> dict[str, Any]:
         """The parameters as values."""
-        return _json_object(self.parameters) or {}
+        return json_object(self.parameters) or {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ class ToolCall:
 
     def values(self) -> dict[str, Any] | None:
         """The arguments as values; None if they are not a JSON object."""
-        return _json_object(self.arguments)
+        return json_object(self.arguments)
 
 
 _DEEPEST = 64
 """Deepest nesting that is accepted in JSON from outside."""
 
 
-def _json_object(text: str) -> dict[str, Any] | None:
+def json_object(text: str) -> dict[str, Any] | None:
     """Parse a text as a JSON object; None if it is not one, or is nested too deeply."""
     try:
         found = json.loads(text)
@@ -431,58 +431,6 @@ class Response:
     def answered(self) -> bool:
         """Whether there is an answer to judge or to vote with: a response that still calls a tool is none."""
         return self.answer is not None and not self.tool_calls
-
-
-def split_response(
-    text: str, finish: FinishReason, thought: ThoughtFormat | None = None, tools: ToolFormat | None = None
-) -> Response:
-    """Split a response into thought, tool calls and answer.
-
-    Truncated or unclosed: the answer is None (no fallback), and nothing is called. Calls are found in the answer alone,
-    between the markers of `tools`; anything there but a JSON object with a `name` stays text.
-    """
-    whole, inner = text, None
-    if thought is not None and (thought.opened_by_template or thought.open in text or thought.close in text):
-        inner, closed, text = text.rpartition(thought.close)
-        if not closed or thought.open in text:
-            return Response(None, whole.replace(thought.open, "", 1).strip(), whole)
-        inner = inner.replace(thought.open, "", 1)
-    if finish is not FinishReason.STOP:
-        return Response(None, inner, whole)
-    calls: tuple[ToolCall, ...] = ()
-    if tools is not None:
-        text, calls = _split_calls(text, tools)
-    return Response(text, inner, whole, calls)
-
-
-def _split_calls(text: str, tools: ToolFormat) -> tuple[str, tuple[ToolCall, ...]]:
-    """The text around the calls, and the calls."""
-    rest: list[str] = []
-    calls: list[ToolCall] = []
-    while True:
-        before, opened, after = text.partition(tools.open)
-        inside, closed, behind = after.partition(tools.close)
-        if not (opened and closed):
-            rest.append(text)
-            return "".join(rest), tuple(calls)
-        call = _read_call(inside, f"call_{len(calls)}")
-        if call is None:
-            # Not a call: resume right after the marker, since a call may begin within it.
-            rest.append(before + opened)
-            text = after
-        else:
-            rest.append(before)
-            calls.append(call)
-            text = behind
-
-
-def _read_call(text: str, call_id: str) -> ToolCall | None:
-    found = _json_object(text)
-    if found is None or not isinstance(found.get("name"), str) or not found["name"]:
-        return None
-    arguments = found.get("arguments", {})
-    written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(call_id, found["name"], written)
 
 
 @dataclass(frozen=True, slots=True)

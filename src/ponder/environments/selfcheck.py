@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ponder.protocols import Environment
-from ponder.types import FinishReason, Problem, Response, Split, ThoughtFormat, Verdict, split_response
+from ponder.responses import split_response
+from ponder.types import FinishReason, Problem, Response, Split, ThoughtFormat, Verdict
 
 SECONDS = 30.0
 """Longest that one verdict may take."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from ponder.errors import BudgetExceeded, UserError
 from ponder.protocols import Caller
+from ponder.responses import split_response
 from ponder.scorers.base import BaseScorer
 from ponder.sync import gather_all
-from ponder.types import Completion, Problem, Request, Response, SamplingParams, Score, SegmentKind, split_response
+from ponder.types import Completion, Problem, Request, Response, SamplingParams, Score, SegmentKind
 
 _WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 _REASONING = 256

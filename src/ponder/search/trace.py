@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from ponder.responses import split_response
 from ponder.types import (
     Completion,
     Node,
@@ -12,7 +13,6 @@ from ponder.types import (
     ToolFormat,
     Trace,
     Verdict,
-    split_response,
 )
 
 

@@ -22,8 +22,9 @@ from ponder.engines.recorded import RecordedPool, RecordedRow, RecordedSample
 from ponder.errors import UserError
 from ponder.evaluation.estimators import Floats
 from ponder.evaluation.pools.judges import EnvironmentJudge, Judge
+from ponder.responses import split_response
 from ponder.search.clusters import TextAnswers, cluster_answers
-from ponder.types import FinishReason, Problem, Response, ThoughtFormat, Verdict, VerdictKind, split_response
+from ponder.types import FinishReason, Problem, Response, ThoughtFormat, Verdict, VerdictKind
 
 
 @dataclass(frozen=True, slots=True)
