@@ -114,7 +114,11 @@ def test_a_forced_end_of_thought_makes_the_answer_readable(engine: TorchEngine) 
             and "<think>" not in c.text.removeprefix("<think>")
         ):
             response = split_response(c.text, c.finish_reason, tiny.THOUGHT)
-            assert response.answer == c.text.rpartition("</think>")[2]
+            thought, _, rest = c.text.partition("</think>")
+            assert response.thought == thought.removeprefix("<think>")
+            # A further end marker is the end of a line.
+            assert response.answer is not None
+            assert response.answer.split() == rest.replace("</think>", "\n").split()
             readable += 1
     assert readable >= 3
 

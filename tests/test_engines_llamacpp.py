@@ -43,7 +43,7 @@ class Letters:
     vocab_size = SIZE
     markers = ("<think>", "</think>")
 
-    def encode(self, text, *, special=False):
+    def encode(self, text, *, special=False, continues=False):
         return encode(text) if special else [ord(c) for c in text]
 
     def decode(self, ids):

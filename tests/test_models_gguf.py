@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from ponder.errors import Unsupported, UserError
 from ponder.models import tiny
 from ponder.models.gguf import read_header
+from ponder.models.gguf_tokenizer import read_tokenizer
 from ponder.models.load import load, why_slower
 from ponder.models.save import save
 
@@ -145,6 +147,38 @@ def test_a_begin_token_and_other_pre_tokenizers(tmp_path: Path) -> None:
     write(tmp_path / "l.gguf", pre="llama-bpe")
     model = load(str(tmp_path / "l.gguf"), device="cpu")
     assert [TOKENS[i] for i in model.tokenizer.encode("ab12\n\n3")] == ["ab", "1", "2", "ĊĊ", "3"]
+
+
+@pytest.mark.parametrize(("arch", "pre"), [("qwen2", "qwen2"), ("qwen3", "qwen2"), ("qwen2", "deepseek-r1-qwen")])
+def test_qwen_texts_are_encoded_as_by_its_published_tokenizer(arch: str, pre: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    tokens = [*sorted(ByteLevel.alphabet()), "Ã©", "Ġa", "ĊĊ", "<|im_end|>", "<think>"]
+    merges = ["Ã ©", "Ġ a", "Ċ Ċ"]
+    fields = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.token_type": [1] * (len(tokens) - 2) + [3, 4],
+    }
+    header: Any = SimpleNamespace(path=Path("m.gguf"), architecture=arch, fields=fields)
+    ours = read_tokenizer(header)
+    vocab = {t: i for i, t in enumerate(tokens)}
+    theirs = transformers.Qwen2Tokenizer(
+        vocab, [tuple(m.split()) for m in merges], unk_token=None, eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    # Composed and decomposed letters are the same text, and digits stand alone.
+    for text in (
+        "caf\u00e9",
+        "cafe\u0301",
+        "e\u0301<|im_end|>e\u0301 a\n\n",
+        "1234 I'LL \uac00\u1100\u1161 \u212b",
+        "Zoe\u0308",
+    ):
+        assert ours.encode(text).ids == theirs.encode(text, add_special_tokens=False), text
+    assert ours.encode("cafe\u0301").ids == ours.encode("caf\u00e9").ids
 
 
 def test_a_gguf_model_saves_as_a_folder_that_loads_the_same(tmp_path: Path) -> None:

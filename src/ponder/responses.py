@@ -1,8 +1,17 @@
-"""Reading a response as it was sampled: thought, tool calls and answer, by the model's own markers."""
+"""Reading a response as it was sampled: thought, tool calls and answer, by the model's own markers.
+
+The rule for thoughts is the one by which the engines count their tokens. An end marker ends the thought that is open; a
+begin marker opens one where none is open; any other marker is a stray and stands for the end of a line. The answer is
+all text outside of thoughts, in its order. So the first `</think>` ends the thought, as vLLM's reasoning parsers have
+it (`DeepSeekR1ReasoningParser`), and a second one neither empties the answer nor hides what was said before it: whoever
+answers twice is judged by both answers, and a thought behind the answer changes nothing. Only where a response never
+opens its thought (the prompt did, unknown to the reader) does the first end marker make all before it the thought.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 
 from ponder.types import FinishReason, Response, ThoughtFormat, ToolCall, ToolFormat, json_object
 
@@ -17,16 +26,33 @@ def split_response(
     """
     whole, inner = text, None
     if thought is not None and (thought.opened_by_template or thought.open in text or thought.close in text):
-        inner, closed, text = text.rpartition(thought.close)
-        if not closed or thought.open in text:
+        inside, inner, text = _divide(text, thought)
+        if inside:
             return Response(None, whole.replace(thought.open, "", 1).strip(), whole)
-        inner = inner.replace(thought.open, "", 1)
     if finish is not FinishReason.STOP:
         return Response(None, inner, whole)
     calls: tuple[ToolCall, ...] = ()
     if tools is not None:
         text, calls = _split_calls(text, tools)
     return Response(text, inner, whole, calls)
+
+
+def _divide(text: str, thought: ThoughtFormat) -> tuple[bool, str, str]:
+    """Whether a thought is open at the end, the text in thoughts, and the text outside."""
+    inside = thought.opened_by_template or thought.close in text.partition(thought.open)[0]
+    parts: dict[bool, list[str]] = {True: [], False: [""]}
+    for piece in re.split(f"({re.escape(thought.open)}|{re.escape(thought.close)})", text):
+        if piece in (thought.open, thought.close):
+            inside = piece == thought.open
+        else:
+            parts[inside].append(piece)
+    return inside, _lines(parts[True]), _lines(parts[False])
+
+
+def _lines(parts: list[str]) -> str:
+    """Parts that are not blank, one to a line; a single one as it is."""
+    said = [part for part in parts if part.strip()]
+    return "\n".join(said) if said else parts[-1]
 
 
 def _split_calls(text: str, tools: ToolFormat) -> tuple[str, tuple[ToolCall, ...]]:

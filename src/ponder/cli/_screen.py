@@ -23,18 +23,24 @@ class Splitter:
     def feed(self, text: str) -> Iterator[tuple[bool, str]]:
         """`(is thought, text)` of what is certain by now; markers are left out."""
         self._held += text
-        while self._thought is not None:
-            marker = self._thought.close if self._inside else self._thought.open
-            before, found, after = self._held.partition(marker)
-            if not found:
-                keep = _overlap(self._held, marker)
+        while (form := self._thought) is not None:
+            # As `responses.split_response`: an end marker outside of a thought is the end of a line.
+            markers = (form.close,) if self._inside else (form.open, form.close)
+            places = [(at, m) for m in markers if (at := self._held.find(m)) >= 0]
+            if not places:
+                keep = max(_overlap(self._held, m) for m in markers)
                 before, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
                 if before:
                     yield self._inside, before
                 return
-            if before:
+            at, marker = min(places)
+            if before := self._held[:at]:
                 yield self._inside, before
-            self._held, self._inside = after, not self._inside
+            self._held = self._held[at + len(marker) :]
+            if not self._inside and marker == form.close:
+                yield False, "\n"
+            else:
+                self._inside = not self._inside
         if self._held:
             yield False, self._held
             self._held = ""

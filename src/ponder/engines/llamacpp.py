@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from ponder.engines._stepwise import StepwiseEngine
     from ponder.models.gguf import Header
+    from ponder.models.tokenizer import Piece
 
 
 @dataclass(frozen=True)
@@ -154,25 +156,60 @@ class _Tokenizer:
         self.markers = tuple(t for t, kind in zip(texts, kinds, strict=True) if kind & (control | user))
         self.ends = tuple(i for i in everyone if llama_cpp.llama_vocab_is_eog(vocab, i))
         # llama.cpp spells out only control tokens; what a user writes must not become `<think>` either.
+        self._known = _any_of(self.markers)
         loose = [t for t, kind in zip(texts, kinds, strict=True) if kind & user and re.fullmatch(r"[<\[].+[>\]]", t)]
-        self._loose = re.compile("|".join(map(re.escape, sorted(loose, key=len, reverse=True)))) if loose else None
+        self._loose = _any_of(loose) if loose else None
         self._pieces: dict[int, bytes] = {}
         self._adds_space = False
         # A tokenizer that adds a space before a text removes it when it decodes.
         self._adds_space = self.decode(self.encode("a")) == " a"
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, *, special: bool = False, continues: bool = False) -> list[int]:
+        from ponder.models.tokenizer import Piece
+
+        return self.encode_pieces([Piece()] * continues + [Piece(text, own=special)])
+
+    def encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
         from ponder.models.tokenizer import SURROGATE
 
-        text = text if text.isascii() else SURROGATE.sub("\ufffd", text)
+        ids: list[int] = []
+        begun = False
+        for is_text, run in itertools.groupby(pieces, lambda p: bool(p.text)):
+            if is_text:
+                parts = [(SURROGATE.sub("\ufffd", p.text), p.own) for p in run]
+                text, meant = "".join(t for t, _ in parts), "".join(t if o else "\0" * len(t) for t, o in parts)
+                ids += self._text(text, meant, begun)
+            else:
+                ids += (i for p in run for i in p.ids)
+            begun = True
+        return ids
+
+    def _text(self, text: str, meant: str, begun: bool) -> list[int]:
+        """Ids of a text in which only the markers that are in `meant` too are meant; whether ids come before it."""
+        if all(meant[m.start() : m.end()] == m[0] for m in self._known.finditer(text)):
+            return self._after(text, True) if begun else self._encode(text, True)
         ids: list[int] = []
         at = 0
-        for found in self._loose.finditer(text) if self._loose and not special else ():
-            # Cut inside the marker: neither half is one.
-            cut = found.start() + 1
-            ids += self._encode(text[at:cut], False)
-            at = cut
-        return ids + self._encode(text[at:], special)
+        for found in [*self._known.finditer(meant), None]:
+            end = len(text) if found is None else found.start()
+            while at < end:
+                # Cut inside a marker that is not meant: neither half is one.
+                loose = self._loose.search(text, at, end) if self._loose else None
+                cut = loose.start() + 1 if loose else end
+                ids += self._after(text[at:cut], False) if begun or ids else self._encode(text[at:cut], False)
+                at = cut
+            if found is not None:
+                ids += self._encode(found[0], True)
+                at = found.end()
+        return ids
+
+    def _after(self, text: str, special: bool) -> list[int]:
+        """Ids of a text that does not begin one: without the space that llama.cpp puts in front."""
+        if not self._adds_space:
+            return self._encode(text, special)
+        line = self._encode("\n", special)
+        whole = self._encode("\n" + text, special)
+        return whole[len(line) :] if whole[: len(line)] == line else self._encode(text, special)
 
     def _encode(self, text: str, special: bool) -> list[int]:
         return list(self._llama.tokenize(text.encode(), add_bos=False, special=special)) if text else []
@@ -198,6 +235,10 @@ class _Tokenizer:
 
     def id_of(self, token: str) -> int | None:
         return self._ids.get(token)
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
 @dataclass

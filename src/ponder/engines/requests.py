@@ -35,8 +35,8 @@ class Markers:
             return cls()
         encode = model.tokenizer.encode
         return cls(
-            tuple(encode(thought.open, special=True)),
-            tuple(encode(thought.close, special=True)),
+            tuple(encode(thought.open, special=True, continues=True)),
+            tuple(encode(thought.close, special=True, continues=True)),
             thought.open,
             thought.close,
             thought.opened_by_template,
@@ -91,8 +91,8 @@ def resolve(
         _check_thinking(p.thinking, model, markers)
         inside = markers.opened_by_template or prompt[-len(markers.open) :] == markers.open
         inside, parts = _within_thought(prefix_text, markers, inside)
-        thought = sum(len(model.tokenizer.encode(part, special=True)) for part in parts)
-        extend = tuple(model.tokenizer.encode(p.thinking.extend)) if p.thinking.min_tokens else ()
+        thought = sum(len(model.tokenizer.encode(part, special=True, continues=True)) for part in parts)
+        extend = tuple(model.tokenizer.encode(p.thinking.extend, continues=True)) if p.thinking.min_tokens else ()
     return Ready(prompt, prefix, extend, inside, thought)
 
 
@@ -146,7 +146,7 @@ def _check_thinking(t: Thinking, model: LoadedModel, markers: Markers) -> None:
 def _prefix(prefix: str | tuple[int, ...], model: LoadedModel, vocabulary: Vocabulary) -> tuple[str, tuple[int, ...]]:
     """What a response begins with, as text and as ids."""
     if isinstance(prefix, str):
-        return prefix, tuple(model.tokenizer.encode(prefix, special=True)) if prefix else ()
+        return prefix, tuple(model.tokenizer.encode(prefix, special=True, continues=True)) if prefix else ()
     check_ids(prefix, "the prefix", model, vocabulary)
     return model.tokenizer.decode(list(prefix)), tuple(prefix)
 

@@ -21,6 +21,18 @@ LLAMA3 = (
     r"|\s+(?!\S)|\s+"
 )
 """The split of Llama 3's published tokenizer."""
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+"""The split of Qwen2's: every digit alone."""
+KINDS = {
+    "smollm": "smollm",
+    "gpt-2": "gpt-2",
+    "llama-bpe": "llama-bpe",
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "qwen2": "qwen2",
+    "deepseek-r1-qwen": "qwen2",
+}
+"""Names of pre-tokenizers that are rebuilt here, and what they are."""
 
 
 def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
@@ -28,10 +40,11 @@ def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
     kind, pre = header.fields.get("tokenizer.ggml.model"), header.fields.get("tokenizer.ggml.pre", "default")
     if kind is None or "tokenizer.ggml.tokens" not in header.fields:
         raise UserError(f"{header.path}: no tokenizer in this GGUF file; convert the model again with its tokenizer")
-    if kind != "gpt2" or pre not in ("smollm", "llama-bpe", "gpt-2"):
+    if kind != "gpt2" or pre not in KINDS:
         return _by_transformers(header)
+    pre = KINDS[pre]
     import tokenizers
-    from tokenizers import AddedToken, decoders, models
+    from tokenizers import AddedToken, decoders, models, normalizers
 
     tokens: list[str] = header.fields["tokenizer.ggml.tokens"]
     merges = [tuple(m.split(" ", 1)) for m in header.fields.get("tokenizer.ggml.merges", [])]
@@ -41,6 +54,9 @@ def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{header.path}: the tokenizer in this GGUF file is corrupt: {error}") from None
     tokenizer = tokenizers.Tokenizer(model)
+    if pre == "qwen2" or header.architecture == "gptneox":
+        # As in the published tokenizers; the file does not say it.
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _pre_tokenizer(pre)
     tokenizer.decoder = decoders.ByteLevel()
     kinds = header.fields.get("tokenizer.ggml.token_type", [])
@@ -78,8 +94,9 @@ def _pre_tokenizer(pre: str) -> Any:
 
     if pre == "smollm":
         return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
-    if pre == "llama-bpe":
-        return Sequence([Split(Regex(LLAMA3), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    if pre in ("llama-bpe", "qwen2"):
+        split = Split(Regex(LLAMA3 if pre == "llama-bpe" else QWEN2), "isolated")
+        return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
     return ByteLevel(add_prefix_space=False, use_regex=True)
 
 

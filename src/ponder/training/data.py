@@ -112,10 +112,10 @@ def chat_row(model: LoadedModel, mixture: Mixture, index: int) -> Row:
     prompt = model.prompt_ids((Message("user", e.prompt),))
     thought = model.thought
     assert thought is not None, "procedural chats need a model with a thought format"
-    opening = [] if thought.opened_by_template else model.tokenizer.encode(thought.open, special=True)
-    close = model.tokenizer.encode(thought.close, special=True)
-    inner = model.tokenizer.encode(e.thought)
-    answer = [*model.tokenizer.encode(e.answer), model.end_ids[0]]
+    opening = [] if thought.opened_by_template else model.tokenizer.encode(thought.open, special=True, continues=True)
+    close = model.tokenizer.encode(thought.close, special=True, continues=True)
+    inner = model.tokenizer.encode(e.thought, continues=True)
+    answer = [*model.tokenizer.encode(e.answer, continues=True), model.end_ids[0]]
     ids = (*prompt, *opening, *inner, *close, *answer)
     mask = (
         *(False,) * len(prompt),
@@ -167,7 +167,7 @@ def _row(model: LoadedModel, value: dict[str, Any], where: str) -> Row:
     if not isinstance(value.get("response"), str) or not value.get("prompt"):
         raise UserError(f"{where}: needs `prompt` and `response` (text), or `ids` and `mask`")
     prompt = model.prompt_ids(read_prompt(value["prompt"], where))
-    response = [*model.tokenizer.encode(value["response"], special=True), model.end_ids[0]]
+    response = [*model.tokenizer.encode(value["response"], special=True, continues=True), model.end_ids[0]]
     return Row((*prompt, *response), (False,) * len(prompt) + (True,) * len(response))
 
 
