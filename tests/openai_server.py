@@ -95,6 +95,12 @@ class Behaviour:
     """Field that bounds a thought."""
     refuses: tuple[str, ...] = ()
     """Fields of the body that it answers 400 to."""
+    parts: bool = False
+    """Contents are lists of parts, thoughts among them."""
+    streams: bool = True
+    """Whether it streams where it is asked to."""
+    words: dict[str, str] = field(default_factory=dict)
+    """What it says in place of `stop` and `length`."""
     context: int = 100_000
     delay: float = 0.0
     """Seconds a token."""
@@ -318,7 +324,7 @@ class Server:
             if fault is not None and fault.kind == "hang" and fault.after == 0:
                 await watch
                 raise ConnectionResetError
-            if not body.get("stream"):
+            if not body.get("stream") or not self.behaviour.streams:
                 return await self._whole(call, most, watch, writer)
             return await self._stream(call, fault, most, watch, writer)
         except ConnectionError:
@@ -332,7 +338,8 @@ class Server:
     async def _whole(self, call: Call, most: int, watch: asyncio.Future[bytes], writer: asyncio.StreamWriter) -> bool:
         """The answer of a call that does not stream."""
         n = call.body.get("n", 1) if self.behaviour.n else 1
-        texts, thoughts, ends = [""] * n, [""] * n, ["length"] * n
+        texts: list[Any] = [[] if self.behaviour.parts else "" for _ in range(n)]
+        thoughts, ends = [""] * n, ["length"] * n
         pieces = self.backend.sample(call.body, n, most)
         async with contextlib.aclosing(pieces):  # type: ignore[type-var]
             async for piece in pieces:
@@ -341,9 +348,9 @@ class Server:
                 call.sampled_tokens += piece.tokens
                 call.thought_tokens += piece.thought
                 delta = self._choice(piece, call.body)["delta"]
-                texts[piece.index] += delta.get("content") or ""
+                texts[piece.index] += delta.get("content") or type(texts[piece.index])()
                 thoughts[piece.index] += delta.get(self.behaviour.reasoning or "none") or ""
-                ends[piece.index] = piece.finish or ends[piece.index]
+                ends[piece.index] = self._choice(piece, call.body)["finish_reason"] or ends[piece.index]
         choices = []
         for i in range(n):
             message = {"role": "assistant", "content": texts[i]}
@@ -415,7 +422,12 @@ class Server:
             delta[behaviour.reasoning] = piece.text
         else:
             delta["content"] = piece.text
-        choice: dict[str, Any] = {"index": piece.index, "delta": delta, "finish_reason": piece.finish}
+        if behaviour.parts:
+            thought = delta.pop(behaviour.reasoning, None)
+            text = [{"type": "text", "text": t} for t in (thought or delta["content"],) if t]
+            delta["content"] = [{"type": "thinking", "thinking": text}] if thought else text
+        finish = behaviour.words.get(piece.finish or "", piece.finish)
+        choice: dict[str, Any] = {"index": piece.index, "delta": delta, "finish_reason": finish}
         if body.get("logprobs") and behaviour.logprobs and piece.text:
             choice["logprobs"] = {"content": [{"token": piece.text, "logprob": piece.logprob}]}
         return choice

@@ -9,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mocks import MockEngine, sample
 from openai_play import QUESTION, ask, faults, fresh, offline, spent
-from openai_server import Behaviour, Fault, Scripted, Server, solver, tokens
+from openai_server import Behaviour, Fault, Piece, Scripted, Server, solver, tokens
 
 from ponder import registry
 from ponder.engines.openai import OpenAI
+from ponder.engines.openai.ending import finish_word
 from ponder.engines.openai.faults import EndpointFailed
+from ponder.engines.openai.parts import Malformed, texts
+from ponder.engines.openai.received import Received
 from ponder.engines.openai.tokens import Counter, apportion, bytes_bound
 from ponder.errors import Unsupported, UserError
 from ponder.protocols import WeightsUpdate
@@ -297,3 +300,165 @@ def test_the_endpoint_of_the_benchmarks_counts_what_its_engine_samples(monkeypat
 
 def test_the_scripted_backend_is_right_as_often_as_it_should():
     assert solver(1.0)([{"role": "user", "content": "2 * 4 ="}], random.Random(0))[1] == "8"
+
+
+# Forms of an answer ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streams", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("behaviour", [{}, {"parts": True}, {"parts": True, "reasoning": ""}], ids=str)
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_answer_is_the_same_in_every_form(streams, behaviour, n):
+    with Server() as server:
+        plain = sample(offline(server, "n", "seed", "logprobs"), ask(n=n))
+    with Server(Behaviour(streams=streams, **behaviour)) as server:
+        completions = sample(offline(server, "n", "seed"), ask(n=n))
+        assert [c.text for c in completions] == [c.text for c in plain]
+        assert all(c.finish_reason is FinishReason.STOP and c.error is None for c in completions)
+        assert spent(completions).tokens == server.tokens()
+        if not streams:
+            can = OpenAI(server.url, backoff=0.0).open("mock").capabilities
+            assert (can.n, can.logprobs, can.seed) == (True, False, True)
+
+
+TEXT, HM = {"type": "text", "text": "4"}, {"type": "text", "text": "hm"}
+
+
+@pytest.mark.parametrize(
+    ("delta", "wanted"),
+    [
+        ({"content": "4"}, [(False, "4")]),
+        ({"content": [TEXT, {"type": "output_text", "text": "2"}]}, [(False, "4"), (False, "2")]),
+        (
+            {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, TEXT]},
+            [(True, "hm"), (False, "4")],
+        ),
+        ({"content": [{"type": "thinking", "thinking": "hm", "signature": "x"}, TEXT]}, [(True, "hm"), (False, "4")]),
+        ({"content": [{"type": "reasoning", "reasoning": "hm"}]}, [(True, "hm")]),
+        ({"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]}]}, [(True, "hm")]),
+        ({"content": [{"type": "reasoning_text", "text": "hm"}]}, [(True, "hm")]),
+        ({"content": [{"text": "hm", "thought": True}, {"text": "4"}]}, [(True, "hm"), (False, "4")]),
+        ({"content": ["4", {"type": "text", "text": {"value": "2"}}]}, [(False, "4"), (False, "2")]),
+        ({"content": [{"type": "redacted_thinking", "data": "x"}, {"type": "text"}]}, []),
+        ({"content": {"type": "text", "text": "4"}}, [(False, "4")]),
+        ({"reasoning_content": "hm", "reasoning": "hm", "content": None}, [(True, "hm")]),
+        ({"reasoning": "hm", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]}, [(True, "hm")]),
+        ({"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]}, []),
+        ({"thinking": "hm", "content": ""}, [(True, "hm")]),
+        (None, []),
+    ],
+)
+def test_texts_are_read_from_parts_in_their_order(delta, wanted):
+    assert texts(delta) == wanted
+
+
+@pytest.mark.parametrize("content", [3, True, [3], [{"type": "image_url", "image_url": {}}], [[[[[[[[["4"]]]]]]]]]])
+def test_what_is_no_text_is_malformed(content):
+    with pytest.raises(Malformed, match="a chunk's content"):
+        texts({"content": content})
+
+
+@pytest.mark.parametrize(
+    ("said", "finish", "error"),
+    [
+        *((word, FinishReason.STOP, None) for word in ("STOP", "eos", "end_turn", "Stop-Sequence", "COMPLETE")),
+        *((word, FinishReason.STOP, None) for word in ("FinishReason.STOP", "FINISH_REASON_STOP", "eos_token")),
+        *((word, FinishReason.LENGTH, None) for word in ("LENGTH", "max_tokens", "MAX_TOKENS", "model_length")),
+        ("CONTENT_FILTER", FinishReason.LENGTH, "content filter"),
+        ("SAFETY", FinishReason.LENGTH, "content filter"),
+        ("refusal", FinishReason.LENGTH, "content filter"),
+        ("tool_use", FinishReason.LENGTH, "none was offered"),
+        ("boredom", FinishReason.LENGTH, "finish_reason 'boredom'"),
+    ],
+)
+def test_why_a_response_ended_is_read_in_the_words_of_every_server(said, finish, error):
+    with Server(Behaviour(words={"stop": said})) as server:
+        completion = sample(offline(server, "seed"), ask())[0]
+        assert completion.finish_reason is finish
+        assert completion.error is None if error is None else error in completion.error
+        assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("said", ["abort", "ERROR", "insufficient_system_resource"])
+def test_an_endpoint_that_gives_up_is_asked_again(said):
+    with Server(Behaviour(words={"stop": said})) as server:
+        with pytest.raises(EndpointFailed, match="gave up, with finish_reason"):
+            sample(offline(server, "seed", retries=1), ask(1000))
+        assert len(server.calls) == 2
+
+
+@pytest.mark.parametrize("word", [None, "", "null", "None", "FINISH_REASON_UNSPECIFIED", False])
+def test_a_response_without_a_reason_goes_on(word):
+    assert finish_word(word) == ""
+
+
+# Equal tokens side by side --------------------------------------------------------------------------------------------
+
+
+class Sayer:
+    """Says given pieces, each with its tokens and log-probability."""
+
+    def __init__(self, *pieces, end=1):
+        self.pieces, self.end = pieces, end
+
+    def prompt_tokens(self, body):
+        return 5
+
+    async def sample(self, body, n, most):
+        for text, count, logprob in self.pieces:
+            yield Piece(0, text, count, logprob=logprob)
+        yield Piece(0, "", self.end, finish="stop")
+
+
+@pytest.mark.parametrize("can", [("seed",), ("seed", "logprobs")], ids=len)
+@pytest.mark.parametrize("usage", ["final", "running", "none"])
+def test_equal_tokens_side_by_side_are_all_kept(usage, can):
+    words = [" ha", " ha", " ha", "6", "6", "6", "6", "0", "0", " ha"]
+    backend = Sayer(*((w, 1, -0.25) for w in words))
+    with Server(Behaviour(usage=usage), backend) as server:
+        body = {"stream_options": {"continuous_usage_stats": True, "include_usage": True}} if usage == "running" else {}
+        completion = sample(offline(server, *can, body=body), ask())[0]
+        assert completion.text == "".join(words)
+        assert len(server.calls) == 1
+        if "logprobs" in can:
+            assert completion.logprobs == (-0.25,) * len(words)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(["6", "ha", " "]), min_size=1, max_size=12), st.sampled_from([0, 1]))
+def test_no_token_is_dropped_whatever_is_said(words, end):
+    received = Received(1, None)
+    chunk = {"id": "c", "created": 1}
+    for word in words:
+        logprobs = {"content": [{"token": word, "logprob": -0.5}]}
+        received.feed(chunk | {"choices": [{"index": 0, "delta": {"content": word}, "logprobs": logprobs}]})
+    received.feed(chunk | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+    received.feed(chunk | {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": len(words) + end}})
+    assert received.samples[0].text == "".join(words)
+    assert len(received.samples[0].logprobs) == len(words)
+    assert received.over == 0
+
+
+def test_an_endpoint_whose_pieces_are_smaller_than_tokens_is_not_accused_of_repeating():
+    # "haha" is one token, and comes letter by letter; only what was seen before tells it from a repeat.
+    varied = Sayer(*((c, int(c == "h"), None) for c in "the haha"))
+    same = Sayer(("6", 1, None), ("6", 0, None), ("6", 0, None))
+    with Server(Behaviour(usage="final"), varied) as server:
+        engine = offline(server, "seed", retries=1)
+
+        async def go():
+            first = await engine.generate(ask())
+            server.backend = same
+            second = await engine.generate(ask())
+            await engine.close()
+            return first[0].text, second[0].text
+
+        assert asyncio.run(go()) == ("the haha", "666")
+        assert len(server.calls) == 2
+
+
+def test_a_chunk_with_the_random_text_of_the_one_before_is_the_same_one():
+    received = Received(1, None)
+    for padding in ("k3XwQz", "k3XwQz", "pL0aaa", "", ""):
+        received.feed({"choices": [{"index": 0, "delta": {"content": "6"}}], "obfuscation": padding})
+    assert received.samples[0].text == "6666"

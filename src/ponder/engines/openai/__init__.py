@@ -11,7 +11,11 @@ is imported when an endpoint is opened.
     probe_calls.py  the probe's calls, each within what the probe may spend
     findings.py     what is known of an endpoint, declared or probed, and how it is saved
     calls.py        one call: retries within its reservation, what each attempt has cost
-    wire.py         a request as a body; chunks as samples, thoughts between markers
+    wire.py         a request as a body
+    stream.py       the chunks of a call, whether the endpoint streams them or answers as a whole
+    received.py     chunks as samples, thoughts between markers; what is a repeated chunk
+    parts.py        texts of a chunk: a text or a list of parts, thoughts beside it or in it
+    ending.py       why a response ended, in the words of many servers
     tokens.py       upper bounds of token counts, exact where the endpoint has counted before
     lag.py          how far a slow reader may be behind the endpoint
     faults.py       an error: who caused it, whether to retry, whether anything was sampled

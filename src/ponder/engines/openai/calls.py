@@ -14,15 +14,17 @@ import math
 import random
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
 
 from ponder.engines._deltas import total
 from ponder.engines.openai import faults
 from ponder.engines.openai.endpoint import Endpoint
 from ponder.engines.openai.faults import EndpointFailed, Fault
 from ponder.engines.openai.lag import Lag
+from ponder.engines.openai.parts import Malformed
+from ponder.engines.openai.received import Received, Sample
+from ponder.engines.openai.stream import chunks
 from ponder.engines.openai.tokens import apportion
-from ponder.engines.openai.wire import Received, Sample, body
+from ponder.engines.openai.wire import body
 from ponder.errors import EngineClosed, UserError
 from ponder.protocols import Receipt
 from ponder.types import Completion, Delta, FinishReason, Request, Spend, offered_tools
@@ -146,8 +148,6 @@ class Call:
             raise
 
     async def _attempt(self, received: Received, limit: int) -> AsyncGenerator[Delta, None]:
-        from openai import AsyncStream
-
         endpoint, options = self.endpoint, self.endpoint.options
         lane = endpoint.lane()
         fields = body(self.request, endpoint.model, endpoint.findings, limit, options.body, options.reasoning_effort)
@@ -157,11 +157,7 @@ class Call:
             if endpoint.closed:
                 raise EngineClosed(*endpoint.failing(RuntimeError()).args)
             self.entered, self.sent, self.lag = entered, time.perf_counter(), Lag()
-            # Raw chunks: the client's typed ones drop fields that are not OpenAI's.
-            stream: Any = await lane.client.post(
-                "/chat/completions", cast_to=object, body=fields, stream=True, stream_cls=AsyncStream[object]
-            )
-            try:
+            async with chunks(lane.client, fields) as stream:
                 async for chunk in stream:
                     for i in received.feed(chunk):
                         new = self._show(i, received.samples[i].text)
@@ -169,13 +165,24 @@ class Call:
                             self.lag.turn(held=True)
                             yield Delta(i, new)
                             self.lag.turn(held=False)
-            finally:
-                await stream.close()
             received.check()
+            self._check_repeats(received)
             well = True
             endpoint.fastest = max(endpoint.fastest, self._pace(received))
         finally:
             lane.gate.leave(well=well)
+
+    def _check_repeats(self, received: Received) -> None:
+        """Raise `Malformed` if chunks came twice: more tokens than the endpoint counted, and equal chunks explain it.
+
+        An endpoint that sends pieces smaller than tokens, or does not count all of them, does so without equal chunks
+        too; then nothing follows from its count.
+        """
+        over = received.over
+        if over > received.alike:
+            self.endpoint.counts_pieces = False
+        if over and self.endpoint.counts_pieces:
+            raise Malformed(f"the stream repeats itself: {over} more pieces than tokens")
 
     # Text ---------------------------------------------------------------------------------------------------------
 
@@ -208,7 +215,7 @@ class Call:
         elif all(s.running is not None for s in samples) and sum(s.running or 0 for s in samples) == total:
             tokens = bounds = [s.running or 0 for s in samples]
         else:
-            least = [max(s.pieces, len(s.logprobs), s.running or 0) for s in samples]
+            least = [max(s.least, s.running or 0) for s in samples]
             tokens = apportion(total, least)
             bounds = [max(1, total - sum(least) + t) for t in least]
         if received.reasoning_tokens and not any(s.separate or self._marked(s) for s in samples):

@@ -52,6 +52,8 @@ class Endpoint:
         self._said: set[str] = set()
         self.fastest = 0.0
         """Most chunks per second of one sample that were seen."""
+        self.counts_pieces = True
+        """No response had more pieces than the endpoint counted tokens, repeats aside."""
         self.take(findings)
 
     def take(self, findings: Findings) -> None:

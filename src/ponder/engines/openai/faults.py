@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ponder.engines.openai.wire import Malformed
+from ponder.engines.openai.parts import Malformed
 from ponder.errors import Retryable, UserError
 
 _TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 529}

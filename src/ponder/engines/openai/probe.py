@@ -22,7 +22,7 @@ from ponder.engines.openai.faults import EndpointFailed
 from ponder.engines.openai.findings import Findings
 from ponder.engines.openai.options import EndpointOptions
 from ponder.engines.openai.probe_calls import NoRoom, ProbeCalls
-from ponder.engines.openai.wire import Received, Sample
+from ponder.engines.openai.received import Received, Sample
 from ponder.errors import UserError
 from ponder.types import Message, Request, SamplingParams, Spend, Thinking
 

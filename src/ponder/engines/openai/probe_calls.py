@@ -9,7 +9,10 @@ from ponder.engines.openai import faults
 from ponder.engines.openai.endpoint import Endpoint
 from ponder.engines.openai.faults import EndpointFailed
 from ponder.engines.openai.findings import Findings
-from ponder.engines.openai.wire import Malformed, Received, body
+from ponder.engines.openai.parts import Malformed
+from ponder.engines.openai.received import Received
+from ponder.engines.openai.stream import chunks
+from ponder.engines.openai.wire import body
 from ponder.types import Request, Spend
 
 
@@ -36,8 +39,6 @@ class ProbeCalls:
 
         Raises `NoRoom`, and errors that no other request would avoid.
         """
-        from openai import AsyncStream
-
         endpoint, options = self.endpoint, self.endpoint.options
         lane = endpoint.lane()
         assert isinstance(request.prefix, str)
@@ -59,16 +60,13 @@ class ProbeCalls:
             received = Received(request.n, endpoint.thought, request.prefix)
             entered = await lane.gate.enter()
             try:
-                stream: Any = await lane.client.post(
-                    "/chat/completions", cast_to=object, body=fields, stream=True, stream_cls=AsyncStream[object]
-                )
-                try:
+                async with chunks(lane.client, fields) as stream:
                     async for chunk in stream:
                         received.feed(chunk)
-                finally:
-                    await stream.close()
                 if not received.samples[0].finish:
                     raise Malformed("the stream ended before the response did")
+                if received.over > received.alike:
+                    endpoint.counts_pieces = False
                 self.spend += self._cost(request, received)
                 return received
             except asyncio.CancelledError:
