@@ -21,6 +21,7 @@ from ponder.engines._stepwise import StepwiseEngine
 from ponder.engines.llamacpp import LlamaCpp
 from ponder.errors import EngineClosed, PonderError, Unsupported, UserError
 from ponder.models.base import LoadedModel
+from ponder.models.tokenizer import Piece
 from ponder.protocols import Receipt, WeightsUpdate
 from ponder.types import (
     Budget,
@@ -502,3 +503,34 @@ def test_only_what_the_cache_does_not_hold_is_computed_in_batches_that_can_be_st
     # What was computed by then is kept, if it can be.
     assert int(logits((5, 5, 5, 7), parts.append).argmax()) == 7
     assert parts[-1] == 1
+
+
+class Spelled(llamacpp._Tokenizer):
+    """The `llamacpp` tokenizer over a stand-in for its library: letters, a space before a text, two markers."""
+
+    def __init__(self):
+        self.markers = ("<|end|>", "<think>")
+        self._known, self._loose = llamacpp._any_of(self.markers), llamacpp._any_of(["<think>"])
+        self._adds_space = True
+
+    def _encode(self, text, special):
+        known = self.markers[0 if special else 1 :]
+        ids = [] if text.startswith(known) else [0]
+        while text:
+            # llama.cpp finds `<think>` in any text, and `<|end|>` where it is told to.
+            found = next((m for m in known if text.startswith(m)), text[0])
+            ids.append(1000 + self.markers.index(found) if found in self.markers else ord(found))
+            text = text[len(found) :]
+        return ids
+
+
+def test_llamacpp_takes_meant_markers_alone_and_no_space_within_a_text():
+    spelled, end, think = Spelled(), 1000, 1001
+    assert spelled.encode("ab") == [0, 97, 98]
+    assert spelled.encode("ab", continues=True) == [97, 98]
+    # A text whose markers are all meant is llama.cpp's own work.
+    assert spelled.encode_pieces([Piece("a"), Piece("<|end|>b", own=True)]) == [0, 97, end, 98]
+    letters = [ord(c) for c in "<|end|>"]
+    assert spelled.encode_pieces([Piece("<|end|>"), Piece("<|end|>", own=True)]) == [0, *letters, end]
+    ids = spelled.encode_pieces([Piece("<think>", own=True), Piece("a<think>"), Piece(ids=(7, 8)), Piece("b")])
+    assert ids == [think, 97, *(ord(c) for c in "<think>"), 7, 8, 98]

@@ -153,6 +153,11 @@ def test_tools_and_calls_are_read_as_openai_spells_them():
     )
 
 
+def test_a_content_may_be_a_list_of_texts():
+    parts = [{"type": "text", "text": "Rain"}, {"type": "text", "text": "in Ulm?"}]
+    assert read_prompt([{"role": "user", "content": parts}], "here") == (Message("user", "Rain\nin Ulm?"),)
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -165,6 +170,11 @@ def test_tools_and_calls_are_read_as_openai_spells_them():
         ),
         ([{"role": ["user"]}], "message 1 of the prompt: the role must be"),
         ([{"role": "user"}], "message 1 of the prompt: the content must be text, and is missing"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            "the content must be text, or a list of texts, and holds",
+        ),
+        ([{"role": "user", "content": [3]}], "the content must be text, or a list of texts, and holds 3"),
         ([{"role": "user", "content": "", "name": 3}], "message 1 of the prompt: name must be text, and is 3"),
         ([{"role": "user", "content": "", "tools": {}}], "message 1 of the prompt: tools must be a list, and is {}"),
         ([{"role": "user", "content": "", "tools": [{}]}], "tools: the name must be text, and is missing"),

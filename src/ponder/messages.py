@@ -2,7 +2,8 @@
 
 A message is `{"role", "content"}`, and may have `tool_calls`, `tool_call_id`, `name`, `tools` and `ids` as
 `types.Message` has them. Tools and calls are read in ponder's own spelling and in that of OpenAI's chat API
-(https://platform.openai.com/docs/api-reference/chat): `{"type": "function", "function": {…}}`.
+(https://platform.openai.com/docs/api-reference/chat): `{"type": "function", "function": {…}}`. Content may be a list of
+texts, `{"type": "text", "text": …}`: they become lines, as in vLLM and llama.cpp.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def read_message(value: Any, where: str) -> Message:
     calls = _each(value.get("tool_calls"), _call, f"{where}: tool_calls")
     if content is None and calls:
         content = ""
+    if isinstance(content, list):
+        content = "\n".join(_each(content, _part, f"{where}: the content"))
     if not isinstance(content, str):
         raise UserError(f"{where}: the content must be text, and is {_shown(content)}")
     return Message(
@@ -48,6 +51,13 @@ def read_message(value: Any, where: str) -> Message:
         _each(value.get("tools"), read_tool, f"{where}: tools"),
         _each(value.get("ids"), _id, f"{where}: ids"),
     )
+
+
+def _part(value: Any, where: str) -> str:
+    text = value.get("text") if isinstance(value, Mapping) and value.get("type") == "text" else None
+    if not isinstance(text, str):
+        raise UserError(f"{where} must be text, or a list of texts, and holds {_shown(value)}")
+    return text
 
 
 def read_tool(value: Any, where: str) -> Tool:

@@ -6,6 +6,8 @@ some tokenizers put before a text but not after a marker, stay the library's wor
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence, Set
 from typing import TYPE_CHECKING
@@ -49,23 +51,21 @@ class MarkerNames:
             self.tokenizer.pre_tokenizer = original.pre_tokenizer
         self.real: dict[int, int] = {}
         """Ids of the copy that are other ids in the original."""
-        self._letter, self._count = letter, 0
-        names: dict[str, str] = {}
-        alone: set[str] = set()
         self.spelt = {i: added[i] for i in markers if original.model.id_to_token(i) is not None}
         """Markers that the model itself may make of a text."""
-        for i in markers:
-            token = added[i]
-            names[token.content] = self._add(token.lstrip, token.rstrip, token.normalized)
-            self.real[self._id(names[token.content])] = i
-            alone |= {token.content} if token.single_word else set()
-        for i in added.keys() - markers:
-            self.tokenizer.add_tokens([added[i]])
-            self.real[self._id(added[i].content)] = i
-        self._names, self._alone = names, alone
-        self.place, self.cut = self._add(), self._add()
+        self._letter = letter
+        found = [added[i] for i in markers]
+        # Two more: for the place of ids, and for a cut.
+        plain = tokenizers.AddedToken("", normalized=False)
+        *names, self.place, self.cut = self._add([*found, plain, plain])
         self.place_id, self.cut_id = self._id(self.place), self._id(self.cut)
-        longest = sorted(names, key=len, reverse=True)
+        self.real.update((self._id(name), i) for name, i in zip(names, markers, strict=True))
+        others = added.keys() - markers
+        self.tokenizer.add_tokens([added[i] for i in others])
+        self.real.update((self._id(added[i].content), i) for i in others)
+        self._names = {token.content: name for token, name in zip(found, names, strict=True)}
+        self._alone = {token.content for token in found if token.single_word}
+        longest = sorted(self._names, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
 
     def write(self, text: str, meant: str) -> str:
@@ -86,31 +86,37 @@ class MarkerNames:
         It does not find a marker that it looks for in the normalised text and that the normaliser changes, as Llama 2's
         does within a text.
         """
-        ids = (*self.real, self.place_id, self.cut_id)
-        ends = [(a, b) for i, (a, b) in zip(found.ids, found.offsets, strict=True) if i in ids]
+        ids = {*self.real, self.place_id, self.cut_id}
+        places = [place for i, place in zip(found.ids, found.offsets, strict=True) if i in ids]
         markers = {name: marker for marker, name in self._names.items()}
 
         def write(name: re.Match[str]) -> str:
-            known = any(a <= name.start() and name.end() <= b for a, b in ends)
+            at = bisect.bisect_right(places, name.start(), key=lambda place: place[0]) - 1
+            known = at >= 0 and name.end() <= places[at][1]
             return name[0] if known else markers.get(name[0], name[0])
 
         return re.sub(rf"{self._letter}\d+{self._letter}", write, text)
 
-    def _add(self, lstrip: bool = False, rstrip: bool = False, normalized: bool = False) -> str:
-        """Add a name."""
+    def _add(self, like: Sequence[tokenizers.AddedToken]) -> list[str]:
+        """Add a name for each of these tokens, which takes white space as they do."""
         import tokenizers
 
-        while True:
-            name = f"{self._letter}{self._count}{self._letter}"
-            self._count += 1
-            normalizer = self.tokenizer.normalizer
-            if normalized and (normalizer is None or name not in normalizer.normalize_str(name)):
-                normalized = False
-            token = tokenizers.AddedToken(name, lstrip=lstrip, rstrip=rstrip, normalized=normalized)
-            self.tokenizer.add_tokens([token])
-            # The library numbers from the size of the vocabulary, where a model may have ids above that.
-            if self.tokenizer.model.id_to_token(self._id(name)) is None:
-                return name
+        normalizer, count = self.tokenizer.normalizer, itertools.count()
+        names = [""] * len(like)
+        while missing := [at for at, name in enumerate(names) if not name]:
+            tokens = []
+            for at in missing:
+                name = f"{self._letter}{next(count)}{self._letter}"
+                normalized = like[at].normalized and normalizer is not None and name in normalizer.normalize_str(name)
+                lstrip, rstrip = like[at].lstrip, like[at].rstrip
+                tokens.append(tokenizers.AddedToken(name, lstrip=lstrip, rstrip=rstrip, normalized=normalized))
+            # At once: each call sorts all of them anew.
+            self.tokenizer.add_tokens(tokens)
+            for at, token in zip(missing, tokens, strict=True):
+                # The library numbers from the size of the vocabulary, where a model may have ids above that.
+                if self.tokenizer.model.id_to_token(self._id(token.content)) is None:
+                    names[at] = token.content
+        return names
 
     def _id(self, token: str) -> int:
         found = self.tokenizer.token_to_id(token)

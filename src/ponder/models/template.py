@@ -14,7 +14,6 @@ template leaves out or rewrites other messages. The template sees a short text i
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -106,12 +105,9 @@ def _outside(value: Any) -> Any:
 
 def _pieces(text: Traced) -> list[Piece]:
     """Runs of text of one origin."""
-    found, at = [], 0
-    for kind, run in itertools.groupby(origin(text)):
-        end = at + sum(1 for _ in run)
-        found.append(Piece(plain(text[at:end]), own=bytes((kind,)) == OWN))
-        at = end
-    return found
+    whole = plain(text)
+    runs = re.finditer(rb"(.)\1*", origin(text), re.DOTALL)
+    return [Piece(whole[run.start() : run.end()], own=run[1] == OWN) for run in runs]
 
 
 def _as_sampled(text: Traced, opening: str, messages: Sequence[Message], name: str) -> list[Piece]:
