@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from ponder.errors import UserError
 from ponder.models.provenance import OWN, Traced, joined, origin, own, plain
 from ponder.models.template import ChatTemplate, _convention, _rendered, encode_chat, render
-from ponder.models.tokenizer import FastTokenizer
+from ponder.models.tokenizer import FastTokenizer, Piece
 from ponder.types import Message
 
 transformers = pytest.importorskip("transformers")
@@ -286,6 +286,21 @@ def test_a_marker_in_a_content_is_text(kind: str) -> None:
             assert all(m in rest for m in found)
         else:
             assert found == written
+
+    holds()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_copy_with_names_for_markers_gives_the_library_s_own_ids(kind: str) -> None:
+    tokenizer, library = FastTokenizer(Tokenizer.from_str(KINDS[kind].to_str())), KINDS[kind]
+    written = st.lists(st.sampled_from([*MARKERS, "a", " ", "\n"]), min_size=1, max_size=3).map("".join)
+    piece = written.map(lambda t: Piece(t, own=True)) | SAFE.filter(bool).map(Piece)
+
+    @settings(deadline=None, max_examples=40)
+    @given(st.lists(piece, min_size=1, max_size=6))
+    def holds(pieces: list[Piece]) -> None:
+        text = "".join(p.text for p in pieces)
+        assert tokenizer._with_names(pieces, "\ue000") == library.encode(text, add_special_tokens=False).ids
 
     holds()
 
