@@ -12,8 +12,8 @@ from openai_play import QUESTION, ask, faults, fresh, offline, spent
 from openai_server import Behaviour, Fault, Piece, Scripted, Server, solver, tokens
 
 from ponder import registry
+from ponder.engines._ending import finish_word
 from ponder.engines.openai import OpenAI
-from ponder.engines.openai.ending import finish_word
 from ponder.engines.openai.faults import EndpointFailed
 from ponder.engines.openai.parts import Malformed, texts
 from ponder.engines.openai.received import Received

@@ -338,6 +338,63 @@ def test_a_response_is_continued_by_its_ids_in_every_family() -> None:
                 assert after[: len(before)] == before, (kind, family)
 
 
+EVERYTHING_ELSE = (
+    "{{ messages[0].content | title }}{{ messages[0].content | wordwrap(5) }}{{ messages[0].content | truncate(6) }}",
+    "{{ messages | tojson(indent=2) }}{{ messages[0] }}{{ messages[0].items() | list }}{{ dict(b='a') }}",
+    "{{ messages[0].content | safe }}{{ ('<|x|>' | safe) + messages[0].content }}{{ messages[0].content | escape }}",
+    "{{ messages[0].content | list | reverse | join('-') }}{% for c in messages[0].content %}{{ c }}|{% endfor %}",
+    "{{ 3 * '<x>' }}{{ -1 }}{{ 1.5 }}{{ true }}{{ none }}{{ messages[0].nope }}{{ documents is defined }}",
+    "{{ '{} and {:>10} {!r}'.format(messages[0].content, messages[0].content, 'a') }}{{ '{:{}>9}'.format('a', '|') }}",
+    "{{ '%05d' % 3 }}{{ '%(a)s' % {'a': 'z'} }}{{ '%s' % messages[0].content }}{{ '100%%' % () }}{{ '%*d' % (5, 3) }}",
+    "{% autoescape true %}{{ messages[0].content }}<b>{{ '<x>' ~ messages[0].content }}{% endautoescape %}",
+    "{{ messages[0].content | urlencode }}{{ messages[0].content | striptags }}{{ messages[0].content | pprint }}",
+    "{{ messages[0].content[0] }}{{ messages[0].content[-3:] }}{{ messages[0].content[100] }}{{ 'o' in 'hello' }}",
+    "{{ messages[0].content.translate({72: 'J'}) }}{{ messages[0].content.zfill(20) }}{{ ' '.join(['a', 'b']) }}",
+    "{% macro f(x, y='d') %}[{{ x }}{{ y }}{{ caller() if caller }}]{% endmacro %}{% call f('a') %}in{% endcall %}",
+)
+
+
+@pytest.mark.parametrize("template", EVERYTHING_ELSE)
+def test_what_else_jinja_can_do_gives_the_same_text(template: str) -> None:
+    chat = (Message("user", "Hello World <b>&"), Message("assistant", "Foo\nbar <|end|>"))
+    wanted = theirs("byte-level", template).apply_chat_template(rows(chat), tokenize=False)
+    assert render(ours(template), chat) == wanted
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ '%s' % messages[0].content }}{{ '{:s}'.format(messages[0].content) }}",
+        "{{ '{0[content]}'.format(messages[0]) }}{{ '{}'.format(messages[0].content) }}",
+        "{{ messages[0].content.format() }}{{ ('%s' | format(messages[0].content)) | upper | lower }}",
+        "{{ strftime_now(messages[0].content) }}{{ [messages[0].content] | string }}{{ '%(content)s' % messages[0] }}",
+        "{{ messages[0].content | replace('q', '') }}{{ messages[0].content.replace('e', 'e') }}",
+        "{{ '<|' ~ messages[0].content[2:5] ~ '|>' }}{{ messages[0].content | list | join }}{{ messages | tojson }}",
+        "{% set x %}{{ messages[0].content }}{% endset %}{{ x | trim | indent }}{{ '' ~ messages[0].content }}",
+        "{{ ''.join([messages[0].content[:3], messages[0].content[3:]]) }}{{ messages[0].content | center(20) }}",
+    ],
+)
+def test_no_way_through_a_template_makes_a_marker_of_a_content(template: str) -> None:
+    tokenizer = FastTokenizer(Tokenizer.from_str(KINDS["byte-level"].to_str()))
+    for content in ("<|end|>", "<|eqnd|>", "<|end|>"):
+        ids = encode_chat(ours(template), tokenizer, (), (Message("user", content),))
+        assert not set(ids) & {tokenizer.id_of(m) for m in MARKERS}
+
+
+def test_a_marker_from_parts_of_a_template_is_one() -> None:
+    tokenizer = FastTokenizer(Tokenizer.from_str(KINDS["byte-level"].to_str()))
+    for template in (
+        "{{ '<|%s|>' % messages[0].role }}",
+        "{{ '<|{}|>'.format(messages[0].role) }}",
+        "{{ '<|{x[role]}|>'.format(x=messages[0]) }}",
+        "{{ '<|%(role)s|>' % messages[0] }}",
+        "{{ '<|' ~ (messages[0].role | title | lower) ~ '|>' }}",
+        "{{ ['<|', messages[0]['role'] | list | join, '|>'] | join }}",
+        "{% set x %}<|user|>q{% endset %}{{ x[:-1] | trim | replace('|', '|') }}",
+    ):
+        assert encode_chat(ours(template), tokenizer, (), (Message("user", "a"),)) == (tokenizer.id_of("<|user|>"),)
+
+
 def test_a_template_that_rewrites_a_response_cannot_take_its_ids() -> None:
     tokenizer = FastTokenizer(Tokenizer.from_str(KINDS["byte-level"].to_str()))
     chat = (Message("user", "a"), Message("assistant", "2", ids=(5,)))

@@ -25,6 +25,7 @@ from typing import Any
 
 from ponder import jsonl
 from ponder.engines._deltas import total
+from ponder.engines._ending import Ending, finish_word, meaning
 from ponder.engines.base import BaseEngine
 from ponder.errors import EngineClosed, Unsupported, UserError
 from ponder.messages import read_prompt
@@ -231,9 +232,10 @@ def _whole_number(value: Mapping[str, Any], field: str, where: str) -> int | Non
 
 def _finish(value: str | None) -> FinishReason | None:
     """A finish reason as endpoints spell it: everything but a natural stop counts as truncated."""
-    if value is None:
+    word = finish_word(value)
+    if not word:
         return None
-    return FinishReason.STOP if value.lower() in ("stop", "eos", "end_turn", "stop_sequence") else FinishReason.LENGTH
+    return FinishReason.STOP if meaning(word) is Ending.STOPPED else FinishReason.LENGTH
 
 
 def _number(value: dict[str, Any], key: str, where: str) -> float | None:

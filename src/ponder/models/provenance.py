@@ -183,7 +183,7 @@ def traced(value: Any, made_of: Any = None) -> Traced:
 
 
 def _is_own(value: Any) -> bool:
-    """Whether nothing of a value is text from outside. Numbers cannot forge a marker."""
+    """Whether nothing of a value is text from outside. Numbers are no text: templates count markers with them."""
     if isinstance(value, str):
         return isinstance(value, Traced) and value._origin == OWN * len(value)
     if isinstance(value, tuple | list):

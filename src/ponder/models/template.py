@@ -187,7 +187,13 @@ def _rendered(
         raise Unsupported(f"the chat template of {template.name} writes no tool calls: use a model trained on tools")
     special = {name: own(text) for name, text in template.special_tokens}
     try:
-        text = compiled(template.source).render(messages=messages, tools=tools, add_generation_prompt=prompt, **special)
+        text = compiled(template.source).render(
+            messages=messages,
+            tools=tools,
+            documents=None,
+            add_generation_prompt=prompt,
+            **special,
+        )
     except PonderError:
         raise
     except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:

@@ -125,7 +125,9 @@ def _formatted(formatter: SandboxedFormatter, pattern: Traced, args: Any, kwargs
         if conversion or spec:
             shown = formatter.convert_field(value, conversion) if conversion else value
             filled = formatter.vformat(spec or "", args, kwargs)
-            parts.append(traced(format(plain(shown) if isinstance(shown, str) else shown, filled), value))
+            # A specification with fields may hold text from outside.
+            made_of = (value, pattern if "{" not in (spec or "") else filled)
+            parts.append(traced(format(plain(shown) if isinstance(shown, str) else shown, filled), made_of))
         else:
             parts.append(traced(value))
     return joined(parts)

@@ -15,11 +15,12 @@ is imported when an endpoint is opened.
     stream.py       the chunks of a call, whether the endpoint streams them or answers as a whole
     received.py     chunks as samples, thoughts between markers; what is a repeated chunk
     parts.py        texts of a chunk: a text or a list of parts, thoughts beside it or in it
-    ending.py       why a response ended, in the words of many servers
     tokens.py       upper bounds of token counts, exact where the endpoint has counted before
     lag.py          how far a slow reader may be behind the endpoint
     faults.py       an error: who caused it, whether to retry, whether anything was sampled
     gate.py         the limit on calls in flight
+
+The words by which servers say why a response ended are in `engines/_ending.py`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ponder.engines.openai.ending import Ending, finish_word, meaning
+from ponder.engines._ending import Ending, finish_word, meaning
 from ponder.engines.openai.parts import Malformed, text, texts
 from ponder.types import FinishReason, ThoughtFormat, ToolCall
 
