@@ -192,7 +192,7 @@ def test_an_episode_that_cannot_be_repeated_is_an_infrastructure_error() -> None
     ):
         found = judged(environment, *texts)
         assert (found.verdict.kind, found.reward) == (VerdictKind.JUDGE_ERROR, None)
-        assert found.verdict.reason == f"the episode could not be repeated: {why}"
+        assert found.verdict.reason.startswith(f"the episode of the environment doubling could not be repeated: {why}")
     broken = judged(Paying(broken=lambda i: True), "a", "2")
     assert (broken.verdict.kind, broken.reward) == (VerdictKind.JUDGE_ERROR, None)
 
@@ -213,7 +213,8 @@ def test_an_episode_that_is_repeated_is_closed_and_has_a_time_limit() -> None:
     environment = Hanging()
     found = asyncio.run(judge_path(environment, environment.problem("train", 1), path("2"), seconds=0.05))
     assert (found.verdict.kind, found.reward, _Paid.closed) == (VerdictKind.JUDGE_ERROR, None, 2)
-    assert found.verdict.reason == "the episode could not be repeated: it took longer than 0.05 seconds"
+    why = "could not be repeated: it took longer than 0.05 seconds"
+    assert found.verdict.reason == f"the episode of the environment doubling {why}"
 
 
 def test_tools_do_not_run_again_where_turns_earn_nothing() -> None:

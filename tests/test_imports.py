@@ -11,7 +11,20 @@ import ponder
 
 SOURCE = Path(ponder.__file__).parent
 ROWS = [
-    {"types", "show", "errors", "protocols", "config", "registry", "sync", "jsonl", "messages", "responses"},
+    {
+        "types",
+        "show",
+        "errors",
+        "protocols",
+        "config",
+        "registry",
+        "sync",
+        "jsonl",
+        "messages",
+        "responses",
+        "outside",
+        "signals",
+    },
     {"runs"},
     {"budget", "sandbox", "models"},
     {"verifiers", "engines"},

@@ -19,7 +19,7 @@ from ponder.errors import UserError
 from ponder.runs import plots, results
 from ponder.runs.report import _fence, render, to_html, to_markdown
 from ponder.runs.sections import Sample, Section
-from ponder.runs.text import visible
+from ponder.show import visible
 
 pytest.importorskip("matplotlib")
 

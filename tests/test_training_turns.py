@@ -59,7 +59,7 @@ class Broken(Twice):
 
 
 def test_an_environment_that_fails_gives_no_rewards(engine) -> None:
-    with pytest.raises(PonderError, match="no group to train on: the environment failed: OSError: no connection"):
+    with pytest.raises(PonderError, match="no group to train on: the environment twice failed: OSError: no connection"):
         groups(engine, Turns(n=3, max_tokens=6), Broken())
 
 

@@ -242,7 +242,7 @@ async def evaluate_async(
     `ponder eval` refuses: `UserError` for bad input, `PonderError` if too many searches or judgements failed.
     """
     from ponder.budget import Meter
-    from ponder.environments.base import first_problems
+    from ponder.environments.loading import first_problems
     from ponder.evaluation.evaluate import Plan
     from ponder.evaluation.evaluate import evaluate as measured
 

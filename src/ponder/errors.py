@@ -77,6 +77,13 @@ class Retryable(PonderError):
         self.wait = wait
 
 
+class PartFailed(PonderError):
+    """A user's environment, scorer, verifier or strategy raised an error, or gave what it must not give.
+
+    The message names the part and, where it raised, the line of its code (`ponder.outside`).
+    """
+
+
 class EngineClosed(PonderError):
     """The engine was closed while (or before) the request ran."""
 

@@ -260,7 +260,11 @@ class Environment(Protocol):
         ...
 
     def judge(self, problem: Problem, response: Response) -> Verdict:
-        """Decide with the gold. Never raises: an infrastructure error is a `judge_error` verdict."""
+        """Decide with the gold. Never raises: an infrastructure error is a `judge_error` verdict.
+
+        What a judge of yours raises all the same, or gives in place of a verdict, becomes a `judge_error` that names
+        the environment and the line (`environments.judging.judge`). Rewards may be shaped within what `Verdict` allows.
+        """
         ...
 
     def gold_response(self, problem: Problem) -> str:

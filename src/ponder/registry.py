@@ -26,8 +26,9 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from ponder import outside
 from ponder.config import from_mapping
-from ponder.errors import UserError, nearest
+from ponder.errors import PartFailed, UserError, nearest
 
 HELPERS = {"base", "selfcheck"}
 """Modules of a part folder that hold no part; names with a leading underscore are skipped too."""
@@ -106,8 +107,8 @@ def find(room: str, spec: str) -> tuple[type, str | None]:
     installed = _entry_points(room)
     if name in installed:
         try:
-            return installed[name].load(), argument if colon else None
-        except Exception as error:
+            return _loaded(installed[name]), argument if colon else None
+        except PartFailed as error:
             raise UserError(f"{spec!r} ({installed[name].value}) cannot be loaded: {error}") from error
     last = room.rpartition(".")[2]
     what = {"strategies": "strategy", "losses": "loss", "corpus": "family"}.get(last, last.rstrip("s"))
@@ -126,12 +127,16 @@ def _from_file(path: Path, class_name: str, room: str) -> type:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        del sys.modules[spec.name]
+        if outside.is_stop(error, waits=False):
+            raise
+        raise UserError(f"{path}: cannot be imported: {outside.sentence(error)}") from error
     found = getattr(module, class_name, None)
     if not inspect.isclass(found):
         classes = [n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module.__name__]
         raise UserError(f"{path}: no class {class_name!r}{nearest(class_name, classes)}")
+    outside.loaded(found)
     return found
 
 
@@ -147,12 +152,46 @@ def build(room: str, spec: str, options: Mapping[str, Any] | None = None) -> Any
         if not fields:
             raise UserError(f"{spec!r}: {spec.partition(':')[0]} takes nothing after the colon")
         values[fields[0]] = argument
-    if not dataclasses.is_dataclass(cls):
-        try:
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{spec}: {error}") from error
-    return from_mapping(cls, values, where=spec)
+    part = outside.call(f"{spec}: making {cls.__name__}", _made, cls, values, spec)
+    missing = [name for name in _NEEDED.get(room, ()) if inspect.getattr_static(part, name, None) is None]
+    if missing:
+        raise UserError(f"{spec}: {cls.__name__} has no {', '.join(missing)}; {_BASES[room]}")
+    return part
+
+
+_NEEDED = {
+    "environments": (
+        *("name", "turns", "turn_rewards", "slow_judge"),
+        *("feedback", "size", "problem", "gold", "judge", "gold_response", "episode"),
+    ),
+    "search.strategies": ("start",),
+}
+"""What a part must have to be used at all."""
+_BASES = {
+    "environments": "derive it from ponder.environments.base.SingleTurn, which has what most of them share",
+    "search.strategies": "see protocols.Strategy",
+}
+
+
+def _made(cls: type, values: dict[str, Any], spec: str) -> Any:
+    if dataclasses.is_dataclass(cls):
+        return from_mapping(cls, values, where=spec)
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{spec}: {error}") from error
+
+
+def _loaded(entry: EntryPoint) -> Any:
+    """What an entry point names. Raises `PartFailed` for whatever importing it raises."""
+    try:
+        found = entry.load()
+        outside.loaded(found)
+        return found
+    except BaseException as error:
+        if outside.is_stop(error, waits=False):
+            raise
+        raise PartFailed(outside.sentence(error)) from error
 
 
 def listing(room: str) -> list[PartInfo]:
@@ -164,9 +203,9 @@ def listing(room: str) -> list[PartInfo]:
         rows.append(PartInfo(name, _summary(cls), "ponder"))
     for name, entry in _entry_points(room).items():
         try:
-            rows.append(PartInfo(name, _summary(entry.load()), entry.value))
-        except Exception as error:
-            rows.append(PartInfo(name, f"cannot be loaded: {type(error).__name__}: {error}", entry.value))
+            rows.append(PartInfo(name, _summary(_loaded(entry)), entry.value))
+        except PartFailed as error:
+            rows.append(PartInfo(name, f"cannot be loaded: {error}", entry.value))
     return sorted(rows, key=lambda r: r.name)
 
 

@@ -1,4 +1,4 @@
-"""Results as short HTML, for notebooks (`_repr_html_`). Model text is untrusted: everything is escaped.
+"""Text from outside made safe to show, and results as short HTML for notebooks (`_repr_html_`), all of it escaped.
 
 Takes plain attributes and strings, so that any room can use it. Reports of runs are made by `runs.report`.
 """
@@ -14,6 +14,40 @@ MOST_NODES = 50
 CHARACTERS = 600
 """Of one response."""
 _CELL = 'style="text-align:left;vertical-align:top;white-space:pre-wrap"'
+MOST_CHARACTERS = 4000
+"""Of one model response in a report; the run directory has the whole."""
+WHOLE = 1 << 40
+"""Characters: no text is cut."""
+_MARKS = (0x061C, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF)
+"""Signs of direction, line ends that are none for a program, and a byte order mark."""
+
+
+def visible(text: Any, most: int = MOST_CHARACTERS) -> str:
+    """Text from outside, safe to show: what a terminal, a page or an editor would act on is made visible.
+
+    For every such text that reaches the terminal: a model's, an exception's, an endpoint's, the name of a file.
+
+    Control characters become their pictures, lone surrogates and direction overrides their escapes; long texts are cut.
+    """
+    text = text if isinstance(text, str) else str(text)
+    cut = f"… ({len(text) - most:,} more characters)" if len(text) > most else ""
+    kept = text[:most]
+    return (kept if kept.isascii() and kept.isprintable() else "".join(map(_visible, kept))) + cut
+
+
+def _visible(c: str) -> str:
+    code = ord(c)
+    if c in "\n\t" or 0x20 <= code < 0x7F:
+        return c
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    if code < 0xA0:
+        return f"\\x{code:02x}"
+    if 0xD800 <= code <= 0xDFFF or 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069 or code in _MARKS:
+        return f"\\u{code:04x}"
+    return c
 
 
 def short(text: Any, most: int = 60) -> str:
@@ -38,9 +72,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     text = value if isinstance(value, str) else f"{value:.3g}" if isinstance(value, float) else str(value)
-    # Control characters have no place in a page.
-    kept = "".join(c if c in "\n\t" or ord(c) >= 0x20 else chr(0x2400 + ord(c)) for c in text)
-    return html.escape(kept.encode("utf-8", "replace").decode())
+    return html.escape(visible(text, WHOLE))
 
 
 def outcome(found: Any) -> str:

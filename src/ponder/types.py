@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from numbers import Real
 from typing import Any, Literal
 
 from ponder import show
@@ -145,25 +147,55 @@ class VerdictKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge or checker says of one response."""
+    """What a judge or checker says of one response.
+
+    Evaluations count by kind, training learns from the reward, so the two may not contradict each other: what is
+    `correct` earns more than 0, and anything else less than 1. Between them a reward may be shaped: partial credit for
+    a wrong answer (0.3), a penalty (-0.5), more than 1 for a right one (1.5). Raises `ValueError` for a contradiction,
+    for a reward that is not a finite number, and for fields of another type.
+    """
 
     kind: VerdictKind
     reward: float | None
-    """In [0, 1]; None exactly when `kind` is `judge_error`."""
+    """Any finite number; None exactly when `kind` is `judge_error`."""
     reason: str
     """One line that a person can read."""
     answer: str | None = None
     """The answer as it was extracted, for votes and reports; None where there is none."""
 
     def __post_init__(self) -> None:
-        if (self.reward is None) != (self.kind is VerdictKind.JUDGE_ERROR):
-            raise ValueError(f"reward {self.reward!r} does not match verdict {self.kind.value!r}")
-        if self.reward is not None and not 0.0 <= self.reward <= 1.0:
-            raise ValueError(f"reward {self.reward!r} is not in [0, 1]")
+        kind, reward = VerdictKind(self.kind), self.reward
+        if not isinstance(self.reason, str):
+            raise ValueError(f"the reason of a verdict is a {type(self.reason).__name__}, not text")
+        if not isinstance(self.answer, str | None):
+            raise ValueError(f"the answer of a verdict is a {type(self.answer).__name__}, not text or None")
+        if (reward is None) != (kind is VerdictKind.JUDGE_ERROR):
+            raise ValueError(f"reward {reward!r} does not match verdict {kind.value!r}")
+        if reward is not None:
+            reward = finite(reward, "reward")
+            if kind is VerdictKind.CORRECT and reward <= 0.0:
+                raise ValueError(f"the verdict is correct and its reward is {reward:g}: it must be above 0")
+            if kind is not VerdictKind.CORRECT and reward >= 1.0:
+                raise ValueError(f"the verdict is {kind.value} and its reward is {reward:g}: it must be below 1")
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "reward", reward)
 
     @property
     def correct(self) -> bool:
         return self.kind is VerdictKind.CORRECT
+
+
+def finite(number: Any, what: str) -> float:
+    """A number that a user's code gave, as a float. Raises `ValueError` for NaN, infinity and what is no number."""
+    if isinstance(number, bool) or not isinstance(number, Real):
+        raise ValueError(f"the {what} is {show.short(repr(number))}, a {type(number).__name__}: give a finite number")
+    try:
+        value = float(number)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise ValueError(f"the {what} is {value}: give a finite number")
+    return value
 
 
 class FinishReason(StrEnum):

@@ -17,6 +17,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from ponder import sync
 from ponder.budget.calling import Deadline, Metered, clamp
 from ponder.budget.ledger import NOTHING, ROUNDING, Call, Ledger, Reservation, check_budget
 from ponder.budget.machine import MachineTime
@@ -303,7 +304,7 @@ class Meter:
             started = time.perf_counter()
             try:
                 if slow:
-                    verdict = await asyncio.to_thread(checker, problem, response)
+                    verdict = await sync.on_thread(checker, problem, response)
                 else:
                     verdict = checker(problem, response)
             finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ponder import registry
+from ponder.cli._output import note
 from ponder.config import Options
 from ponder.engines.opening import EngineOptions, OpeningBudget, open_engine, open_others, part_of
 from ponder.errors import PonderError, UserError, nearest
@@ -101,7 +101,7 @@ def engines_for(options: EngineOptions, budget: OpeningBudget) -> Iterator[tuple
     with open_engine(options, budget) as engine, open_others(options, budget) as others:
         for model, opened in ((options.model, engine), *((options.others[n], e) for n, e in others.items())):
             if opened.opening.tokens:
-                print(f"note: finding out what {model} can do took {opened.opening.tokens:,} tokens", file=sys.stderr)
+                note(f"note: finding out what {model} can do took {opened.opening.tokens:,} tokens")
         yield engine, others
 
 

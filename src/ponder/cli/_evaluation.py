@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,12 @@ import msgspec
 from ponder import sync
 from ponder.budget.meter import Meter
 from ponder.budget.prices import PriceList, priced
+from ponder.cli import _output
 from ponder.cli._budget import branch_prices
 from ponder.cli._common import Stopped, model_facts, money
 from ponder.config import to_toml
 from ponder.engines.opening import OpeningBudget
+from ponder.environments.loading import gold_of
 from ponder.errors import PonderError, UserError
 from ponder.evaluation.evaluate import CONCURRENCY, Plan, evaluate
 from ponder.evaluation.results import Earlier, Evaluation, Searched
@@ -52,7 +53,7 @@ class Recording:
         if len(traces) == self.samples:
             del self._traces[searched.index]
             ordered = [traces[s] for s in range(self.samples)]
-            self.writer.add(searched.problem, self.environment.gold(searched.problem), ordered)
+            self.writer.add(searched.problem, gold_of(self.environment, searched.problem), ordered)
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Job:
 
         writer = Writer(self.config.record, thought=engine.info.thought)
         for note in writer.notes:
-            print(f"note: {note}", file=sys.stderr)
+            _output.note(f"note: {note}")
         if writer.done_ids and not self.config.resume:
             raise UserError(
                 f"--record {self.config.record}: holds {len(writer.done_ids)} problems already; choose another file, "

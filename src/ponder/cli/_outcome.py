@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ponder.cli._budget import UNITS
 from ponder.cli._common import rate, spend_text
 from ponder.runs.progress import quantity
-from ponder.runs.text import visible
+from ponder.show import visible
 
 if TYPE_CHECKING:
     from ponder.cli._solve_config import SolveConfig

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TextIO
 
-from ponder.runs.text import visible
+from ponder.show import WHOLE, visible
 from ponder.types import Delta, Outcome, ThoughtFormat
-
-WHOLE = 10_000_000
-"""Characters of a response that are shown: all of them."""
 
 
 class Splitter:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ponder.cli._output import say
 from ponder.config import parse
 from ponder.errors import PonderError
 
@@ -70,7 +71,7 @@ PARTS = (
 def main(args: list[str]) -> int:
     config = parse(DoctorConfig, args, prog="ponder doctor", description=DESCRIPTION)
     found = examine(config.model)
-    print(json.dumps(found, indent=1) if config.json else text(found))
+    say(json.dumps(found, indent=1) if config.json else text(found))
     return 0 if found["quickstart"]["ready"] else 1
 
 

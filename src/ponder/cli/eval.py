@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +23,12 @@ from ponder.cli._common import (
 )
 from ponder.cli._eval_config import FREE, EvalConfig
 from ponder.cli._feedback import feedback_of
+from ponder.cli._output import note, say
 from ponder.config import parse, refuse_changed
-from ponder.environments.base import first_problems
+from ponder.environments.loading import first_problems, gold_of, size_of
 from ponder.errors import UserError
 from ponder.runs.progress import quantity
-from ponder.runs.text import visible
+from ponder.show import visible
 
 if TYPE_CHECKING:
     from ponder.cli._evaluation import Job
@@ -122,14 +122,14 @@ def main(args: list[str]) -> int:
                 _write(run, job, result)
     shown = samples(environment, problems, result, config.show)
     if config.json:
-        print(json.dumps(summary(config, result), indent=1))
+        say(json.dumps(summary(config, result), indent=1))
     else:
-        print(text(config, result, shown))
+        say(text(config, result, shown))
     if config.out is not None:
         from ponder.runs.report import render
 
         _, page = render(config.out)
-        print(f"report: {page}", file=sys.stderr)
+        note(f"report: {page}")
     return 0
 
 
@@ -143,12 +143,9 @@ def _environment_options(config: EvalConfig) -> dict[str, Any]:
 
 def choose(environment: Environment, config: EvalConfig) -> list[Problem]:
     """The first `n` problems of the split; all of them, with a note on stderr, if there are fewer."""
-    size = environment.size(config.split)
+    size = size_of(environment, config.split)
     if size is not None and 0 < size < config.n:
-        print(
-            f"note: {config.environment} has {size:,} {config.split} problems, fewer than -n {config.n}: all are used",
-            file=sys.stderr,
-        )
+        note(f"note: {config.environment} has {size:,} {config.split} problems, fewer than -n {config.n}: all are used")
     return first_problems(environment, config.split, config.n)
 
 
@@ -223,7 +220,7 @@ def samples(
         {
             "problem_id": row.id,
             "prompt": to_json(problem.prompt),
-            "gold": to_json(environment.gold(problem).answer),
+            "gold": to_json(gold_of(environment, problem).answer),
             "response": {"text": row.texts[0], "verdict": row.kinds[0].value, "reason": row.reasons[0]},
         }
         for problem, row in list(zip(problems, result.rows, strict=True))[:count]

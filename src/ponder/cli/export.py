@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ponder.cli._output import say
 from ponder.config import parse
 from ponder.errors import UserError
 
@@ -47,9 +48,9 @@ def main(args: list[str]) -> int:
     save(model, config.folder)
     size = sum(p.stat().st_size for p in config.folder.iterdir())
     if config.json:
-        print(json.dumps({"folder": str(config.folder), "source": model.source, "bytes": size}))
+        say(json.dumps({"folder": str(config.folder), "source": model.source, "bytes": size}))
         return 0
-    print(f"wrote {config.folder} ({size / 1e6:.1f} MB, {config.dtype}) from {model.source}")
-    print(f"in Python: transformers.AutoModelForCausalLM.from_pretrained({str(config.folder)!r})")
-    print(f"or here:   ponder solve 'QUESTION' --model {config.folder}")
+    say(f"wrote {config.folder} ({size / 1e6:.1f} MB, {config.dtype}) from {model.source}")
+    say(f"in Python: transformers.AutoModelForCausalLM.from_pretrained({str(config.folder)!r})")
+    say(f"or here:   ponder solve 'QUESTION' --model {config.folder}")
     return 0

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 
+from ponder.cli._output import say
 from ponder.errors import PonderError, nearest
 
 ROOMS = {
@@ -75,7 +76,7 @@ def main(args: list[str]) -> int:
     kinds = [given.kind] if given.kind else list(KINDS)
     found = {kind: rows(kind) for kind in kinds}
     if given.json:
-        print(json.dumps(found[given.kind] if given.kind else found, indent=1))
+        say(json.dumps(found[given.kind] if given.kind else found, indent=1))
         return 0
     if not any(found.values()):
         raise PonderError(f"there are no {kinds[0]} in this installation")
@@ -83,9 +84,9 @@ def main(args: list[str]) -> int:
         if not found[kind]:
             continue
         if len(kinds) > 1:
-            print(f"{kind}:")
+            say(f"{kind}:")
         width = max(len(r["name"]) for r in found[kind])
         for row in found[kind]:
             origin = "" if row["origin"] in ("ponder", "built in", "path", "hub") else f"  [{row['origin']}]"
-            print(f"{'  ' if len(kinds) > 1 else ''}{row['name']:<{width}}  {row['summary']}{origin}")
+            say(f"{'  ' if len(kinds) > 1 else ''}{row['name']:<{width}}  {row['summary']}{origin}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import importlib
 import os
@@ -12,6 +13,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ponder import outside, signals
+from ponder.cli import _output
 from ponder.errors import PonderError, nearest
 
 HELPERS = {"main", "common"}
@@ -46,47 +49,62 @@ def help_text() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad usage or input, 130 interrupted."""
+    """Run the command line; returns the exit code: 0 done, 1 failed, 2 bad usage or input, 130 interrupted.
+
+    A second signal ends the process at once, with 128 and its number.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
-    code = 1
-    try:
-        code = _dispatch(args)
-        sys.stdout.flush()
-    except BrokenPipeError:
+    with signals.handled():
+        try:
+            # Help is printed by the parser of flags, to stdout.
+            with contextlib.nullcontext() if _asks_for_help(args) else _output.kept():
+                code = _dispatch(args)
+            sys.stdout.flush()
+            return code
+        except BaseException as error:
+            return _failed(error)
+
+
+def _failed(error: BaseException) -> int:
+    """The exit code of an error, after its one sentence."""
+    if isinstance(error, BrokenPipeError):
         # The reader (`| head`) closed the pipe; what is still buffered must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except SystemExit as error:
-        return _exit_code(error)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except PonderError as error:
+    if isinstance(error, PonderError):
         return _fail(str(error), error.exit_code)
-    except MemoryError:
+    if isinstance(error, MemoryError):
         return _fail("out of memory: use a smaller batch, fewer samples or a smaller model", 1)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f"{error.filename}: " if error.filename else ""
-            return _fail(f"{where}the disk is full; free some space and try again", 1)
-        return _bug(error)
-    except Exception as error:
-        return _bug(error)
-    return code
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{where}the disk is full; free some space and try again", 1)
+    if outside.took_part(error) and not signals.is_real(error):
+        return _fail(f"code outside ponder failed: {outside.sentence(error)}", 1)
+    if isinstance(error, KeyboardInterrupt):
+        return _fail("interrupted", 130)
+    if isinstance(error, SystemExit):
+        return _exit_code(error)
+    what = " ".join(str(error).split()) or "no message"
+    return _fail(f"{type(error).__name__}: {what}; this is a bug; run with PONDER_DEBUG=1 for the traceback", 1)
+
+
+def _asks_for_help(args: Sequence[str]) -> bool:
+    return any(word in ("-h", "--help") or word.startswith("--tyro-") for word in args)
 
 
 def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
-        sys.stdout.write(help_text())
+        _output.say(help_text().rstrip("\n"))
         return 0 if args else 2
     if args[0] in ("-V", "--version"):
         from importlib.metadata import version
 
-        print(f"ponder {version('ponder')}")
+        _output.say(f"ponder {version('ponder')}")
         return 0
     known = verbs()
     verb = args[0].replace("_", "-")
     if verb not in known:
-        print(f"ponder: unknown verb {args[0]!r}{nearest(verb, known)}; see ponder --help", file=sys.stderr)
+        _output.note(f"ponder: unknown verb {args[0]!r}{nearest(verb, known)}; see ponder --help")
         return 2
     run: Callable[[list[str]], int] = importlib.import_module(f"ponder.cli.{verb.replace('-', '_')}").main
     return run(args[1:])
@@ -95,20 +113,12 @@ def _dispatch(args: list[str]) -> int:
 def _exit_code(error: SystemExit) -> int:
     if error.code is None or isinstance(error.code, int):
         return error.code or 0
-    print(error.code, file=sys.stderr)
+    _output.note(str(error.code))
     return 1
 
 
 def _fail(sentence: str, code: int) -> int:
     if os.environ.get("PONDER_DEBUG"):
-        traceback.print_exc()
-    # Model text in a message may hold what a terminal's encoding lacks.
-    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-    print(f"ponder: {sentence}".encode(encoding, "backslashreplace").decode(encoding), file=sys.stderr)
+        _output.note(traceback.format_exc())
+    _output.note(f"ponder: {sentence}")
     return code
-
-
-def _bug(error: Exception) -> int:
-    what = " ".join(str(error).split()) or "no message"
-    sentence = f"{type(error).__name__}: {what}"
-    return _fail(f"{sentence}; this is a bug; run with PONDER_DEBUG=1 for the traceback", 1)

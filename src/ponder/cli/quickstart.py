@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ponder.cli._output import say
 from ponder.config import from_mapping, load_toml, parse, refuse_changed, to_toml
 from ponder.errors import UserError
 from ponder.runs.progress import Progress, duration
@@ -103,10 +104,10 @@ def main(args: list[str]) -> int:
     if config.json:
         import json
 
-        print(json.dumps(to_mapping(curves)))
+        say(json.dumps(to_mapping(curves)))
     else:
-        print(table(curves))
-        print(f"\nreport: {page}")
+        say(table(curves))
+        say(f"\nreport: {page}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +11,12 @@ import tyro
 
 from ponder import registry
 from ponder.cli._common import check_target
+from ponder.cli._output import note, say
 from ponder.config import Options, parse
 from ponder.errors import UserError
 from ponder.runs.files import write_json
 from ponder.runs.progress import Progress, quantity
-from ponder.runs.sections import visible
+from ponder.show import visible
 
 if TYPE_CHECKING:
     from ponder.engines.recorded import RecordedPool
@@ -104,10 +104,10 @@ def main(args: list[str]) -> int:
         strategy.check(rows)
     pool = _judged(config, recorded, judge)
     result = analysis.replay(pool, strategies, counts, config.seed)
-    print("\n".join(text(config, pool, result)))
+    say("\n".join(text(config, pool, result)))
     if config.json is not None:
         write_json(Path(config.json), result.to_json())
-        print(f"written: {config.json}", file=sys.stderr)
+        note(f"written: {config.json}")
     return 0
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ponder.cli._output import say
 from ponder.runs.progress import quantity
 
 if TYPE_CHECKING:
@@ -57,21 +58,21 @@ def main(args: list[str]) -> int:
         from ponder.types import to_json
 
         result = compare(given.run, given.other)
-        print(json.dumps(to_json(result), indent=1) if given.json else text(given.run, given.other, result))
+        say(json.dumps(to_json(result), indent=1) if given.json else text(given.run, given.other, result))
         return 0
     if given.problem:
         from ponder.runs.results import read
 
         searches = read(given.run, given.problem).searches
-        print(json.dumps(searches, indent=1) if given.json else "\n\n".join(map(trees, searches)))
+        say(json.dumps(searches, indent=1) if given.json else "\n\n".join(map(trees, searches)))
         return 0
     from ponder.runs.report import render
 
     markdown, page = render(given.run)
     if given.json:
-        print(json.dumps({"markdown": str(markdown), "html": str(page)}))
+        say(json.dumps({"markdown": str(markdown), "html": str(page)}))
     else:
-        print(f"{markdown}\n{page}")
+        say(f"{markdown}\n{page}")
     return 0
 
 

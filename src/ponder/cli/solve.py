@@ -13,12 +13,13 @@ from ponder.cli._budget import budget_of, check_opening, check_prices, prices_of
 from ponder.cli._common import build_strategy, check_target, engine_options, engines_for
 from ponder.cli._feedback import feedback_of
 from ponder.cli._outcome import as_json, limits, status, why
+from ponder.cli._output import note, results, say
 from ponder.cli._screen import Screen
 from ponder.cli._solve_config import SolveConfig
 from ponder.config import parse
 from ponder.engines.opening import OpeningBudget
 from ponder.errors import PonderError, UserError
-from ponder.runs.text import visible
+from ponder.show import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,7 @@ def main(args: list[str]) -> int:
 
     check_turns(strategy, feedback, problem)
     if environment is not None and not config.json:
-        print(f"{config.environment} {config.problem}: {visible(_text(problem), 2000)}", file=sys.stderr)
+        note(f"{config.environment} {config.problem}: {visible(_text(problem), 2000)}")
     check_opening(config, asked, budget_of(config))
     from ponder import sync
     from ponder.environments.judging import judge
@@ -67,7 +68,7 @@ def main(args: list[str]) -> int:
     with engines_for(asked, opening) as (engine, others):
         check_prices(config, (engine, *others.values()))
         thinks = engine.info.thought is not None
-        screen = None if config.json else Screen(engine.info.thought, single(strategy), sys.stdout, sys.stderr)
+        screen = None if config.json else Screen(engine.info.thought, single(strategy), results(), sys.stderr)
         paid = opening.spend
         if saved is not None:
             # It may have been started without prices.
@@ -79,18 +80,18 @@ def main(args: list[str]) -> int:
         seconds = whole.elapsed
         verdict = None if environment is None else sync.run(judge(environment, problem, outcome.response))
         if config.json:
-            print(json.dumps(as_json(_text(problem), config, outcome, verdict, seconds, paid), indent=1))
+            say(json.dumps(as_json(_text(problem), config, outcome, verdict, seconds, paid), indent=1))
         if screen is not None:
             screen.finish(outcome)
     where = config.save or config.continue_
     if where is not None and not config.json:
         more = "".join(f" {flag} MORE" for flag in limits(config)) if outcome.stop.value == "budget" else ""
-        print(f"saved: {where} (continue with: ponder solve --continue {shlex.quote(where)}{more})", file=sys.stderr)
+        note(f"saved: {where} (continue with: ponder solve --continue {shlex.quote(where)}{more})")
     if outcome.response.answer is None or not outcome.response.answer.strip():
         raise PonderError(f"no answer: {why(outcome, thinks, config, cut=bool(whole.shortened))}")
     if not config.json:
         for line in status(outcome, verdict, seconds, paid):
-            print(line, file=sys.stderr)
+            note(line)
     return 0
 
 
@@ -146,6 +147,7 @@ def environment_of(config: SolveConfig) -> Environment | None:
 
 def problem_of(environment: Environment | None, config: SolveConfig, question: str) -> Problem:
     """What is to be solved. Raises `UserError` for a problem that the environment does not have."""
+    from ponder.environments.loading import problem_at
     from ponder.types import Problem
 
     if environment is None:
@@ -154,7 +156,7 @@ def problem_of(environment: Environment | None, config: SolveConfig, question: s
     if split not in ("train", "test") or not (index.isascii() and index.isdigit()):
         raise UserError(f"--problem {config.problem}: give SPLIT:INDEX, such as test:3")
     try:
-        return environment.problem(split, int(index))  # type: ignore[arg-type]
+        return problem_at(environment, split, int(index))  # type: ignore[arg-type]
     except IndexError as error:
         raise UserError(f"--problem {config.problem}: {config.environment} has no such problem ({error})") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ponder.cli._output import say
 from ponder.config import parse
 from ponder.errors import UserError, nearest
 
@@ -24,7 +25,7 @@ examples:
 def main(args: list[str]) -> int:
     """Run one kind of training; prints the path of the model."""
     if not args or args[0] in ("-h", "--help"):
-        print(USAGE, end="")
+        say(USAGE.rstrip("\n"))
         return 0 if args else 2
     kind, rest = args[0], args[1:]
     prog = f"ponder train {kind}"
@@ -46,8 +47,8 @@ def main(args: list[str]) -> int:
         from ponder.runs.report import render
 
         _, page = render(config.out)
-        print(f"report: {page}")
+        say(f"report: {page}")
     else:
         raise UserError(f"unknown kind of training {kind!r}{nearest(kind, ('pretrain', 'sft', 'rl'))}")
-    print(f"model: {final}")
+    say(f"model: {final}")
     return 0

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from ponder import outside
 from ponder.environments.turns import OneStep
 from ponder.errors import UserError
-from ponder.protocols import Answers, Checker, Environment, Episode, Feedback, Scorer
+from ponder.protocols import Answers, Checker, Episode, Feedback, Scorer
 from ponder.types import Gold, Problem, Prompt, Response, Split, Verdict, VerdictKind
-from ponder.verifiers.base import answer_text, too_long, verdict
+from ponder.verifiers.base import answer_text, clip, too_long, verdict
 
 TEST_ONE_IN = 10
 """One key in so many belongs to the test split."""
@@ -35,29 +36,16 @@ def stable_int(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-def first_problems(environment: Environment, split: Split, n: int) -> list[Problem]:
-    """The first `n` problems of a split; all of them if there are fewer.
-
-    Raises `UserError` if there are none, or if a split of unknown size ends before.
-    """
-    size = environment.size(split)
-    if size == 0:
-        raise UserError(f"{environment.name} has no {split} problems; choose another split or other data")
-    try:
-        return [environment.problem(split, i) for i in range(n if size is None else min(n, size))]
-    except IndexError as error:
-        raise UserError(f"{n} {split} problems: {error}; give fewer") from None
-
-
 def split_of(key: str, test_one_in: int = TEST_ONE_IN) -> Split:
     """The split that a problem with this canonical content belongs to."""
     return "test" if stable_int("split", key) % test_one_in == 0 else "train"
 
 
-def guarded(hook: Callable[[Problem, str], Verdict], problem: Problem, response: Response) -> Verdict:
-    """Call a hook with the answer's text. Never raises; what is no answer does not reach the hook.
+def guarded(hook: Callable[[Problem, str], Verdict], problem: Problem, response: Response, who: str = "") -> Verdict:
+    """Call a hook with the answer's text; what is no answer does not reach it.
 
-    A prompt that is echoed is no answer; one that is repeated before the answer is stripped.
+    No exception of the hook passes: it is a `judge_error`, which `who` names (`judging.judge_now` catches the rest). A
+    prompt that is echoed is no answer; one that is repeated before the answer is stripped.
     """
     answer = response.answer
     if response.tool_calls:
@@ -73,7 +61,12 @@ def guarded(hook: Callable[[Problem, str], Verdict], problem: Problem, response:
     try:
         return hook(problem, answer)
     except Exception as error:
-        return verdict(VerdictKind.JUDGE_ERROR, f"the judge failed: {type(error).__name__}: {error}")
+        return judge_error(f"the judge{who and f' of {who}'} failed: {outside.sentence(error)}")
+
+
+def judge_error(reason: str) -> Verdict:
+    """The verdict of a judge that failed. Its reason may be long: it ends with the line that failed."""
+    return Verdict(VerdictKind.JUDGE_ERROR, None, clip(reason, 800))
 
 
 class SingleTurn:
@@ -109,7 +102,7 @@ class SingleTurn:
 
     def judge(self, problem: Problem, response: Response) -> Verdict:
         """Decide with the gold. Never raises."""
-        return guarded(self.verdict, problem, response)
+        return guarded(self.verdict, problem, response, outside.whose(self, "environment"))
 
     @property
     def checker(self) -> Checker | None:

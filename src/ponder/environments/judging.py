@@ -1,4 +1,8 @@
-"""Asking the judge of an environment, wherever a verdict is needed: evaluation, training, the command line."""
+"""Asking the judge of an environment, wherever a verdict is needed: evaluation, training, the command line.
+
+A judge is a user's code: whatever it raises, and whatever it gives that is no verdict, is a `judge_error` that names
+the environment, and the file and line where it raised.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +11,36 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ponder.environments.turns import closed
+from ponder import outside, sync
+from ponder.environments.base import judge_error
+from ponder.environments.turns import checked, closed
+from ponder.errors import PartFailed
 from ponder.protocols import Environment
-from ponder.types import Problem, Response, Verdict, VerdictKind
+from ponder.types import Problem, Response, Verdict
 
 REPLAY_SECONDS = 120.0
 """Most time that repeating an episode may take."""
 
 
 async def judge(environment: Environment, problem: Problem, response: Response) -> Verdict:
-    """The verdict of the environment's judge, on a thread if it is slow (`slow_judge`)."""
+    """The verdict of the environment's judge, on a thread if it is slow (`slow_judge`). Never raises."""
     if environment.slow_judge:
-        return await asyncio.to_thread(environment.judge, problem, response)
-    return environment.judge(problem, response)
+        return await sync.on_thread(judge_now, environment, problem, response)
+    return judge_now(environment, problem, response)
+
+
+def judge_now(environment: Environment, problem: Problem, response: Response) -> Verdict:
+    """`judge` on this thread. Raises a signal's interrupt alone."""
+    who = outside.whose(environment, "environment")
+    try:
+        given = environment.judge(problem, response)
+    except BaseException as error:
+        if outside.is_stop(error, waits=False):
+            raise
+        return judge_error(f"the judge of {who} failed: {outside.sentence(error)}")
+    if not isinstance(given, Verdict):
+        return judge_error(f"the judge of {who} gave a {type(given).__name__}, not a Verdict")
+    return given
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +69,16 @@ async def judge_path(
     """
     earned = 0.0
     if environment.turns and environment.turn_rewards:
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 earned = await _earned(environment, problem, responses)
-        except Exception as error:
-            said = f"it took longer than {seconds:g} seconds" if limit.expired() else f"{type(error).__name__}: {error}"
-            why = f"the episode could not be repeated: {said}"
-            return PathVerdict(Verdict(VerdictKind.JUDGE_ERROR, None, why))
+        except BaseException as error:
+            failure = outside.failure(error)
+            late = f"it took longer than {seconds:g} seconds"
+            said = late if limit.expired() else outside.sentence(failure)
+            who = outside.whose(environment, "environment")
+            return PathVerdict(judge_error(f"the episode of {who} could not be repeated: {said}"))
     return PathVerdict(await judge(environment, problem, responses[-1]), earned)
 
 
@@ -64,10 +88,16 @@ async def _earned(environment: Environment, problem: Problem, responses: Sequenc
     rewards = []
     try:
         for number, response in enumerate(responses, 1):
-            turn = await episode.step(response)
+            turn = checked(await episode.step(response))
             rewards.append(turn.reward)
             if turn.done and number < len(responses):
                 raise ValueError(f"it ended after {number} of {len(responses)} turns")
     finally:
         await closed(episode)
-    return math.fsum(rewards)
+    try:
+        total = math.fsum(rewards)
+    except OverflowError:
+        total = math.inf
+    if not math.isfinite(total):
+        raise PartFailed(f"the rewards of its turns add up to {total}")
+    return total

@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from ponder import outside
+from ponder.environments.judging import judge_now
 from ponder.protocols import Environment
 from ponder.responses import split_response
 from ponder.types import FinishReason, Problem, Response, Split, ThoughtFormat, Verdict
@@ -38,8 +40,11 @@ def self_check(environment: Environment, split: Split, indices: Iterable[int]) -
     """Judge the gold response and the bad ones of each problem; an empty list if all is well."""
     indices = list(indices)
     failures: list[Failure] = []
+    seen: dict[str, int] = {}
     for index in indices:
         problem = environment.problem(split, index)
+        if (before := seen.setdefault(problem.id, index)) != index:
+            failures.append(Failure(problem.id, "problem", f"indices {before} and {index} gave the same id"))
         again = environment.problem(split, index)
         if (again.id, again.prompt) != (problem.id, problem.prompt):
             failures.append(Failure(problem.id, "problem", "the same index gave two different problems"))
@@ -51,8 +56,8 @@ def check_problem(environment: Environment, problem: Problem, others: Iterable[P
     """Judge the gold response and the bad ones of one problem; the golds of `others` serve as different answers."""
     try:
         gold = environment.gold_response(problem)
-    except Exception as error:
-        return [Failure(problem.id, "gold", f"gold_response raised {type(error).__name__}: {error}")]
+    except BaseException as error:
+        return [Failure(problem.id, "gold", f"gold_response raised {outside.sentence(outside.failure(error))}")]
     failures = list(_failures(environment, problem, "gold", Response(gold), 1.0))
     failures += _failures(environment, problem, "gold after a thought", _split(f"<think>no 0</think>{gold}"), 1.0)
     for case, response in bad_responses(problem, gold, _different(environment, problem, others)):
@@ -99,10 +104,10 @@ def _different(environment: Environment, problem: Problem, others: Iterable[Prob
             answer = environment.gold_response(other)
         except Exception:
             continue
-        if environment.judge(problem, Response(answer)).reward == 0.0:
+        if judge_now(environment, problem, Response(answer)).reward == 0.0:
             return answer
     for answer in _LAST_RESORTS:
-        if environment.judge(problem, Response(answer)).reward == 0.0:
+        if judge_now(environment, problem, Response(answer)).reward == 0.0:
             return answer
     return None
 
@@ -117,10 +122,13 @@ def _failures(
     began = time.monotonic()
     try:
         verdict: Verdict = environment.judge(problem, response)
-    except Exception as error:
-        yield Failure(problem.id, case, f"judge raised {type(error).__name__}: {error}")
+    except BaseException as error:
+        yield Failure(problem.id, case, f"judge raised {outside.sentence(outside.failure(error))}")
         return
     seconds = time.monotonic() - began
+    if not isinstance(verdict, Verdict):
+        yield Failure(problem.id, case, f"judge gave a {type(verdict).__name__}, not a Verdict")
+        return
     if verdict.reward != reward:
         said = f"{verdict.kind.value}, {verdict.reward}: {verdict.reason}"
         yield Failure(problem.id, case, f"must earn {reward:g}, got {said}")

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ponder.errors import Unsupported, nearest
+from ponder import outside, show
+from ponder.errors import PartFailed, Unsupported, nearest
 from ponder.protocols import Episode, Turn
-from ponder.types import Message, Response, Tool, ToolCall
+from ponder.types import Message, Response, Tool, ToolCall, finite
 
 CLOSE_SECONDS = 10.0
 """Most time that closing an episode may take."""
@@ -26,12 +28,26 @@ _log = logging.getLogger(__name__)
 
 
 async def closed(episode: Episode) -> None:
-    """Close an episode. Raises nothing: what it fails with, or that it takes too long, is a warning in the log."""
+    """Close an episode. What it fails with, or that it takes too long, is a warning in the log and raises nothing."""
     try:
         async with asyncio.timeout(CLOSE_SECONDS):
             await episode.close()
-    except Exception as error:
-        _log.warning("an episode could not be closed: %s: %s", type(error).__name__, error)
+    except BaseException as error:
+        failure = outside.failure(error)
+        _log.warning("an episode could not be closed: %s", show.visible(outside.sentence(failure)))
+
+
+def checked(turn: Any) -> Turn:
+    """What an episode's step gave. Raises `PartFailed` if it is no `Turn`, or its fields are not what they must be."""
+    if not isinstance(turn, Turn):
+        raise PartFailed(f"its step gave a {type(turn).__name__}, not a Turn")
+    if not isinstance(turn.messages, tuple) or not all(isinstance(m, Message) for m in turn.messages):
+        raise PartFailed("its step gave messages that are not a tuple of Message")
+    try:
+        reward = finite(turn.reward, "reward of a turn")
+    except ValueError as error:
+        raise PartFailed(str(error)) from None
+    return dataclasses.replace(turn, reward=reward)
 
 
 class BaseEpisode:
@@ -122,8 +138,9 @@ class ToolEpisode(BaseEpisode):
         try:
             async with asyncio.timeout(self._seconds) as limit:
                 return str(await offer.run(**arguments))
-        except Exception as error:
+        except BaseException as error:
+            failure = outside.failure(error)
             if limit.expired():
                 return f"error: {call.name} took longer than {self._seconds:g} seconds"
-            said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            said = str(failure) if isinstance(failure, ValueError) else f"{type(failure).__name__}: {failure}"
             return f"error: {call.name}: {said}"

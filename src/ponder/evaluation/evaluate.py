@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ponder.budget.meter import Meter
 from ponder.environments.judging import judge
+from ponder.environments.loading import refuse_same_ids
 from ponder.errors import PonderError, Unsupported, UserError
 from ponder.evaluation.results import Earlier, Evaluation, Judged, Progress, Searched, row, summarise
 from ponder.protocols import Engine, Environment, Feedback, Strategy
@@ -119,11 +120,12 @@ async def evaluate(
 
     The result does not depend on the order in which searches finish. Infrastructure errors (a judge or an engine
     that failed) are left out of the shares and counted; more than 5 and 5 % raise `PonderError`. A search that its
-    budget refused abstains, and says why; `PonderError` if all were refused. Raises `UserError` for no problems,
-    `Unsupported` if the strategy does not work with the engine.
+    budget refused abstains, and says why; `PonderError` if all were refused. Raises `UserError` for no problems
+    and for two of the same id, `Unsupported` if the strategy does not work with the engine.
     """
     if not problems:
         raise UserError("there are no problems to evaluate")
+    refuse_same_ids(problems)
     samples, seed = plan.samples, plan.seed
     if samples < 1:
         raise UserError(f"samples = {samples}: give at least 1")

@@ -13,8 +13,8 @@ from typing import Any, TypeGuard
 
 from ponder.runs.progress import duration, quantity
 from ponder.runs.results import Results, Row
-from ponder.runs.text import visible
 from ponder.runs.trees import Tree, prompt_text, tree
+from ponder.show import visible
 
 MOST_SAMPLES = 12
 METHOD = "Wilson's score for one sample a problem, bootstrap over problems for several"

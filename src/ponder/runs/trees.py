@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ponder.runs.progress import duration, quantity
-from ponder.runs.text import visible
+from ponder.show import visible
 
 MOST_BRANCHES = 200
 """Of one search in a report."""

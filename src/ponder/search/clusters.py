@@ -7,12 +7,12 @@ test is not transitive (0.33 = 1/3 within a tolerance, say).
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from ponder import sync
 from ponder.errors import PonderError
 from ponder.protocols import Answers, Vote
 from ponder.types import Problem, Response
@@ -64,7 +64,7 @@ async def group(
 ) -> tuple[Vote | None, ...]:
     """`cluster_answers`, on a thread if reading and comparing them is `slow`."""
     if slow:
-        return await asyncio.to_thread(cluster_answers, answers, problem, responses)
+        return await sync.on_thread(cluster_answers, answers, problem, responses)
     return cluster_answers(answers, problem, responses)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from ponder.environments.turns import closed
+from ponder.environments.turns import checked, closed
 from ponder.errors import Unsupported
 from ponder.protocols import Episode, Turn
 from ponder.types import Problem, Response
@@ -33,7 +33,7 @@ class Episodes:
         Raises what the environment raises, and `ValueError` if it ended before.
         """
         episode = await self._branch(responses[:-1])
-        turn = await episode.step(responses[-1])
+        turn = checked(await episode.step(responses[-1]))
         if turn.done:
             del self._open[id(episode)]
             await closed(episode)
@@ -52,7 +52,7 @@ class Episodes:
         known = next((n for n in range(len(path), 0, -1) if path[:n] in self._after), 0)
         episode = self._taken(path[:known]) if known else self._opened(self._opening(self._problem))
         for number, response in enumerate(path[known:], known + 1):
-            if (await episode.step(response)).done:
+            if checked(await episode.step(response)).done:
                 raise ValueError(f"the episode of {self._problem.id!r} ended after {number} turns: it cannot continue")
         return episode
 

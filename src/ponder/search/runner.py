@@ -9,10 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from ponder import outside, show
 from ponder.budget.caller import MeteredEngine
 from ponder.budget.meter import Meter
 from ponder.budget.streams import Reader
-from ponder.errors import BudgetExceeded, CallCancelled, CallFailed, PonderError, TooLong, Unsupported, UserError
+from ponder.errors import BudgetExceeded, CallCancelled, CallFailed, PartFailed, TooLong, Unsupported, UserError
 from ponder.protocols import (
     Act,
     Ask,
@@ -89,7 +90,8 @@ async def solve(
         {name: (e.info, e.capabilities) for name, e in engines.items() if name},
         turns=feedback.episode is not None,
     )
-    search = strategy.start(problem, context)
+    who = outside.whose(strategy, "strategy")
+    search = outside.call(who, strategy.start, problem, context)
     meter = Meter(budget, parent=parent, passed=0.0 if journal is None else journal.seconds)
     meter.expect(*engines.values())
     calls = _Calls(problem, engines, meter, feedback, on_delta)
@@ -113,12 +115,14 @@ async def solve(
         heard = heard or not isinstance(answer, Exception)
         if journal is not None and not isinstance(answer, Exception):
             journal.note(asked[ask_id], answer)
-        search.tell(ask_id, answer)
+        outside.call(who, search.tell, ask_id, answer)
 
     try:
         while not search.done:
             meter.keep(*search.reserve())
-            asks = search.ask()
+            asks = outside.call(who, search.ask)
+            if not all(isinstance(ask, Ask) for ask in asks):
+                raise PartFailed(f"{who} asked for what is no Ask: {show.short(asks)}")
             asked.update((ask.id, ask) for ask in asks)
             before = [] if journal is None else [ask for ask in asks if journal.holds(ask)]
             if journal is not None and before:
@@ -161,7 +165,10 @@ async def solve(
     for ask_id, task in tasks.items():
         if task.cancelled():
             search.tell(ask_id, CallCancelled(calls.sampled(ask_id)))
-    return _explained(search.outcome(meter.spend, calls.stop), calls.reason, meter)
+    outcome = outside.call(who, search.outcome, meter.spend, calls.stop)
+    if not isinstance(outcome, Outcome):
+        raise PartFailed(f"{who} gave a {type(outcome).__name__}, not an Outcome")
+    return _explained(outcome, calls.reason, meter)
 
 
 def check_turns(strategy: Strategy, feedback: Feedback, problem: Problem) -> None:
@@ -249,6 +256,8 @@ class _Calls:
         self._feedback = feedback
         self._answers = feedback.answers or TextAnswers()
         self._episodes = None if feedback.episode is None else Episodes(problem, feedback.episode)
+        owner = getattr(feedback.episode, "__self__", None)
+        self._environment = "the environment" if owner is None else outside.whose(owner, "environment")
         self._leader = None if on_delta is None else Leader(_apart(on_delta))
         self._receipts: dict[int, Receipt] = {}
         """Of calls that did not succeed."""
@@ -287,25 +296,26 @@ class _Calls:
                 self.stop = StopReason.BUDGET
             self.reason = self.reason or str(error)
             return error
-        except Exception as error:
+        except BaseException as error:
+            failure = outside.failure(error)
             # Without its checker, scorer, votes or a lease a search continues; without its engine it has failed. A
             # prompt that grew too long is not a failure of the engine.
-            if isinstance(work, Generate) and isinstance(error, TooLong):
-                self.reason = self.reason or str(error)
+            if isinstance(work, Generate) and isinstance(failure, TooLong):
+                self.reason = self.reason or str(failure)
             elif isinstance(work, Act):
                 self.stop = StopReason.FAILED
-                self.reason = f"the environment failed: {_sentence(error)}"
+                self.reason = f"{self._environment} failed: {outside.sentence(failure)}"
             elif isinstance(work, Generate):
                 self.stop = StopReason.FAILED
-                self.reason = _sentence(error)
-                if (sampled := self.sampled(ask.id)) and not isinstance(error, UserError):
+                self.reason = outside.sentence(failure)
+                if (sampled := self.sampled(ask.id)) and not isinstance(failure, UserError):
                     failed = CallFailed(self.reason, sampled)
-                    failed.__cause__ = error
+                    failed.__cause__ = failure
                     return failed
             else:
                 part = _PARTS[type(work)]
-                self.reason = self.reason or f"the {part} failed: {_sentence(error)}"
-            return error
+                self.reason = self.reason or f"the {part} failed: {outside.sentence(failure)}"
+            return failure
 
     def sampled(self, ask_id: int) -> tuple[Completion, ...]:
         """What a call that did not succeed had sampled, as far as its engine reports it."""
@@ -374,7 +384,3 @@ class _Calls:
 
 
 _PARTS = {Check: "checker", Score: "scorer", Group: "comparison of answers", Hold: "lease", Release: "lease"}
-
-
-def _sentence(error: Exception) -> str:
-    return str(error) if isinstance(error, PonderError) else f"{type(error).__name__}: {error}".rstrip(": ")

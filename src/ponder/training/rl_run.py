@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ponder import config as configs
 from ponder import registry, sync
 from ponder.engines.torch.engine import TorchEngine
-from ponder.environments.base import first_problems
+from ponder.environments.loading import first_problems, size_of
 from ponder.errors import PonderError, TrainingDiverged, UserError
 from ponder.evaluation.compare import moves
 from ponder.evaluation.evaluate import Evaluation, Plan, evaluate
@@ -74,7 +74,7 @@ class RLRun:
         source = source_of(config, environment, engine)
         trainer = Trainer(config, model, source)
         eval_strategy: Strategy = registry.build("search.strategies", *config.evaluation)
-        size = environment.size("test")
+        size = size_of(environment, "test")
         if size is not None and size < config.eval_problems:
             raise UserError(f"eval_problems = {config.eval_problems}: {config.environment} has {size} test problems")
         held_out = tuple(first_problems(environment, "test", config.eval_problems))
@@ -284,7 +284,7 @@ def source_of(config: RLConfig, environment: Environment, engine: Engine) -> Eng
         raise UserError("strategy_options: n is the group size; give it as group_size")
     options = {**config.rollout_options, "n": config.group_size}
     strategy: Strategy = registry.build("search.strategies", config.strategy, options)
-    size = environment.size("train")
+    size = size_of(environment, "train")
     if size is not None and size < config.problems:
         raise UserError(
             f"{config.environment}: {size} training problems are fewer than the {config.problems} of a step"

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ponder.environments.judging import judge, judge_path
-from ponder.errors import PonderError
+from ponder.environments.loading import problem_at, size_of
+from ponder.errors import PartFailed, PonderError, UserError
+from ponder.outside import call, whose
 from ponder.protocols import Feedback
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
 from ponder.search.trace import samples
 from ponder.sync import gather_all
 from ponder.training.rollouts import Group, has_signal, judged_group
-from ponder.types import Outcome, Problem, Response, StopReason, Verdict
+from ponder.types import Outcome, Problem, Response, StopReason, Verdict, finite
 
 if TYPE_CHECKING:
     from ponder.protocols import Delivery, Engine, Environment, Strategy, WeightsUpdate
@@ -76,6 +78,8 @@ class EngineSource:
     seed: int = 0
     reward: Reward | None = None
     """In place of the verdict's reward and what the turns of a conversation earned."""
+    _indices: dict[str, int] = field(default_factory=dict)
+    """Of each id that was drawn."""
 
     @property
     def feedback(self) -> Feedback:
@@ -106,13 +110,23 @@ class EngineSource:
 
     def problem(self, number: int) -> Problem:
         """Training problems in order; a finite set is shuffled again for each epoch."""
-        size = self.environment.size("train")
+        size = size_of(self.environment, "train")
         if size is None:
-            return self.environment.problem("train", number + self.seed * 10_000_000)
+            return self._at(number + self.seed * 10_000_000)
         epoch, place = divmod(number, size)
         order = list(range(size))
         random.Random(derive(self.seed, "epoch", epoch)).shuffle(order)
-        return self.environment.problem("train", order[place])
+        return self._at(order[place])
+
+    def _at(self, index: int) -> Problem:
+        problem = problem_at(self.environment, "train", index)
+        before = self._indices.setdefault(problem.id, index)
+        if before != index:
+            who = whose(self.environment, "environment")
+            raise UserError(
+                f"{who}: train problems {before} and {index} have the same id {problem.id!r}: give each its own"
+            )
+        return problem
 
     async def _sample(self, count: int, first: int) -> list[Group]:
         problems = [self.problem(first + i) for i in range(count)]
@@ -147,8 +161,18 @@ class EngineSource:
             verdicts = {n.id: v for n, v in zip(leaves, judged, strict=True)}
         if self.reward is not None:
             by_id = {n.id: n.response for n in leaves}
-            rewards = {i: None if v.reward is None else self.reward(problem, by_id[i], v) for i, v in verdicts.items()}
+            rewards = {i: self._rewarded(problem, by_id[i], v) for i, v in verdicts.items()}
         return judged_group(problem, outcome, verdicts, rewards)
+
+    def _rewarded(self, problem: Problem, response: Response, verdict: Verdict) -> float | None:
+        """What the reward function gives. Raises `PartFailed` for what is no finite number."""
+        if verdict.reward is None or self.reward is None:
+            return None
+        given = call("the reward function", self.reward, problem, response, verdict)
+        try:
+            return finite(given, f"reward of {problem.id}")
+        except ValueError as error:
+            raise PartFailed(str(error)) from None
 
     async def _judge(self, problem: Problem, responses: list[Response]) -> list[Verdict]:
         return await gather_all(judge(self.environment, problem, r) for r in responses)

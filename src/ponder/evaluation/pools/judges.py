@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from ponder.engines.recorded import RecordedPool, RecordedRow
 from ponder.environments.base import guarded
+from ponder.environments.judging import judge_now
+from ponder.environments.loading import problem_at
 from ponder.errors import UserError
 from ponder.protocols import Answers, Checker, Environment
 from ponder.types import Problem, Response, Verdict
@@ -73,7 +75,7 @@ class EnvironmentJudge:
         try:
             if address is None:
                 raise UserError("it cannot find a problem by its id")
-            problem: Problem = self._environment.problem(*address(Problem(row.id, "")))
+            problem: Problem = problem_at(self._environment, *address(Problem(row.id, "")))
         except (UserError, IndexError) as error:
             raise UserError(
                 f"{where}: problem {row.id!r} cannot be judged by --environment {self.name}: {error}; give the "
@@ -87,7 +89,7 @@ class EnvironmentJudge:
         return problem
 
     def verdict(self, row: RecordedRow, problem: Problem, response: Response) -> Verdict:
-        return self._environment.judge(problem, response)
+        return judge_now(self._environment, problem, response)
 
 
 def default_verifier(pool: RecordedPool) -> str:

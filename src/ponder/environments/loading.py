@@ -1,0 +1,74 @@
+"""Problems as they come out of an environment, checked: what a user's environment gives instead is one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ponder import outside
+from ponder.errors import PartFailed, UserError
+from ponder.protocols import Environment
+from ponder.types import Gold, Message, Problem, Split
+
+
+def problem_at(environment: Environment, split: Split, index: int) -> Problem:
+    """The problem at an index.
+
+    Raises `IndexError` if there is none, `PartFailed` if the environment raises anything else or gives no `Problem`.
+    """
+    who = outside.whose(environment, "environment")
+    problem = outside.call(f"{who}: problem({split!r}, {index})", environment.problem, split, index)
+    where = f"{who}: problem({split!r}, {index}) gave"
+    if not isinstance(problem, Problem):
+        raise PartFailed(f"{where} a {type(problem).__name__}, not a Problem")
+    if not isinstance(problem.id, str) or not problem.id:
+        raise PartFailed(f"{where} the id {problem.id!r}: it must be text, and not empty")
+    prompt = problem.prompt
+    if isinstance(prompt, str):
+        return problem
+    if not isinstance(prompt, tuple) or not prompt or not all(isinstance(m, Message) for m in prompt):
+        raise PartFailed(f"{where} a prompt that is neither text nor a tuple of messages (a {type(prompt).__name__})")
+    return problem
+
+
+def size_of(environment: Environment, split: Split) -> int | None:
+    """The number of problems of a split; None if it is unlimited. Raises `PartFailed`."""
+    who = outside.whose(environment, "environment")
+    size = outside.call(f"{who}: size({split!r})", environment.size, split)
+    if size is None or (isinstance(size, int) and not isinstance(size, bool) and size >= 0):
+        return size
+    raise PartFailed(f"{who}: size({split!r}) gave {size!r}: it must be a whole number, or None for no end")
+
+
+def gold_of(environment: Environment, problem: Problem) -> Gold:
+    """What only the judge may see. Raises `PartFailed`."""
+    who = outside.whose(environment, "environment")
+    gold = outside.call(f"{who}: gold of {problem.id!r}", environment.gold, problem)
+    if not isinstance(gold, Gold):
+        raise PartFailed(f"{who}: gold of {problem.id!r} is a {type(gold).__name__}, not a Gold")
+    return gold
+
+
+def first_problems(environment: Environment, split: Split, n: int) -> list[Problem]:
+    """The first `n` problems of a split; all of them if there are fewer.
+
+    Raises `UserError` if there are none, if a split of unknown size ends before, or if two have the same id;
+    `PartFailed`.
+    """
+    size = size_of(environment, split)
+    if size == 0:
+        raise UserError(f"{environment.name} has no {split} problems; choose another split or other data")
+    try:
+        found = [problem_at(environment, split, i) for i in range(n if size is None else min(n, size))]
+    except IndexError as error:
+        raise UserError(f"{n} {split} problems: {error}; give fewer") from None
+    refuse_same_ids(found, f"{outside.whose(environment, 'environment')}: {split} ")
+    return found
+
+
+def refuse_same_ids(problems: Iterable[Problem], where: str = "") -> None:
+    """Raises `UserError` if two problems have the same id: results are kept, compared and resumed by it."""
+    seen: dict[str, int] = {}
+    for index, problem in enumerate(problems):
+        before = seen.setdefault(problem.id, index)
+        if before != index:
+            raise UserError(f"{where}problems {before} and {index} have the same id {problem.id!r}: give each its own")
