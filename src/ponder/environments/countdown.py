@@ -14,6 +14,7 @@ from ponder.protocols import Checker
 from ponder.scorers.base import BaseScorer
 from ponder.types import Gold, Problem, Response, Split, Verdict, VerdictKind
 from ponder.verifiers.base import MAX_ANSWER, answer_text, verdict
+from ponder.verifiers.extract import first_exchange
 
 _PLAIN = re.compile(r"[-+*/() \t=0-9]{1,200}")
 _CANDIDATE = re.compile(r"[-(0-9][-+*/() \t=0-9^]*")
@@ -32,6 +33,14 @@ _SPELLINGS = {
     "\\left": "",
     "\\right": "",
 }
+_WORDS = "mod|modulo|pi|sqrt|squared|cubed|times|plus|minus|over|factorial|percent|choose"
+_BEFORE = re.compile(rf"(?:[\w.,√!%^&|~<>≠≈+*/\\]|[A-Za-z0-9)]\s*[-+*/^]\s*|\b(?:not|{_WORDS})\s+|[≠≈<>√]\s+|!=\s*|\\(?!f?boxed|math|text|quad)[a-z]+\s*[({{]?)\Z")
+_AFTER = re.compile(
+    rf"\s*(?:[-+*/^]\s*[({{\[]?\s*(?:[A-Za-z]\b|\\?(?:{_WORDS})\b|[√\\])|[+*/^]\s*\S|[!≠≈<>√%^²³|&~]|\\(?!\)|\]|[,;! ]|quad)"
+    rf"|(?:is|does|do|was)?\s*(?:not\b|n't)|isn't|doesn't|(?:{_WORDS})\b)|[\w{{]|[.,]\d"
+)
+"""What makes an expression a part of something else: `8*2!`, `8*2 + a`, `√8*2`, `3.8*2`, `8*2 ≠ 16`."""
+_BOLD = re.compile(r"\*\*([^\n]{1,300}?)\*\*(?![(\d])")
 _SPELLING = re.compile("|".join(re.escape(s) for s in sorted(_SPELLINGS, key=len, reverse=True)))
 
 
@@ -40,7 +49,10 @@ class Expressions:
 
     def extract(self, problem: Problem, response: Response) -> str | None:
         answer = answer_text(problem, response.answer or "")
-        candidate = _candidate(answer, problem.public["target"]) if len(answer) <= MAX_ANSWER else None
+        try:
+            candidate = _candidate(answer, problem.public["target"]) if len(answer) <= MAX_ANSWER else None
+        except ValueError:
+            return None
         if candidate is None:
             return None
         text = max(candidate.split("="), key=len)
@@ -202,7 +214,10 @@ def check_response(problem: Problem, response: Response) -> Verdict:
 def check(problem: Problem, answer: str) -> Verdict:
     """Check an answer such as `(5-2)*8`, `(5-2)*8 = 24` or `The answer is (5-2)*8.` by arithmetic alone."""
     target = problem.public["target"]
-    candidate = _candidate(answer, target)
+    try:
+        candidate = _candidate(answer, target)
+    except ValueError as error:
+        return verdict(VerdictKind.WRONG, str(error))
     if candidate is None:
         return verdict(VerdictKind.NO_ANSWER, "the answer holds no expression")
     sides = candidate.split("=")
@@ -225,7 +240,11 @@ def check(problem: Problem, answer: str) -> Verdict:
 
 
 def _candidate(answer: str, target: int) -> str | None:
-    """The expression that counts, an equation perhaps; None if there is none."""
+    """The expression that counts, an equation perhaps; None if there is none.
+
+    Raises `ValueError` if it is a part of something that is no expression.
+    """
+    answer = _BOLD.sub(r"\1", answer) if "**" in answer else answer
     if answer.startswith("- "):  # a bullet
         answer = answer[2:]
     if not _PLAIN.fullmatch(answer) or _number(answer) is not None:
@@ -263,16 +282,23 @@ def final_expression(answer: str, target: int) -> str | None:
     """The expression that an answer in prose ends with; None if it holds no number at all.
 
     The last expression or number counts, but numbers that only repeat the target after an expression are skipped.
+    Raises `ValueError` if what counts is a part of something else, such as `8*(12-10)!`.
     """
-    text = _SPELLING.sub(lambda m: _SPELLINGS[m[0]], answer)
-    candidates = [c.strip() for c in _CANDIDATE.findall(text)]
-    candidates = [_balanced(c) for c in candidates if any(map(str.isdigit, c))]
-    if not candidates:
+    text = _SPELLING.sub(lambda m: _SPELLINGS[m[0]], first_exchange(answer))
+    found = [m for m in _CANDIDATE.finditer(text) if any(map(str.isdigit, m[0]))]
+    if not found:
         return None
-    for candidate in reversed(candidates):
-        if _number(candidate) != target:
-            return candidate
-    return candidates[-1]
+    chosen, candidate = found[-1], _balanced(found[-1][0].strip())
+    for match in reversed(found):
+        balanced = _balanced(match[0].strip())
+        if _number(balanced) != target:
+            chosen, candidate = match, balanced
+            break
+    start = chosen.start() + chosen[0].index(candidate)
+    before, after = text[max(0, start - 20) : start], text[start + len(candidate) : start + len(candidate) + 20]
+    if _BEFORE.search(before) or _AFTER.match(after):
+        raise ValueError(f"{' '.join((before[-1:] + candidate[:40] + after[:8]).split())!r} is not an expression")
+    return candidate
 
 
 def _balanced(text: str) -> str:

@@ -46,6 +46,14 @@ def clip(text: str, most: int) -> str:
     return text.encode("utf-8", "replace").decode("utf-8").replace("\x00", "␀")
 
 
+def shown(gold: Any, most: int = 60) -> str:
+    """A gold, cut to a length that fits into a sentence."""
+    try:
+        return clip(str(gold), most)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "an integer of thousands of digits"
+
+
 def too_long(answer: str) -> Verdict | None:
     """The verdict on an answer that is too long to read; None if it is not."""
     if len(answer) <= MAX_ANSWER:

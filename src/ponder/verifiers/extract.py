@@ -3,13 +3,16 @@
 The rules, the same for every verifier:
 
 1. A *marker* names the answer: `\\boxed{…}`, `#### …`, `<answer>…</answer>`, or a sentence such as `The answer is …` or
-   `Answer: …`. Of several markers the last one counts; a sentence or `####` inside a box is part of what the box names.
+   `Answer: …`. Of several markers the last one counts, but boxes with only commas between them are one list. A sentence
+   or `####` inside a box is part of what the box names. A sentence that denies (`The answer is not …`) is no marker.
 2. A last line that is nothing but a number or a formula counts as a later answer than any marker before it. The line
    in which a box or a tag ends is not one, nor is that in which the formula around it ends: what follows there
    (`$\\boxed{5}$ cm`) goes with the answer.
 3. Without a marker: for numbers the last number of the text, for other answers its last line.
 4. A number that is only part of a list of numbers, or an operand of an expression whose value is not given, is no
-   answer.
+   answer. Neither is a number that is denied (`not 18`), nor digits inside a word (`x18`).
+5. A text that runs on into a new question, as base models do, ends there: what follows a line such as `Question: …`
+   or `Human: …` is left out if an answer stands before it.
 """
 
 from __future__ import annotations
@@ -18,34 +21,38 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ponder.verifiers.notation import formula, plain
+from ponder.verifiers.quantity import SEVERAL, SYMBOLIC, UNFINISHED, Quantity, negated, scan
+
 LISTED = 5
 """This many numbers in a row, with only commas or spaces between them, are a list and not an answer."""
 _LOOSELY_LISTED = 30
 """This many numbers with only a few characters, and no `=`, between them are a list too."""
-MAX_DIGITS = 1_000
 LISTING = "the answer lists numbers instead of giving one"
-UNFINISHED = "the answer ends with an expression, not with its value"
+DENIED = "the answer only says what it is not"
 
 _MARKER = re.compile(
     r"(?P<box>\\(?:boxed|fbox)\s{0,3}\{)|(?P<hash>####)|(?P<tag><answer>)"
-    r"|(?P<said>\banswer\b[^\n.:=]{0,60}?(?:\bis\b:?|:|=))",
+    r"|(?P<said>\banswers?\b[^\n.:=]{0,60}?(?:\b(?:is|are)\b:?|:|=))(?!\s{0,3}(?:not|never)\b)",
     re.IGNORECASE,
 )
 _TAG_ENDS = re.compile("</answer>", re.IGNORECASE)
 _CLOSES = re.compile(r"\\[\])]|\$\$(?!.*\$\$)")
 """A line that begins with the end of a formula from the lines before."""
 _BOLD = re.compile(r"(?<![\w)*])(\*{1,2})(?=[^\s*])([^*\n]{1,500}?)(?<=[^\s*])\1(?![\w(*])")
-_CLEAN = {"−": "-", "{,}": ",", "\\,": "", "\\!": "", "\\$": "$", "\\%": "%", "\u202f": "", "\u00a0": " "}
-_CLEANER = re.compile("|".join(map(re.escape, _CLEAN)))
-_NUMBER = re.compile(
-    r"(?<![A-Za-z_])(?:"
-    r"\\[dt]?frac\s?\{(?P<fn>-?[0-9]{1,30})\}\s?\{(?P<fd>-?[0-9]{1,30})\}"
-    r"|(?:(?P<whole>[0-9]{1,30})[ ])?(?P<n>[0-9]{1,30})[ ]?/[ ]?(?P<d>[0-9]{1,30})(?![0-9.])"
-    r"|(?P<int>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]++)?(?P<dec>\.[0-9]++)?(?(int)|(?(dec)|(?!)))(?P<exp>[eE][-+]?[0-9]{1,3}(?![0-9]))?"
-    r")(?P<pct>\s?(?:%|percent\b))?"
+_UNDERSCORED = re.compile(r"(?<!\w)__([^_\n]{1,500})__(?!\w)")
+_REASON = re.compile(r",?\s+(?:because|since|as|which|given|where)\b|\s+\(|;")
+_HEDGE = re.compile(r"[\s$,]*\b(?:or|maybe|perhaps|possibly)\b[\s$]*(?:(?:maybe|perhaps|possibly)\b[\s$]*)?", re.IGNORECASE)
+_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)\b|!=")
+_BETWEEN_BOXES = re.compile(r"(?:[\s$,;&]|\\[()\[\],;! ]|\\q?quad|\\text\s?\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*")
+_NEW_QUESTION = re.compile(
+    r"^[ \t]*(?:[#*>]{1,4}[ \t]*)?(?:question|problem|exercise|q|human|user|instructions?|input)\b[ \t]*[0-9]{0,4}"
+    r"[ \t]*\*{0,2}:",
+    re.IGNORECASE | re.MULTILINE,
 )
-_OPERATORS = "*/^×·÷"
 _GAP = " \t\n\r,;|"
+_TAIL = 4_000
+"""Characters from the end of an answer without a marker that are read first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +74,23 @@ class Number:
 
 
 def clean(text: str) -> str:
-    """One spelling for minus signs, thin spaces and LaTeX's separators; Markdown's bold marks taken off."""
-    text = _CLEANER.sub(lambda m: _CLEAN[m[0]], text)
-    return _BOLD.sub(r"\2", text) if "*" in text else text
+    """`notation.plain`, with Markdown's marks of bold text taken off, up to where a new question begins (rule 5)."""
+    text = plain(text)
+    text = _BOLD.sub(r"\2", text) if "*" in text else text
+    text = _UNDERSCORED.sub(r"\1", text) if "__" in text else text
+    return first_exchange(text)
+
+
+def first_exchange(text: str) -> str:
+    """A text up to where it runs on into a new question.
+
+    All of it where the first such line has no answer before it: then the text itself is laid out in questions.
+    """
+    found = _NEW_QUESTION.search(text)
+    if found is None or not text[: found.start()].strip():
+        return text
+    marker = _MARKER.search(text, 0, found.start())
+    return text[: found.start()] if marker or _is_bare(last_line(text[: found.start()])) else text
 
 
 def final_piece(text: str) -> Piece | None:
@@ -79,11 +100,29 @@ def final_piece(text: str) -> Piece | None:
         return None
     last = _outermost(text, markers)
     piece, end = _after(text, last)
+    if last.lastgroup == "box":
+        piece = _row_of_boxes(text, markers, last, piece)
     later = text[end:].rstrip().partition("\n")[2]
     line = later.rpartition("\n")[2].strip()
     if _is_bare(line) and not _CLOSES.match(line):
         return Piece(line, False)
     return Piece(piece, last.lastgroup != "said")
+
+
+def _row_of_boxes(text: str, markers: list[re.Match[str]], last: re.Match[str], piece: str) -> str:
+    """What the boxes before hold too, if they stand in a row with the last one: `\\boxed{3}, \\boxed{5}`."""
+    pieces, start = [piece], last.start()
+    for marker in reversed(markers[: markers.index(last)]):
+        if marker.lastgroup != "box":
+            continue
+        before, end = _after(text, marker)
+        if end > start or start - end > 40 or not _BETWEEN_BOXES.fullmatch(text[end:start]) or "\n\n" in text[end:start]:
+            break
+        pieces.append(before)
+        start = marker.start()
+    if len(set(pieces)) == 1 or "" in pieces:
+        return piece
+    return ", ".join(reversed(pieces))
 
 
 def _outermost(text: str, markers: list[re.Match[str]]) -> re.Match[str]:
@@ -126,7 +165,7 @@ def _is_bare(line: str) -> bool:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not blank, without Markdown marks and a final full stop."""
+    """The last line that is not blank."""
     return text.rstrip().rpartition("\n")[2].strip()
 
 
@@ -134,35 +173,57 @@ def final_number(text: str) -> Number | str:
     """The number that an answer gives, or the reason why it gives none."""
     text = clean(text)
     piece = final_piece(text)
-    where = text if piece is None or not piece.text else piece.text
     if piece is not None and not piece.text:
         return "nothing follows the answer's marker"
-    if piece is not None and piece.marked and "=" in where:
-        where = where.rpartition("=")[2]
-    found = list(_NUMBER.finditer(where))
+    marked = piece is not None and piece.marked
+    if piece is None:
+        where = formula(text[-_TAIL:])
+        found = scan(where)
+        if not found and len(text) > _TAIL:
+            where = formula(text)
+            found = scan(where)
+    else:
+        said = "" if marked else _REASON.split(piece.text, maxsplit=1)[0]
+        where = formula(said if any(map(str.isdigit, said)) else piece.text)
+        if marked:
+            where = re.split(r"=|\\approx", where)[-1]
+            if _INEQUALITY.search(where):
+                return SYMBOLIC
+        found = scan(where, marked)
     if not found:
         return "the answer holds no number"
     if _is_listed(where, found):
         return LISTING
-    sign, operand = _before(where, found[-1].start())
-    if operand:
-        return UNFINISHED
-    number = _read(found[-1], sign)
-    if number is None:
-        return "the last number is too long"
-    if piece is not None and piece.marked and len({_plain(m[0]) for m in found}) > 1:
+    found = [q for q in found[-_TAIL:] if not negated(where, q.start)]
+    if not found:
+        return DENIED
+    last = found[-1]
+    if last.value is None or last.reason:
+        return last.reason
+    if len(found) > 1 and found[-2].value != last.value and _HEDGE.fullmatch(where[found[-2].end : last.start]):
+        return "the answer names several numbers"
+    if marked and len({(q.value, q.percent) for q in found}) > 1:
         return "the marked answer holds several numbers"
-    return number
+    text = last.text.strip("{}") if last.text.startswith("{") else last.text
+    return Number(last.value, text, last.percent)
 
 
-def _plain(text: str) -> str:
-    return text.replace(",", "").strip()
+def only_number(text: str) -> Number | None:
+    """The number of a text that holds exactly one, as a gold does; a marker may name it. None for any other text."""
+    text = clean(text)
+    piece = final_piece(text)
+    found = scan(formula(text if piece is None else piece.text).rpartition("=")[2], True)
+    if len(found) != 1 or found[0].value is None or found[0].reason:
+        return None
+    return Number(found[0].value, found[0].text, found[0].percent)
 
 
-def _is_listed(text: str, found: list[re.Match[str]]) -> bool:
+def _is_listed(text: str, found: list[Quantity]) -> bool:
     tight, row = True, 1
+    if found[-1].atoms >= LISTED and found[-1].reason == SEVERAL:
+        return True
     for earlier, later in zip(found[-2::-1], found[:0:-1], strict=True):
-        gap = text[earlier.end() : later.start()]
+        gap = text[earlier.end : later.start]
         tight = tight and not gap.strip(_GAP)
         if len(gap) > 8 or "=" in gap:
             return False
@@ -170,36 +231,3 @@ def _is_listed(text: str, found: list[re.Match[str]]) -> bool:
         if (tight and row >= LISTED) or row >= _LOOSELY_LISTED:
             return True
     return False
-
-
-def _before(text: str, start: int) -> tuple[int, bool]:
-    """The sign of the number at a position, and whether it is an operand of an expression."""
-    head = text[max(0, start - 40) : start].rstrip("$€£¥({ \t") if start else ""
-    spaced = start > 0 and text[start - 1] in " \t"
-    if not head:
-        return 1, False
-    if head[-1] in _OPERATORS or head.endswith(("\\times", "\\cdot", "\\div")):
-        return 1, True
-    if head[-1] not in "+-":
-        return 1, False
-    sign = -1 if head[-1] == "-" else 1
-    before = head[:-1].rstrip(" \t")
-    if before and (before[-1].isdigit() or before[-1] in ")]}"):
-        return 1, True
-    if spaced and (not before or before[-1] not in "=("):
-        return 1, False  # a bullet or a dash
-    return sign, False
-
-
-def _read(match: re.Match[str], sign: int) -> Number | None:
-    percent = match["pct"] is not None
-    text = ("-" if sign < 0 else "") + match[0].strip()
-    if match["fd"] or match["d"]:
-        top, bottom = int(match["fn"] or match["n"]), int(match["fd"] or match["d"])
-        if bottom == 0:
-            return None
-        return Number(sign * (int(match["whole"] or 0) + Fraction(top, bottom)), text, percent)
-    if len(text) > MAX_DIGITS:
-        return None
-    digits = f"{(match['int'] or '0').replace(',', '')}{match['dec'] or ''}{match['exp'] or ''}"
-    return Number(sign * Fraction(digits), text, percent)

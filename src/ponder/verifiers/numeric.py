@@ -11,8 +11,9 @@ from typing import Any
 
 from ponder.errors import UserError
 from ponder.types import Verdict, VerdictKind
-from ponder.verifiers.base import too_long, verdict
-from ponder.verifiers.extract import MAX_DIGITS, Number, final_number
+from ponder.verifiers.base import shown, too_long, verdict
+from ponder.verifiers.extract import Number, final_number, only_number
+from ponder.verifiers.quantity import MAX_DIGITS, SYMBOLIC, written
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -21,8 +22,10 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 class Numeric:
     """The final number of the answer equals the gold, exactly or within a tolerance.
 
-    Where the number is found is said in `verifiers.extract`. `18`, `18.0`, `$18`, `18 eggs`, `36/2`, `1.8e1` are
-    equal. A percent sign is read both ways (`50%` equals 0.5 and 50), unless the gold has one too.
+    Where the number is found is said in `verifiers.extract`, how it may be written in `verifiers.quantity`: `18`,
+    `18.0`, `$18`, `18 eggs`, `36/2`, `1.8e1`, `1.8 \\times 10^1` and `\\sqrt{324}` are equal. `5x`, `5\\pi` and `\\sqrt{18}`
+    are wrong whatever the gold is; `12 + 34` is no answer. A percent sign is read both ways (`50%` equals 0.5 and 50),
+    unless the gold has one too.
     """
 
     absolute: float = 0.0
@@ -47,7 +50,7 @@ class Numeric:
             return long
         found = final_number(answer)
         if isinstance(found, str):
-            return verdict(VerdictKind.NO_ANSWER, found)
+            return verdict(VerdictKind.WRONG if found == SYMBOLIC else VerdictKind.NO_ANSWER, found)
         return _result(any(map(self._equal, *_readings(wanted, found))), found.text, gold, _canonical(found))
 
     def check_gold(self, gold: Any) -> None:
@@ -86,13 +89,13 @@ def _readings(gold: Number, found: Number) -> tuple[list[Fraction], list[Fractio
 
 
 def _canonical(number: Number) -> str:
-    return f"{number.value}%" if number.percent else str(number.value)
+    return f"{written(number.value)}%" if number.percent else written(number.value)
 
 
 def _result(correct: bool, given: str, gold: Any, answer: str) -> Verdict:
     if correct:
         return verdict(VerdictKind.CORRECT, f"{given} is right", answer)
-    return verdict(VerdictKind.WRONG, f"{given} is not {gold}", answer)
+    return verdict(VerdictKind.WRONG, f"{given} is not {shown(gold)}", answer)
 
 
 def read_gold(gold: Any) -> Number:
@@ -101,11 +104,11 @@ def read_gold(gold: Any) -> Number:
     Raises `UserError` for anything else.
     """
     if isinstance(gold, int | Fraction) and not isinstance(gold, bool):
-        return Number(Fraction(gold), str(gold))
+        return Number(Fraction(gold), shown(gold))
     if isinstance(gold, float | Decimal) and math.isfinite(gold):
         return Number(Fraction(str(gold)), str(gold))
     if isinstance(gold, str) and len(gold) <= MAX_DIGITS:
-        found = final_number(gold)
-        if isinstance(found, Number):
+        found = only_number(gold)
+        if found is not None:
             return found
-    raise UserError(f"the gold {str(gold)[:60]!r} is not a number; choose another verifier for it")
+    raise UserError(f"the gold {shown(gold)!r} is not a number; choose another verifier for it")
