@@ -14,11 +14,14 @@ from ponder.errors import UserError
 from ponder.messages import read_prompt
 from ponder.types import Gold, Message, Problem, Prompt, Split, Verdict
 from ponder.verifiers.answers import VerifierAnswers
+from ponder.verifiers.base import any_of
 
 
 @dataclass(frozen=True, eq=False)
 class Jsonl(Rows):
     """Problems of a JSON Lines file: a prompt field, an answer field, a verifier by name.
+
+    The answer is text or a number; a list holds alternatives, each of them right: `["Paris", "City of Paris"]`.
 
     Without `test_data` a hash of each prompt decides its split, so a prompt that comes twice is never in both. With it,
     training rows that ask what a test row asks are left out.
@@ -31,7 +34,7 @@ class Jsonl(Rows):
     answer_field: str = "answer"
     """Field with the right answer."""
     verifier: str = "numeric"
-    """How answers are judged: exact, numeric, math, or another verifier by name or PATH.py:Class."""
+    """How answers are judged: exact, numeric, math, choice, or another verifier by name or PATH.py:Class."""
     verifier_options: Options = field(default_factory=dict)
     """Options of the verifier."""
     test_data: str = ""
@@ -66,12 +69,19 @@ class Jsonl(Rows):
             if not key_of(prompt):
                 raise UserError(f"{where}: the field {self.prompt_field!r} is empty")
             answer = take(row, self.answer_field, where)
-            if answer is None or answer == "":
+            if answer is None or answer in ("", []):
                 raise UserError(f"{where}: the field {self.answer_field!r} is empty")
-            try:
-                check(answer)
-            except UserError as error:
-                raise UserError(f"{where}: {error}") from None
+            for one in answer if isinstance(answer, list) else [answer]:
+                if not isinstance(one, str | int | float):
+                    kind = {dict: "an object", list: "a list in a list"}.get(type(one), "null")
+                    raise UserError(
+                        f"{where}: the field {self.answer_field!r} holds {kind}: give text, a number, or a list of "
+                        "alternatives"
+                    )
+                try:
+                    check(one)
+                except UserError as error:
+                    raise UserError(f"{where}: {error}") from None
             yield Row(f"{Path(path).name}:{number}", self._with_instructions(prompt), Gold(answer))
 
     def _with_instructions(self, prompt: Prompt) -> Prompt:
@@ -87,7 +97,13 @@ class Jsonl(Rows):
         return Problem(f"{self.name}-{split}-{index}", row.prompt, {}, {"family": "jsonl", "source": row.source})
 
     def verdict(self, problem: Problem, answer: str) -> Verdict:
-        return self.__dict__["_verify"](self.gold(problem).answer, answer)
+        gold = self.gold(problem).answer
+        return any_of(self.__dict__["_verify"], gold if isinstance(gold, list) else [gold], answer)
+
+    def gold_response(self, problem: Problem) -> str:
+        """The answer of the file, the first of several."""
+        gold = self.gold(problem).answer
+        return str(gold[0] if isinstance(gold, list) else gold)
 
     @property
     def answers(self) -> VerifierAnswers:

@@ -9,6 +9,7 @@ may also read an answer without a gold (`read`) and say whether two that it read
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ponder.types import Problem, Verdict, VerdictKind
@@ -52,6 +53,19 @@ def shown(gold: Any, most: int = 60) -> str:
         return clip(str(gold), most)
     except ValueError:  # Python writes no integer of more than 4,300 digits
         return "an integer of thousands of digits"
+
+
+def any_of(verifier: Verifier, golds: Sequence[Any], answer: str) -> Verdict:
+    """The verdict on an answer of which several are right: the best of the verdicts with each gold, the first of equals.
+
+    A judge error with one gold counts only if no other gold makes the answer right.
+    """
+    found: list[Verdict] = []
+    for gold in golds:
+        found.append(verifier(gold, answer))
+        if found[-1].correct:
+            return found[-1]
+    return next((v for v in found if v.kind is VerdictKind.JUDGE_ERROR), found[0])
 
 
 def too_long(answer: str) -> Verdict | None:

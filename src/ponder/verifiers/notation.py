@@ -156,7 +156,7 @@ def formula(text: str) -> str:
         text = _SCRIPTS.sub(_script, text)
         text = "".join([c if c < "\x7f" else _symbol(c) for c in text])
     if "\\" in text or "{,}" in text or "~" in text:
-        text = _unwrapped(text)
+        text = unwrapped(text)
         text = _COMMAND.sub(_command, text)
     text = text.replace("**", "^") if "**" in text else text
     if "x" in text or "X" in text:
@@ -193,7 +193,7 @@ def _command(match: re.Match[str]) -> str:
     return _LATEX.get(name, name)
 
 
-def _unwrapped(text: str) -> str:
+def unwrapped(text: str) -> str:
     """`\\text{ft}` and its like give what they hold."""
     for _ in range(4):  # one inside the other
         text, changed = _WRAPPER.subn(_content, text)
