@@ -76,10 +76,10 @@ def test_equal_texts_and_numbers_need_no_process(monkeypatch):
     assert Math()("5", "6").kind is VerdictKind.WRONG
 
 
-def test_gold_comes_first_since_the_comparison_is_not_symmetric():
-    """math-verify reads an interval on the gold's terms: swapping the arguments changes its verdict."""
+def test_an_interval_equals_its_inequality_whichever_is_the_gold():
     assert Math()("1<x<2", "\\boxed{(1,2)}").correct
-    assert not Math()("(1,2)", "\\boxed{1<x<2}").correct
+    assert Math()("(1,2)", "\\boxed{1<x<2}").correct
+    assert not Math()("[1,2)", "\\boxed{1<x<2}").correct
 
 
 def test_a_hanging_comparison_is_killed_and_the_next_ones_work():

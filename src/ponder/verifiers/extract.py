@@ -41,7 +41,7 @@ _CLOSES = re.compile(r"\\[\])]|\$\$(?!.*\$\$)")
 """A line that begins with the end of a formula from the lines before."""
 _BOLD = re.compile(r"(?<![\w)*])(\*{1,2})(?=[^\s*])([^*\n]{1,500}?)(?<=[^\s*])\1(?![\w(*])")
 _UNDERSCORED = re.compile(r"(?<!\w)__([^_\n]{1,500})__(?!\w)")
-_REASON = re.compile(r",?\s+(?:because|since|as|which|given|where)\b|\s+\(|;")
+REASON = re.compile(r",?\s+(?:because|since|as|which|given|where)\b|\s+\(|;")
 _HEDGE = re.compile(r"[\s$,]*\b(?:or|maybe|perhaps|possibly)\b[\s$]*(?:(?:maybe|perhaps|possibly)\b[\s$]*)?", re.IGNORECASE)
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)\b|!=")
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;&]|\\[()\[\],;! ]|\\q?quad|\\text\s?\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*")
@@ -183,7 +183,7 @@ def final_number(text: str) -> Number | str:
             where = formula(text)
             found = scan(where)
     else:
-        said = "" if marked else _REASON.split(piece.text, maxsplit=1)[0]
+        said = "" if marked else REASON.split(piece.text, maxsplit=1)[0]
         where = formula(said if any(map(str.isdigit, said)) else piece.text)
         if marked:
             where = re.split(r"=|\\approx", where)[-1]

@@ -1,4 +1,4 @@
-"""Mathematical equivalence, by `math-verify` in processes that can be killed."""
+"""Mathematical equivalence: numbers, lists and text at once, formulas by sympy in processes that can be killed."""
 
 from __future__ import annotations
 
@@ -6,32 +6,44 @@ import functools
 import importlib.util
 import re
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from ponder.errors import MissingExtra, PonderError, UserError
 from ponder.types import Verdict, VerdictKind
-from ponder.verifiers.base import clip, too_long, verdict
-from ponder.verifiers.extract import LISTING, UNFINISHED, Number, clean, final_number, final_piece, last_line
+from ponder.verifiers.base import clip, shown, too_long, verdict
+from ponder.verifiers.extract import LISTING, REASON, UNFINISHED, clean, final_number, final_piece, last_line
+from ponder.verifiers.notation import formula
 from ponder.verifiers.processes import Result, shared
+from ponder.verifiers.quantity import Quantity, exact, negated, scan, written
+from ponder.verifiers.structure import matches, read
+from ponder.verifiers.units import unit
 
 _EQUAL = "ponder.verifiers._math_worker:equal"
 _TAIL = 2_000
-"""Characters from the end of an answer without a marker that math-verify searches."""
-_LOOSE = re.compile(r"\\left|\\right|\\[,;!: ]|[\s$]|\.$")
-_WHOLE_NUMBER = re.compile(r"[-+]?[0-9][0-9,]*|[-+]?[0-9]{1,30}/[0-9]{1,30}")
-_ONE_NUMBER = re.compile(r"[-+]?(?:(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+)(?:\.[0-9]+)?|\.[0-9]+|[0-9]{1,30}/[0-9]{1,30})")
+"""Characters from the end of an answer without a marker in which a formula is looked for."""
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_JOINS = re.compile(r"[\s,;.:]*(?:\b(?:and|or)\b)?[\s,;.]*")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z'-]*(?: [A-Za-z][A-Za-z'-]*)*")
+_NAMES = frozenset("sin cos tan cot sec csc log exp sqrt".split())
 _KINDS = {"timeout": VerdictKind.TIMEOUT, "memory": VerdictKind.MEMORY, "error": VerdictKind.ERROR}
+
+
+class _Undecided(Exception):
+    """Only sympy can tell."""
 
 
 @dataclass(frozen=True)
 class Math:
-    """The final answer is mathematically equal to the gold (LaTeX or plain), by math-verify.
+    """The final answer is mathematically equal to the gold (LaTeX or plain).
 
-    Equal texts and equal whole numbers or fractions are decided at once; everything else in a worker process that is
-    killed when it overruns. Where the answer is found is said in `verifiers.extract`; without a marker math-verify
-    looks for the last formula. If the gold can be judged in the same limits and the answer cannot, the fault is the
-    answer's (`timeout`, `memory`, `error`); if the gold cannot, it is a `judge_error`.
+    Numbers are compared exactly, whatever their magnitude: `0.333` is not 1/3. A decimal of six or more digits that is
+    rightly rounded from an irrational gold is equal to it. Lists without brackets and sets have no order, tuples have;
+    intervals equal their inequalities; a base (`101_2`) is a part of the value; a unit that only one side has is
+    ignored. Where the answer is found is said in `verifiers.extract`; without a marker the last formula counts.
+
+    Numbers, lists of them and words are decided at once; everything else in a worker process that is killed when it
+    overruns. If the gold can be judged in the same limits and the answer cannot, the fault is the answer's (`timeout`,
+    `memory`, `error`); if the gold cannot, it is a `judge_error`.
     """
 
     seconds: float = 5.0
@@ -48,59 +60,43 @@ class Math:
     def __call__(self, gold: Any, answer: str) -> Verdict:
         """Raises `UserError` if the gold is empty."""
         self.check_gold(gold)
-        wanted = str(gold).strip()
+        wanted = spelt(shown(gold, 100_000))
         long = too_long(answer)
         if long is not None:
             return long
-        answer = answer.encode("utf-8", "replace").decode("utf-8").replace("\x00", " ").strip()
-        piece = final_piece(answer)
-        given = answer if piece is None else piece.text
-        if not any(c.isalnum() for c in given):
-            where = "the answer" if piece is None else "what the answer's marker names"
-            return verdict(VerdictKind.NO_ANSWER, f"{where} holds no letter and no digit")
-        if _is_list(given) and not _is_list(wanted):
-            return verdict(VerdictKind.NO_ANSWER, LISTING)
-        if piece is None and _number(wanted) is not None and final_number(given) == UNFINISHED:
-            return verdict(VerdictKind.NO_ANSWER, UNFINISHED)  # math-verify would read only its last number
+        given, why = _final(answer, wanted)
+        if given is None:
+            return verdict(VerdictKind.NO_ANSWER, why)
         quick = _compare(wanted, given)
         if quick is not None:
             return _judged(quick, given, wanted)
-        marked = piece is not None
-        return self._in_worker(wanted, given if marked else given[-_TAIL:], marked)
+        return self._in_worker(wanted, given)
 
     def check_gold(self, gold: Any) -> None:
-        """Raises `UserError` if the gold is empty; whether math-verify can read it shows when it is judged."""
-        if not str(gold).strip():
+        """Raises `UserError` if the gold is empty."""
+        if not spelt(shown(gold, 100_000)):
             raise UserError("the gold is empty")
 
     slow = True
     """Comparing waits for a worker process."""
 
     def read(self, answer: str) -> str | None:
-        """What the answer's marker names, or its last line; None if that holds nothing mathematical.
+        """What the answer's marker names, its last formula, or its last line; None if that holds nothing mathematical.
 
         A number in one spelling for equal numbers.
         """
-        if too_long(answer) is not None:
-            return None
-        answer = answer.encode("utf-8", "replace").decode("utf-8").replace("\x00", " ").strip()
-        piece = final_piece(answer)
-        given = last_line(answer) if piece is None else piece.text
-        if not any(c.isalnum() for c in given) or _is_list(given):
-            return None
-        if piece is None and final_number(given) == UNFINISHED:
-            return None
-        number = _number(given)
-        return clip(given, 300) if number is None else str(number)
+        given = _final(answer, None)[0] if too_long(answer) is None else None
+        return None if given is None else _canonical(given)
 
     def same(self, a: str, b: str) -> bool:
         """Whether two answers that `read` gave are mathematically equal; False if that cannot be decided in time."""
+        a, b = spelt(a), spelt(b)
         quick = _compare(a, b)
-        return self._in_worker(a, b, False).correct if quick is None else quick
+        return self._in_worker(a, b).correct if quick is None else quick
 
-    def _in_worker(self, gold: str, given: str, marked: bool) -> Verdict:
+    def _in_worker(self, gold: str, given: str) -> Verdict:
         try:
-            result = self._call(gold, given, marked)
+            result = self._call(gold, given)
             if result.kind != "ok":
                 fault = _gold_fault(self, gold)
                 if fault:
@@ -108,22 +104,79 @@ class Math:
                 return verdict(_KINDS[result.kind], f"comparing {given[:80]!r}: {result.reason}")
         except PonderError as error:
             return verdict(VerdictKind.JUDGE_ERROR, str(error))
-        if result.value == "unread":
-            return verdict(VerdictKind.NO_ANSWER, "the answer holds nothing mathematical")
         return _judged(result.value == "correct", given, gold)
 
-    def _call(self, gold: str, given: str, marked: bool) -> Result:
-        return shared(self.memory_mb << 20).call(_EQUAL, [gold, given, marked], self.seconds)
+    def _call(self, gold: str, given: str) -> Result:
+        return shared(self.memory_mb << 20).call(_EQUAL, [gold, given], self.seconds)
 
 
 @functools.lru_cache(maxsize=4096)
 def _gold_fault(verifier: Math, gold: str) -> str:
-    """Why the gold cannot be compared with itself and with a simple number; empty if it can."""
-    same, other = verifier._call(gold, gold, True), verifier._call(gold, "1", True)
-    for result in (same, other):
-        if result.kind != "ok":
-            return result.reason
-    return "" if same.value == "correct" else "math-verify does not find it equal to itself"
+    """Why the gold cannot be compared with a simple number; empty if it can."""
+    result = verifier._call(gold, "1")
+    return "" if result.kind == "ok" else result.reason
+
+
+def spelt(text: str) -> str:
+    """A formula in one spelling, without what surrounds it: dollar signs, spaces, a full stop."""
+    text = formula(text).strip()
+    while text[:1] == "$" or text[-1:] in ("$", ".") and not text.endswith(".."):
+        text = text.removeprefix("$").removesuffix("$").removesuffix(".").strip()
+    return " ".join(text.split())
+
+
+def _final(answer: str, wanted: str | None) -> tuple[str | None, str]:
+    """The final answer as `spelt`, or why there is none. What is looked for may depend on what is `wanted`."""
+    text = clean(answer).strip()
+    piece = final_piece(text)
+    if piece is not None:
+        given = piece.text if piece.marked else _formulas(piece.text) or _said(piece.text)
+        where = "what the answer's marker names"
+    else:
+        where = "the answer"
+        if final_number(text) == UNFINISHED and (wanted is None or exact(wanted) is not None):
+            return None, UNFINISHED
+        given = _unmarked(text, wanted is None or _is_text(wanted))
+    given = spelt(given)
+    if not any(c.isalnum() for c in given):
+        return None, f"{where} holds no letter and no digit"
+    listed = piece is None and final_number(text[-_TAIL:]) == LISTING or final_number(given) == LISTING
+    if listed and (wanted is None or final_number(wanted) != LISTING):
+        return None, LISTING
+    return given, ""
+
+
+def _formulas(text: str) -> str:
+    """The formulas of a sentence: a list if nothing but commas is between them, else the last one; "" if none."""
+    found = list(_FORMULA.finditer(text))
+    if not found:
+        return ""
+    texts = [next(g for g in m.groups() if g is not None) for m in found]
+    between = [text[a.end() : b.start()] for a, b in zip(found, found[1:], strict=False)]
+    if len(found) > 1 and all(_JOINS.fullmatch(b) for b in between):
+        return ", ".join(texts)
+    allowed = [t for t, m in zip(texts, found, strict=True) if not negated(text, m.start())]
+    return allowed[-1] if allowed else ""
+
+
+def _said(text: str) -> str:
+    return REASON.split(text, maxsplit=1)[0]
+
+
+def _unmarked(text: str, words: bool) -> str:
+    """The last formula of a text without a marker, its last line if that is one, else its last number."""
+    line = last_line(text)
+    if re.search(r"[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+|\\text\s?\{[^}]*\}", " ", line)) is None and "$" not in line:
+        if _FORMULA.search(line) is None:
+            return line
+    found = _formulas(text[-_TAIL:])
+    if found:
+        return found
+    if words and _WORDS.fullmatch(line.strip(" .*")):
+        return line.strip(" .*")
+    spelled = formula(text[-_TAIL:])
+    numbers: list[Quantity] = [q for q in scan(spelled) if not negated(spelled, q.start)]
+    return numbers[-1].text if numbers else ""
 
 
 def _judged(correct: bool, given: str, gold: str) -> Verdict:
@@ -134,35 +187,48 @@ def _judged(correct: bool, given: str, gold: str) -> Verdict:
 
 
 def _canonical(text: str) -> str:
-    """A spelling for votes: equal texts and equal numbers have the same."""
-    number = _number(text)
-    return _loose(text) if number is None else str(number)
-
-
-def _is_list(text: str) -> bool:
-    return final_number(text) == LISTING
-
-
-def _loose(text: str) -> str:
-    return _LOOSE.sub("", text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
+    """A spelling for votes: equal numbers have the same."""
+    number = exact(text)
+    if number is None or number.value is None or number.percent or number.unit:
+        return clip(text, 300)
+    return clip(written(number.value), 300)
 
 
 def _compare(gold: str, given: str) -> bool | None:
-    """Decide without a process: True for the same text or number, False for different whole numbers or fractions."""
-    if _loose(gold) == _loose(given):
-        return True
-    wanted, number = _number(gold), _number(given)
-    if wanted is None or number is None:
+    """Decide without a process; None where only sympy can tell."""
+    try:
+        return matches(read(gold), read(given), _scalars_equal)
+    except _Undecided:
         return None
-    if wanted == number:
-        return True
-    return False if all(_WHOLE_NUMBER.fullmatch(_loose(clean(t))) for t in (gold, given)) else None
 
 
-def _number(text: str) -> Fraction | None:
-    """The number that a text is, if it is nothing else (no unit, no percent sign, no list)."""
-    text = _loose(clean(text))
-    if len(text) > 200 or not _ONE_NUMBER.fullmatch(text):
-        return None
-    number = final_number(text)
-    return number.value if isinstance(number, Number) else None
+def _scalars_equal(gold: str, given: str) -> bool:
+    if "".join(gold.split()) == "".join(given.split()) and not re.search(r"[0-9] +[0-9]", f"{gold} {given}"):
+        return True
+    if gold == given:
+        return True
+    a, b = exact(gold), exact(given)
+    if a is not None and b is not None:
+        return _quantities_equal(a, b)
+    words = [_is_text(t) for t in (gold, given)]
+    if all(words):
+        return gold.casefold() == given.casefold()
+    if any(words):
+        return False
+    raise _Undecided
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text is words and not a product of variables."""
+    return _WORDS.fullmatch(text) is not None and any(len(w) > 2 for w in text.split()) and not set(text.split()) & _NAMES
+
+
+def _quantities_equal(a: Quantity, b: Quantity) -> bool:
+    if a.unit and b.unit and unit(a.unit) != unit(b.unit):
+        return False
+    assert a.value is not None
+    assert b.value is not None
+    if a.percent == b.percent:
+        return a.value == b.value
+    part, whole = (a.value, b.value) if a.percent else (b.value, a.value)
+    return whole in (part, part / 100)

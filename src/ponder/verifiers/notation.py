@@ -108,9 +108,10 @@ _LATEX = {
 }
 _NOTHING = ("left", "right", "bigl", "bigr", "Bigl", "Bigr", "big", "Big", "bigg", "Bigg", "displaystyle", "textstyle",
             "limits", "nolimits", "rm", "bf")  # fmt: skip
-_COMMAND = re.compile(r"\{,\}|\\(?:left|right)\.(?![0-9])|\\[A-Za-z]+|\\[!,;: >$%#&]|~")
+_COMMAND = re.compile(r"\\\\|\{,\}|\\(?:left|right)\.(?![0-9])|\\[A-Za-z]+|\\[!,;: >$%#&]|~")
 _TIMES = re.compile(r"(?<=[0-9)}]) ?[xX] ?(?=10 ?(?:\^|\*\*))|(?<=[0-9]) [xX] (?=[0-9])")
 _SIGNS = re.compile(r"\b(?:negative|minus) (?=[$\\]?\.?[0-9])", re.IGNORECASE)
+_BASED = re.compile(r"\(([0-9A-F]+)\)(?=_)")
 _NAMES = re.compile(r"(?<![A-Za-z\\])(pi|infty|theta)(?![A-Za-z])")
 _ROOT = re.compile(r"(?<![A-Za-z\\])(sqrt|cbrt)(?= ?\()")
 _BARE_ROOT = re.compile(r"(\\sqrt(?: ?\[[0-9]{1,3}\])?) ?(?:([0-9]+(?:\.[0-9]+)?)|(\\[A-Za-z]+|[A-Za-z]))")
@@ -162,6 +163,8 @@ def formula(text: str) -> str:
     if "x" in text or "X" in text:
         text = _TIMES.sub(r"\\times ", text)
     text = _SIGNS.sub("-", text)
+    if ")_" in text:
+        text = _BASED.sub(r"\1", text)
     text = _NAMES.sub(r"\\\1", text)
     if "sqrt" in text or "cbrt" in text:
         text = _roots(text)

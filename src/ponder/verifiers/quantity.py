@@ -88,7 +88,7 @@ class Quantity:
     atoms: int = 1
     """How many numbers are written in it."""
     unit: str = ""
-    """What follows the number and belongs to it, without spaces: `cm^2`."""
+    """What follows the number and belongs to it: `cm^2`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class _Reader:
             part, reason = replace(part, value=None), UNFINISHED
         begin = self.tokens[start].start
         text = " ".join(self.text[begin:last].split())
-        unit = "".join(self.text[end:last].split())
+        unit = " ".join(self.text[end:last].split())
         return Quantity(text, part.value, reason, part.percent, begin, last, part.atoms, unit)
 
     def _is_operand(self, start: int) -> bool:
@@ -268,7 +268,8 @@ class _Reader:
                 whole = left.value.denominator == right.value.denominator == 1
                 proper = whole and 0 < value < 1 and not right.percent
                 return _Part(value, percent=right.percent, atoms=left.atoms + right.atoms, proper=proper)
-            return _joined(left, right, value)
+            joined = _joined(left, right, value)
+            return replace(joined, open=right.open) if left.literal and operator == "/" else joined
         joined = _joined(left, right, left.value * right.value)
         scientific = left.literal and _power_of_ten(right)
         return replace(joined, open=joined.open if not scientific else False)
