@@ -34,7 +34,9 @@ _SPELLINGS = {
     "\\right": "",
 }
 _WORDS = "mod|modulo|pi|sqrt|squared|cubed|times|plus|minus|over|factorial|percent|choose"
-_BEFORE = re.compile(rf"(?:[\w.,√!%^&|~<>≠≈+*/\\]|[A-Za-z0-9)]\s*[-+*/^]\s*|\b(?:not|{_WORDS})\s+|[≠≈<>√]\s+|!=\s*|\\(?!f?boxed|math|text|quad)[a-z]+\s*[({{]?)\Z")
+_BEFORE = re.compile(
+    rf"(?:[\w.,√!%^&|~<>≠≈+*/\\]|[A-Za-z0-9)]\s*[-+*/^]\s*|\b(?:not|{_WORDS})\s+|[≠≈<>√]\s+|!=\s*|\\(?!f?boxed|math|text|quad)[a-z]+\s*[({{]?)\Z"
+)
 _AFTER = re.compile(
     rf"\s*(?:[-+*/^]\s*[({{\[]?\s*(?:[A-Za-z]\b|\\?(?:{_WORDS})\b|[√\\])|[+*/^]\s*\S|[!≠≈<>√%^²³|&~]|\\(?!\)|\]|[,;! ]|quad)"
     rf"|(?:is|does|do|was)?\s*(?:not\b|n't)|isn't|doesn't|(?:{_WORDS})\b)|[\w{{]|[.,]\d"

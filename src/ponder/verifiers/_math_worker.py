@@ -37,7 +37,9 @@ _ANGLE = re.compile(r"([0-9.]+)\s*\^\s*\{?\s*\\circ\s*\}?")
 _TRIG = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _UNIT = re.compile(r"(?<=[0-9})\s])\s*(?:[A-Za-z]{2,}|(?<=\s)m)(?:\s*/\s*[A-Za-z]+)?(?:\s*\^\s*\{?[0-9]\}?)?\s*$")
 _FUNCTION = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan)(?![A-Za-z])")
-_REFUSED = re.compile(r"\\ldots|(?<![_^0-9])[0-9]+ +[0-9]|[0-9]:[0-9]|'|\.{2}|\?|\\text|\\boxed|(?<![A-Za-z\\])[A-Za-z]{4,}")
+_REFUSED = re.compile(
+    r"\\ldots|(?<![_^0-9])[0-9]+ +[0-9]|[0-9]:[0-9]|'|\.{2}|\?|\\text|\\boxed|(?<![A-Za-z\\])[A-Za-z]{4,}"
+)
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{[a-z]+\*?\}")
 
 

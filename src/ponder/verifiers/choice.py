@@ -25,7 +25,9 @@ _FORM = re.compile(
     r"(?P<open>[(\[{])?\s*(?P<letter>[A-Za-z])(?![A-Za-z0-9'])\s*(?P<close>[)\]}])?(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_MORE = re.compile(r"[\s$*\"']*(?:[,;/&+]|\band\b|\bor\b)[\s$*\"']*(?:(?:option|choice)\s+)?[(\[]?[A-Za-z](?![A-Za-z0-9'])")
+_MORE = re.compile(
+    r"[\s$*\"']*(?:[,;/&+]|\band\b|\bor\b)[\s$*\"']*(?:(?:option|choice)\s+)?[(\[]?[A-Za-z](?![A-Za-z0-9'])"
+)
 _ENDS = re.compile(
     r"[\s\"'`*_$.,;:!)\]}\\]*(?:\Z|\n)|[\s*]*[.:)\]}–-]|,?\s*(?:because|since|as|for|so|which)\b|\s*\(|,"
     r"|\s*(?:is|seems)\s+(?:the\s+)?(?:correct|right|best|true|answer|final)"

@@ -42,7 +42,9 @@ _CLOSES = re.compile(r"\\[\])]|\$\$(?!.*\$\$)")
 _BOLD = re.compile(r"(?<![\w)*])(\*{1,2})(?=[^\s*])([^*\n]{1,500}?)(?<=[^\s*])\1(?![\w(*])")
 _UNDERSCORED = re.compile(r"(?<!\w)__([^_\n]{1,500})__(?!\w)")
 REASON = re.compile(r",?\s+(?:because|since|as|which|given|where)\b|\s+\(|;")
-_HEDGE = re.compile(r"[\s$,]*\b(?:or|maybe|perhaps|possibly)\b[\s$]*(?:(?:maybe|perhaps|possibly)\b[\s$]*)?", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"[\s$,]*\b(?:or|maybe|perhaps|possibly)\b[\s$]*(?:(?:maybe|perhaps|possibly)\b[\s$]*)?", re.IGNORECASE
+)
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)\b|!=")
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;&]|\\[()\[\],;! ]|\\q?quad|\\text\s?\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*")
 _NEW_QUESTION = re.compile(
@@ -51,7 +53,7 @@ _NEW_QUESTION = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _GAP = " \t\n\r,;|"
-_TAIL = 4_000
+_TAIL = 1_500
 """Characters from the end of an answer without a marker that are read first."""
 
 
@@ -116,7 +118,12 @@ def _row_of_boxes(text: str, markers: list[re.Match[str]], last: re.Match[str], 
         if marker.lastgroup != "box":
             continue
         before, end = _after(text, marker)
-        if end > start or start - end > 40 or not _BETWEEN_BOXES.fullmatch(text[end:start]) or "\n\n" in text[end:start]:
+        if (
+            end > start
+            or start - end > 40
+            or not _BETWEEN_BOXES.fullmatch(text[end:start])
+            or "\n\n" in text[end:start]
+        ):
             break
         pieces.append(before)
         start = marker.start()

@@ -220,7 +220,9 @@ def _scalars_equal(gold: str, given: str) -> bool:
 
 def _is_text(text: str) -> bool:
     """Whether a text is words and not a product of variables."""
-    return _WORDS.fullmatch(text) is not None and any(len(w) > 2 for w in text.split()) and not set(text.split()) & _NAMES
+    return (
+        _WORDS.fullmatch(text) is not None and any(len(w) > 2 for w in text.split()) and not set(text.split()) & _NAMES
+    )
 
 
 def _quantities_equal(a: Quantity, b: Quantity) -> bool:

@@ -63,7 +63,9 @@ _SYMBOLS = {
 }
 _SCRIPTS = re.compile(f"[{re.escape(''.join(_SUPERSCRIPTS))}]+|[{re.escape(''.join(_SUBSCRIPTS))}]+")
 
-_WRAPPER = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname)\s?\{([^{}]*)\}")
+_WRAPPER = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname)\s?\{([^{}]*)\}"
+)
 _LATEX = {
     "{,}": ",",
     "\\!": "",

@@ -18,6 +18,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import NamedTuple
 
 MAX_DIGITS = 1_000
 """Digits of a number that is read."""
@@ -61,8 +62,12 @@ _UNITS = frozenset(
     "gal pt qt mph kph kW MW GB MB KB Hz st nd rd th am pm AM PM ° sq cu ha ct pc pcs ea".split()
 )
 """Units of one or two letters and the like; a longer word after a number is a unit too, unless it is a function."""
-_FUNCTIONS = frozenset("sin cos tan cot sec csc log ln exp sqrt pi mod div arcsin arccos arctan sinh cosh lim abc xyz".split())
-_RELATIONS = frozenset({"=", "<", ">", "\\approx", "\\le", "\\ge", "\\to", "\\implies", "\\equiv", "\\in", "\\Rightarrow"})
+_FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc log ln exp sqrt pi mod div arcsin arccos arctan sinh cosh lim abc xyz".split()
+)
+_RELATIONS = frozenset(
+    {"=", "<", ">", "\\approx", "\\le", "\\ge", "\\to", "\\implies", "\\equiv", "\\in", "\\Rightarrow"}
+)
 _DIVIDES = frozenset({"/", "\\div"})
 _TIMES = frozenset({"*", "\\times", "\\cdot"})
 _NEGATIONS = re.compile(
@@ -91,8 +96,7 @@ class Quantity:
     """What follows the number and belongs to it: `cm^2`."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
     start: int
@@ -431,7 +435,10 @@ class _Reader:
         part = self._sum()
         self._spaces()
         if self.tokens[self.at].text in (",", ";") and opens != "{":  # a tuple or an interval
-            while self.tokens[self.at].text not in (closes, "]", ")") and self.tokens[self.at].kind not in ("end", "line"):
+            while self.tokens[self.at].text not in (closes, "]", ")") and self.tokens[self.at].kind not in (
+                "end",
+                "line",
+            ):
                 self.at += 1
             part = _Part(None, SEVERAL, atoms=part.atoms + 1)
         if self.tokens[self.at].text not in (closes, "]" if opens == "(" else closes):
@@ -550,7 +557,9 @@ class _Reader:
         symbol = (
             word in _FUNCTIONS
             or (not spaced and any(c.isdigit() for c in word))
-            or (len(word) <= 2 and word not in _UNITS and (not spaced or self.inside) and word not in ("of", "to", "is"))
+            or (
+                len(word) <= 2 and word not in _UNITS and (not spaced or self.inside) and word not in ("of", "to", "is")
+            )
         )
         if spaced and not self.inside and word in _FUNCTIONS and word not in ("pi", "sqrt"):
             symbol = False
@@ -568,7 +577,7 @@ class _Reader:
             return None
         value = left.value * right.value if left.value is not None and right.value is not None else None
         joined = _joined(left, right, value)
-        if value is not None and not left.open and not right.open and self.text[self.tokens[back].start : ][:1] == "\\":
+        if value is not None and not left.open and not right.open and self.text[self.tokens[back].start :][:1] == "\\":
             return replace(joined, open=False)
         return joined
 
@@ -691,8 +700,11 @@ def _power_of_ten(part: _Part) -> bool:
     if value is None or value <= 0 or part.literal:
         return False
     top = max(value.numerator, value.denominator)
-    return min(value.numerator, value.denominator) == 1 and set(_short(top)) <= {"1", "0"} and _short(top)[0] == "1" and (
-        _short(top).count("1") == 1
+    return (
+        min(value.numerator, value.denominator) == 1
+        and set(_short(top)) <= {"1", "0"}
+        and _short(top)[0] == "1"
+        and (_short(top).count("1") == 1)
     )
 
 
