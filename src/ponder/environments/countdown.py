@@ -38,7 +38,8 @@ _BEFORE = re.compile(
     rf"(?:[\w.,√!%^&|~<>≠≈+*/\\]|[A-Za-z0-9)]\s*[-+*/^]\s*|\b(?:not|{_WORDS})\s+|[≠≈<>√]\s+|!=\s*|\\(?!f?boxed|math|text|quad)[a-z]+\s*[({{]?)\Z"
 )
 _AFTER = re.compile(
-    rf"\s*(?:[-+*/^]\s*[({{\[]?\s*(?:[A-Za-z]\b|\\?(?:{_WORDS})\b|[√\\])|[+*/^]\s*\S|[!≠≈<>√%^²³|&~]|\\(?!\)|\]|[,;! ]|quad)"
+    rf"\s*(?:[-+*/^]\s*[({{\[]?\s*(?:[A-Za-z]\b|\\?(?:{_WORDS})\b|[√\\])|[+*/^]\s*\S"
+    rf"|[!≠≈<>√%^²³|&~]|\\(?!\)|\]|[,;! ]|quad)"
     rf"|(?:is|does|do|was)?\s*(?:not\b|n't)|isn't|doesn't|(?:{_WORDS})\b)|[\w{{]|[.,]\d"
 )
 """What makes an expression a part of something else: `8*2!`, `8*2 + a`, `√8*2`, `3.8*2`, `8*2 ≠ 16`."""

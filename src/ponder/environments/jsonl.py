@@ -73,7 +73,7 @@ class Jsonl(Rows):
                 raise UserError(f"{where}: the field {self.answer_field!r} is empty")
             for one in answer if isinstance(answer, list) else [answer]:
                 if not isinstance(one, str | int | float):
-                    kind = {dict: "an object", list: "a list in a list"}.get(type(one), "null")
+                    kind = "an object" if isinstance(one, dict) else "null" if one is None else "a list in a list"
                     raise UserError(
                         f"{where}: the field {self.answer_field!r} holds {kind}: give text, a number, or a list of "
                         "alternatives"

@@ -161,7 +161,7 @@ def _near(x: Any, y: Any) -> bool:
 
 
 def _rounded(a: Any, b: Any, texts: tuple[str, str]) -> bool:
-    """Whether one is a decimal of at least `_SIGNIFICANT` digits, rightly rounded from the other, which is irrational."""
+    """Whether one is a decimal of `_SIGNIFICANT` digits or more, rightly rounded from the other, an irrational one."""
     for text, decimal, other in ((texts[0], a, b), (texts[1], b, a)):
         written = _DECIMAL.fullmatch(text.strip())
         if written is None or other.is_rational is not False or not other.is_extended_real:

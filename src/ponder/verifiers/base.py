@@ -56,7 +56,7 @@ def shown(gold: Any, most: int = 60) -> str:
 
 
 def any_of(verifier: Verifier, golds: Sequence[Any], answer: str) -> Verdict:
-    """The verdict on an answer of which several are right: the best of the verdicts with each gold, the first of equals.
+    """The verdict on an answer where several golds are right: the best of those with each gold.
 
     A judge error with one gold counts only if no other gold makes the answer right.
     """

@@ -17,7 +17,8 @@ SEVERAL = "the answer names several letters"
 NONE = "the answer names no letter"
 
 _SAID = re.compile(
-    r"\b(?:answers?|options?|choices?|letter)\b[^\n.:=]{0,60}?(?:\b(?:is|are|would be|must be)\b:?|:|=)(?=(?P<rest>[^\n]*))",
+    r"\b(?:answers?|options?|choices?|letter)\b[^\n.:=]{0,60}?"
+    r"(?:\b(?:is|are|would be|must be)\b:?|:|=)(?=(?P<rest>[^\n]*))",
     re.IGNORECASE,
 )
 _FORM = re.compile(

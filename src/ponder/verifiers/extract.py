@@ -21,8 +21,10 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ponder.verifiers.grammar import Quantity
 from ponder.verifiers.notation import formula, plain
-from ponder.verifiers.quantity import SEVERAL, SYMBOLIC, UNFINISHED, Quantity, negated, scan
+from ponder.verifiers.parts import SEVERAL, SYMBOLIC
+from ponder.verifiers.quantity import negated, scan
 
 LISTED = 5
 """This many numbers in a row, with only commas or spaces between them, are a list and not an answer."""

@@ -6,15 +6,18 @@ import functools
 import importlib.util
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ponder.errors import MissingExtra, PonderError, UserError
 from ponder.types import Verdict, VerdictKind
 from ponder.verifiers.base import clip, shown, too_long, verdict
-from ponder.verifiers.extract import LISTING, REASON, UNFINISHED, clean, final_number, final_piece, last_line
+from ponder.verifiers.extract import LISTING, REASON, clean, final_number, final_piece, last_line
+from ponder.verifiers.grammar import Quantity
 from ponder.verifiers.notation import formula
+from ponder.verifiers.parts import UNFINISHED, written
 from ponder.verifiers.processes import Result, shared
-from ponder.verifiers.quantity import Quantity, exact, negated, scan, written
+from ponder.verifiers.quantity import exact, negated, scan
 from ponder.verifiers.structure import matches, read
 from ponder.verifiers.units import unit
 
@@ -24,7 +27,7 @@ _TAIL = 2_000
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _JOINS = re.compile(r"[\s,;.:]*(?:\b(?:and|or)\b)?[\s,;.]*")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'-]*(?: [A-Za-z][A-Za-z'-]*)*")
-_NAMES = frozenset("sin cos tan cot sec csc log exp sqrt".split())
+_NAMES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt"))
 _KINDS = {"timeout": VerdictKind.TIMEOUT, "memory": VerdictKind.MEMORY, "error": VerdictKind.ERROR}
 
 
@@ -120,7 +123,7 @@ def _gold_fault(verifier: Math, gold: str) -> str:
 def spelt(text: str) -> str:
     """A formula in one spelling, without what surrounds it: dollar signs, spaces, a full stop."""
     text = formula(text).strip()
-    while text[:1] == "$" or text[-1:] in ("$", ".") and not text.endswith(".."):
+    while text[:1] == "$" or (text[-1:] in ("$", ".") and not text.endswith("..")):
         text = text.removeprefix("$").removesuffix("$").removesuffix(".").strip()
     return " ".join(text.split())
 
@@ -140,7 +143,7 @@ def _final(answer: str, wanted: str | None) -> tuple[str | None, str]:
     given = spelt(given)
     if not any(c.isalnum() for c in given):
         return None, f"{where} holds no letter and no digit"
-    listed = piece is None and final_number(text[-_TAIL:]) == LISTING or final_number(given) == LISTING
+    listed = (piece is None and final_number(text[-_TAIL:]) == LISTING) or final_number(given) == LISTING
     if listed and (wanted is None or final_number(wanted) != LISTING):
         return None, LISTING
     return given, ""
@@ -152,7 +155,7 @@ def _formulas(text: str) -> str:
     if not found:
         return ""
     texts = [next(g for g in m.groups() if g is not None) for m in found]
-    between = [text[a.end() : b.start()] for a, b in zip(found, found[1:], strict=False)]
+    between = [text[a.end() : b.start()] for a, b in pairwise(found)]
     if len(found) > 1 and all(_JOINS.fullmatch(b) for b in between):
         return ", ".join(texts)
     allowed = [t for t, m in zip(texts, found, strict=True) if not negated(text, m.start())]
@@ -166,9 +169,9 @@ def _said(text: str) -> str:
 def _unmarked(text: str, words: bool) -> str:
     """The last formula of a text without a marker, its last line if that is one, else its last number."""
     line = last_line(text)
-    if re.search(r"[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+|\\text\s?\{[^}]*\}", " ", line)) is None and "$" not in line:
-        if _FORMULA.search(line) is None:
-            return line
+    bare = re.search(r"[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+|\\text\s?\{[^}]*\}", " ", line)) is None
+    if bare and "$" not in line and _FORMULA.search(line) is None:
+        return line
     found = _formulas(text[-_TAIL:])
     if found:
         return found

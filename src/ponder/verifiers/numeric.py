@@ -13,7 +13,7 @@ from ponder.errors import UserError
 from ponder.types import Verdict, VerdictKind
 from ponder.verifiers.base import shown, too_long, verdict
 from ponder.verifiers.extract import Number, final_number, only_number
-from ponder.verifiers.quantity import MAX_DIGITS, SYMBOLIC, written
+from ponder.verifiers.parts import MAX_DIGITS, SYMBOLIC, written
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
 
@@ -23,9 +23,9 @@ class Numeric:
     """The final number of the answer equals the gold, exactly or within a tolerance.
 
     Where the number is found is said in `verifiers.extract`, how it may be written in `verifiers.quantity`: `18`,
-    `18.0`, `$18`, `18 eggs`, `36/2`, `1.8e1`, `1.8 \\times 10^1` and `\\sqrt{324}` are equal. `5x`, `5\\pi` and `\\sqrt{18}`
-    are wrong whatever the gold is; `12 + 34` is no answer. A percent sign is read both ways (`50%` equals 0.5 and 50),
-    unless the gold has one too.
+    `18.0`, `$18`, `18 eggs`, `36/2`, `1.8e1`, `1.8 \\times 10^1` and `\\sqrt{324}` are equal. `5x`, `5\\pi` and
+    `\\sqrt{18}` are wrong whatever the gold is; `12 + 34` is no answer. A percent sign is read both
+    ways (`50%` equals 0.5 and 50), unless the gold has one too.
     """
 
     absolute: float = 0.0
