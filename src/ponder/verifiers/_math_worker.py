@@ -33,6 +33,9 @@ _SIGNIFICANT = 6
 """Digits of a decimal that may stand for an irrational number."""
 _BASE = re.compile(r"(?<![A-Za-z0-9_.\\])([0-9][0-9A-F]*)_(?:\{([0-9]{1,2})\}|([0-9]))")
 _EXPONENT = re.compile(r"(?<=[0-9])[eE]([-+]?[0-9]{1,3})(?![0-9A-Za-z])")
+_MIXED = re.compile(r"(?<![0-9.}^_])([0-9]{1,30})\s*(\\frac\s*\{([0-9]{1,30})\}\s*\{([0-9]{1,30})\})")
+_FACTOR = re.compile(r"(?<![A-Za-z\\])([abcdkmnrstuvwxyz])\s*\(")
+"""A variable before a parenthesis, which a parser may take for a function's name."""
 _ANGLE = re.compile(r"([0-9.]+)\s*\^\s*\{?\s*\\circ\s*\}?")
 _TRIG = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _UNIT = re.compile(r"(?<=[0-9})\s])\s*(?:[A-Za-z]{2,}|(?<=\s)m)(?:\s*/\s*[A-Za-z]+)?(?:\s*\^\s*\{?[0-9]\}?)?\s*$")
@@ -41,6 +44,18 @@ _REFUSED = re.compile(
     r"\\ldots|(?<![_^0-9])[0-9]+ +[0-9]|[0-9]:[0-9]|'|\.{2}|\?|\\text|\\boxed|(?<![A-Za-z\\])[A-Za-z]{4,}"
 )
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{[a-z]+\*?\}")
+
+
+class _Parser(_Latex2Sympy):  # type: ignore[misc,unused-ignore]
+    """latex2sympy, but numbers side by side are a product: it adds them, `(6)(6)` too."""
+
+    def convert_postfix_list(self, arr: list[Any], i: int = 0) -> Any:
+        first = self.convert_postfix(arr[i]) if i < len(arr) else None
+        if not isinstance(first, sympy.Expr) or i == len(arr) - 1:
+            return super().convert_postfix_list(arr, i)
+        rest = self.convert_postfix_list(arr, i + 1)
+        matrices = isinstance(rest, sympy.MatrixBase)
+        return self.mat_mul_flat(first, rest) if matrices else self.mul_flat(first, rest)
 
 
 class _Unread(Exception):
@@ -96,11 +111,13 @@ def _parsed(text: str) -> Any:
         raise _Unread
     text = _BASE.sub(_symbol_of, text)
     text = _EXPONENT.sub(r"\\times 10^{\1}", text)
+    text = _FACTOR.sub(r"\1\\cdot (", text)
+    text = _MIXED.sub(_sum_of_mixed, text)
     text = _ANGLE.sub(r"{\\frac{\1\\pi}{180}}" if _TRIG.search(text) else r"\1", text)
     text = _FUNCTION.sub(r"\\\1", text).replace("%", "\\%")
     text = re.sub(r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])", lambda m: m[0].replace(",", ""), text)
     try:
-        found = _Latex2Sympy(config=_CONFIG).parse(text)
+        found = _Parser(config=_CONFIG).parse(text)
     except Exception:
         raise _Unread from None
     if isinstance(found, sympy.MatrixBase):
@@ -108,6 +125,11 @@ def _parsed(text: str) -> Any:
     if not isinstance(found, sympy.Basic):
         raise _Unread
     return _exactly(found)
+
+
+def _sum_of_mixed(match: re.Match[str]) -> str:
+    """`1\\frac{1}{2}` is a sum, where the fraction is below one; else a product."""
+    return f"({match[1]}+{match[2]})" if int(match[3]) < int(match[4]) else match[0]
 
 
 def _symbol_of(match: re.Match[str]) -> str:

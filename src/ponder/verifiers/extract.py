@@ -41,7 +41,9 @@ _MARKER = re.compile(
 _TAG_ENDS = re.compile("</answer>", re.IGNORECASE)
 _CLOSES = re.compile(r"\\[\])]|\$\$(?!.*\$\$)")
 """A line that begins with the end of a formula from the lines before."""
-_BOLD = re.compile(r"(?<![\w)*])(\*{1,2})(?=[^\s*])([^*\n]{1,500}?)(?<=[^\s*])\1(?![\w(*])")
+_BOLD = re.compile(
+    r"(?<![\w)*])(?:\*\*(?=[^\s*])([^\n]{1,500}?)(?<=[^\s*])\*\*|\*(?=[^\s*])([^*\n]{1,500}?)(?<=[^\s*])\*)(?![\w(*])"
+)
 _UNDERSCORED = re.compile(r"(?<!\w)__([^_\n]{1,500})__(?!\w)")
 REASON = re.compile(r",?\s+(?:because|since|as|which|given|where)\b|\s+\(|;")
 _HEDGE = re.compile(
@@ -80,7 +82,7 @@ class Number:
 def clean(text: str) -> str:
     """`notation.plain`, with Markdown's marks of bold text taken off, up to where a new question begins (rule 5)."""
     text = plain(text)
-    text = _BOLD.sub(r"\2", text) if "*" in text else text
+    text = _BOLD.sub(lambda m: m[1] or m[2], text) if "*" in text else text
     text = _UNDERSCORED.sub(r"\1", text) if "__" in text else text
     return first_exchange(text)
 

@@ -22,9 +22,11 @@ from ponder.verifiers.structure import matches, read
 from ponder.verifiers.units import unit
 
 _EQUAL = "ponder.verifiers._math_worker:equal"
+MAX_FORMULA = 5_000
+"""Characters; a longer formula is an `output_limit` verdict and is not read."""
 _TAIL = 2_000
-"""Characters from the end of an answer without a marker in which a formula is looked for."""
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+"""Characters from the end of a text in which a formula is looked for."""
+_FORMULA = re.compile(r"\$\$(.{1,999}?)\$\$|\$([^$\n]{1,999}?)\$|\\\((.{1,999}?)\\\)|\\\[(.{1,999}?)\\\]", re.DOTALL)
 _JOINS = re.compile(r"[\s,;.:]*(?:\b(?:and|or)\b)?[\s,;.]*")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'-]*(?: [A-Za-z][A-Za-z'-]*)*")
 _NAMES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt"))
@@ -70,6 +72,8 @@ class Math:
         given, why = _final(answer, wanted)
         if given is None:
             return verdict(VerdictKind.NO_ANSWER, why)
+        if len(given) > MAX_FORMULA:
+            return verdict(VerdictKind.OUTPUT_LIMIT, f"the formula is longer than {MAX_FORMULA} characters")
         quick = _compare(wanted, given)
         if quick is not None:
             return _judged(quick, given, wanted)
@@ -89,7 +93,7 @@ class Math:
         A number in one spelling for equal numbers.
         """
         given = _final(answer, None)[0] if too_long(answer) is None else None
-        return None if given is None else _canonical(given)
+        return None if given is None or len(given) > MAX_FORMULA else _canonical(given)
 
     def same(self, a: str, b: str) -> bool:
         """Whether two answers that `read` gave are mathematically equal; False if that cannot be decided in time."""
@@ -151,6 +155,7 @@ def _final(answer: str, wanted: str | None) -> tuple[str | None, str]:
 
 def _formulas(text: str) -> str:
     """The formulas of a sentence: a list if nothing but commas is between them, else the last one; "" if none."""
+    text = text[-_TAIL:]
     found = list(_FORMULA.finditer(text))
     if not found:
         return ""
@@ -170,9 +175,9 @@ def _unmarked(text: str, words: bool) -> str:
     """The last formula of a text without a marker, its last line if that is one, else its last number."""
     line = last_line(text)
     bare = re.search(r"[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+|\\text\s?\{[^}]*\}", " ", line)) is None
-    if bare and "$" not in line and _FORMULA.search(line) is None:
+    if bare and "$" not in line and _FORMULA.search(line[-_TAIL:]) is None:
         return line
-    found = _formulas(text[-_TAIL:])
+    found = _formulas(text)
     if found:
         return found
     if words and _WORDS.fullmatch(line.strip(" .*")):
@@ -223,9 +228,8 @@ def _scalars_equal(gold: str, given: str) -> bool:
 
 def _is_text(text: str) -> bool:
     """Whether a text is words and not a product of variables."""
-    return (
-        _WORDS.fullmatch(text) is not None and any(len(w) > 2 for w in text.split()) and not set(text.split()) & _NAMES
-    )
+    words = re.split("[ -]", text)
+    return _WORDS.fullmatch(text) is not None and any(len(w) > 2 for w in words) and not set(words) & _NAMES
 
 
 def _quantities_equal(a: Quantity, b: Quantity) -> bool:
