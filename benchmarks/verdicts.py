@@ -126,7 +126,7 @@ def tree(rng: random.Random, depth: int) -> tuple[str, str, str]:
         return (
             f"\\frac{{{a}}}{{({b})^2+1}}",
             f"({a2})/(({b2})*({b2})+1)",
-            f"\\frac{{{a}}}{{({b})^2+2}}" if a != "0" else "1",
+            f"\\frac{{{a}}}{{({b})^2+1}}+1",
         )
     if kind == 3:
         return f"({a}-{b})", f"(-({b2})+{a2})", f"({a3}-{b})"

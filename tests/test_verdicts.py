@@ -111,6 +111,7 @@ def test_numbers_are_read_however_they_are_written(gold, answer):
         (18, "x \\ne 18"),
         (18, "- 18"),
         (4, "(3, 4)"),
+        (999, " ".join(map(str, range(600, 1000)))),
         (4, "either 3 or 4"),
         (300, "3 \\times 10^3"),
         (7, "\\boxed{3}, \\boxed{5}, \\boxed{7}"),
@@ -166,7 +167,8 @@ def spellings(value):
     if bottom == 1:
         yield f"{sign}{top:,}"
         yield f"{sign}{top}.00"
-        yield f"{sign}{top:,}".replace(",", " ")
+        if top < 10**15:  # more groups are a list
+            yield f"{sign}{top:,}".replace(",", " ")
     text = decimal(value)
     if text is not None:
         yield text
