@@ -5,7 +5,7 @@
 
 Countdown and arithmetic are judged on their environments' test splits. The other families have no environment: new
 draws (with another seed than in training) are compared with the family's own answer, and may repeat a training example
-where a family has few. One sample a problem; 95 % intervals by Wilson's score.
+where a family has few. One sample a problem; 95 % intervals exact (Clopper-Pearson).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import random
 
 from ponder import registry
 from ponder.engines.torch import TorchEngine
-from ponder.evaluation.intervals import wilson
+from ponder.evaluation.intervals import clopper_pearson
 from ponder.models.load import load
 from ponder.responses import split_response
 from ponder.training.supervised import FAMILIES
@@ -45,7 +45,7 @@ def accuracy(engine: TorchEngine, family: str, n: int, thought_tokens: int, temp
         right = sum(environment.judge(p, r).correct for p, r in zip(problems, responses, strict=True))
     else:
         right = sum(r.answer == e.answer for r, e in zip(responses, examples, strict=True))
-    return wilson(right, n)
+    return clopper_pearson(right, n)
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from _workers import SCRIPTS, PeerMissing, Worker, peer_versions
 
 from ponder.engines.openai import OpenAI
 from ponder.environments.arithmetic import Arithmetic
-from ponder.evaluation.intervals import wilson
+from ponder.evaluation.intervals import clopper_pearson
 from ponder.protocols import Feedback, Strategy
 from ponder.responses import split_response
 from ponder.search.runner import solve
@@ -174,7 +174,7 @@ def measured(
     seconds = time.perf_counter() - began
     tokens, calls = endpoint.spent(key)
     n = len(task.prompts)
-    share = wilson(task.right(texts), n)
+    share = clopper_pearson(task.right(texts), n)
     return Row(name, n, share.value, share.low, share.high, tokens / n, sum(reported) / n, calls / n, seconds)
 
 

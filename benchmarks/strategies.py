@@ -32,7 +32,7 @@ from ponder.engines.torch import TorchEngine
 from ponder.environments.countdown import Partial
 from ponder.evaluation.equal_spend import Compared, Floats, Yardstick, at_equal_spend, counts_up_to
 from ponder.evaluation.evaluate import Plan, evaluate
-from ponder.evaluation.intervals import wilson
+from ponder.evaluation.intervals import mean_of_problems
 from ponder.evaluation.pools.formulas import Majority
 from ponder.evaluation.pools.judges import EnvironmentJudge
 from ponder.evaluation.pools.judging import JudgedPool, judge_pool
@@ -317,11 +317,11 @@ class Table:
 
     def _show(self, name: str, ran: Ran, compared: bool = True) -> None:
         found = [
-            at_equal_spend(ran.correct_P, tokens, stick, self.seed)
+            at_equal_spend(ran.correct_P, tokens, stick)
             for tokens, stick in zip((ran.tokens_P, ran.written_P), self._sticks, strict=True)
         ]
         share, count = float(ran.correct_P.mean()), len(ran.correct_P)
-        interval = "" if not compared else " ({:.0f} to {:.0f})".format(*_percent(wilson(round(share * count), count)))
+        interval = "" if not compared else " ({:.0f} to {:.0f})".format(*_percent(mean_of_problems(ran.correct_P)))
         if self.as_json:
             print(json.dumps({
                 "case": self.case.name, "strategy": name, "n": count, "accuracy": share,

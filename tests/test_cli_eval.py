@@ -23,7 +23,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> MockEngine:
 def test_accuracy_comes_with_its_interval_and_size(engine: MockEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate("-n", "80") == 0
     out = capsys.readouterr().out
-    found = re.search(r"accuracy +([\d.]+)% \[([\d.]+)%, ([\d.]+)%\]  95 % interval \(wilson\), n = 80 problems", out)
+    found = re.search(
+        r"accuracy +([\d.]+)% \[([\d.]+)%, ([\d.]+)%\]  95 % interval \(clopper-pearson\), n = 80 problems", out
+    )
     assert found is not None
     value, low, high = (float(g) for g in found.groups())
     assert 0 < low < value < high < 100

@@ -39,7 +39,7 @@ def test_the_json_has_the_documented_form(pool, tmp_path, capsys):
     names = ["majority", "best_of_n:score", "weighted", "adaptive", "live:best_of_n", "direct"]
     assert run(pool, "--strategies", ",".join(names), "--json", out) == 0
     values = json.loads(out.read_text())
-    assert set(values) == {"n", "coverage", "strategies", "paired", "disagreements"}
+    assert set(values) == {"n", "coverage", "strategies", "paired", "disagreements", "highest", "highest_gain"}
     assert values["n"] == 6
     assert [c["k"] for c in values["coverage"]] == [1, 2, 4]
     assert values["coverage"][2] == {"k": 4, "value": 1.0, "low": values["coverage"][2]["low"], "high": 1.0}
@@ -54,7 +54,13 @@ def test_the_json_has_the_documented_form(pool, tmp_path, capsys):
     assert len(values["paired"]) == 15
     assert set(values["paired"][0]) == {"a", "b", "difference", "low", "high", "p"}
     assert values["disagreements"] == []
+    best = max((p["accuracy"], name) for name, points in values["strategies"].items() for p in points)
+    assert values["highest"]["estimate"]["value"] == best[0]
+    assert values["highest"]["estimate"]["chosen_of"] == 16
+    assert values["highest_gain"]["estimate"]["chosen_of"] == 8
     shown = capsys.readouterr().out
+    assert "note: 6 problems: too few to say much, 97 give ±10 points" in shown
+    assert "chosen as the highest of 16 on the same problems: optimistic" in shown
     assert "6 problems × 4 samples, judged by numeric" in shown
     assert "against majority, same tokens" in shown
     assert "0 of 24 recorded judgements differ from the judge's" in shown

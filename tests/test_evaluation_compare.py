@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,22 @@ def test_a_search_that_was_run_again_counts_once(tmp_path) -> None:
 
 
 def test_tokens_are_compared_in_pairs_too(tmp_path) -> None:
-    a, b = evaluation(tmp_path / "a", KINDS_A), evaluation(tmp_path / "b", KINDS_B)
-    rows = [search(i, kind, tokens=20 + i) for i, kind in enumerate(KINDS_B)]
+    a, b = evaluation(tmp_path / "a", 2 * KINDS_A), evaluation(tmp_path / "b", 2 * KINDS_B)
+    rows = [search(i, kind, tokens=20 + i) for i, kind in enumerate(2 * KINDS_B)]
     (b / "rollouts.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     result = compare(a, b)
-    assert (result.tokens_a.value, result.tokens_b.value) == (13.0, 25.5)
-    assert result.tokens_difference.value == 12.5
-    assert result.tokens_difference.low <= 12.5 <= result.tokens_difference.high
+    assert (result.tokens_a.value, result.tokens_b.value) == (13.0, 28.5)
+    assert result.tokens_difference.value == 15.5
+    assert result.tokens_difference.low < 15.5 < result.tokens_difference.high
+    assert math.isnan(result.tokens_a.low)
+    assert "all 12 problems have the same value" in result.tokens_a.method
+
+
+def test_evaluations_with_equal_results_differ_by_0_with_an_interval(tmp_path) -> None:
+    result = compare(evaluation(tmp_path / "a", 50 * ["wrong"]), evaluation(tmp_path / "b", 50 * ["wrong"]))
+    assert result.difference.value == 0.0
+    # The chance that none of 50 differs is 2.5 % if 7.1 % of all do.
+    assert (result.difference.low, result.difference.high) == pytest.approx((-0.071, 0.071), abs=0.001)
 
 
 def test_several_samples_are_averaged_and_have_no_mcnemar(tmp_path) -> None:
@@ -113,9 +123,12 @@ def test_the_command_prints_both_accuracies_and_the_interval(tmp_path, capsys) -
     assert main(["report", a, b]) == 0
     said = capsys.readouterr().out
     assert "B - A, paired: +33.3 points" in said
+    assert "6 problems: too few to say much, 385 give ±10 points" in said
     assert "McNemar's exact test: p = 0.62" in said
     assert "no_answer to correct" in said
-    assert "tokens a search: A 13 (13 to 13), B 13 (13 to 13), B - A 0 (0 to 0)" in said
+    assert "tokens a search: A 13 (no interval: 6 problems, 10 can carry one), B 13 (" in said
     assert main(["report", a, b, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["moves"]["wrong to correct"] == 2
+    values = json.loads(capsys.readouterr().out)
+    assert values["moves"]["wrong to correct"] == 2
+    assert (values["tokens_difference"]["value"], values["tokens_difference"]["low"]) == (0.0, None)
     assert main(["report", a, str(tmp_path)]) == 2

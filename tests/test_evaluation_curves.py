@@ -37,6 +37,7 @@ def test_the_file_has_the_documented_form(tmp_path):
     values = json.loads((tmp_path / "curves.json").read_text())
     assert list(values) == [
         "train", "test", "base", "base_accuracy", "trained_accuracy", "seconds", "peak_memory_bytes", "seed",
+        "interval",
     ]  # fmt: skip
     assert list(values["train"][0]) == ["step", "flops", "sampled_tokens", "accuracy", "low", "high", "n"]
     assert list(values["test"]) == list(values["base"]) == ["sequential", "parallel"]

@@ -19,8 +19,9 @@ def test_majority_itself_is_no_better_than_majority_at_equal_spend(k) -> None:
     found = at_equal_spend(stick.accuracy_PK[:, k - 1], k * stick.tokens_P, stick)
     assert found.samples == pytest.approx(k)
     assert found.within
-    for value in (found.difference.value, found.difference.low, found.difference.high):
-        assert value == pytest.approx(0, abs=1e-9)
+    assert found.difference.value == pytest.approx(0, abs=1e-9)
+    # What equal results on 30 problems leave open, for one side as for the other.
+    assert -0.13 < found.difference.low < -0.1 < 0.1 < found.difference.high < 0.13
 
 
 def test_between_two_counts_of_samples_majority_lies_between_their_accuracies() -> None:

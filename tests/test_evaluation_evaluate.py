@@ -13,7 +13,7 @@ from mocks import MockEngine, MockEnvironment, doubler
 
 from ponder.errors import PonderError, Unsupported, UserError
 from ponder.evaluation.evaluate import Plan, evaluate
-from ponder.evaluation.intervals import wilson
+from ponder.evaluation.intervals import clopper_pearson
 from ponder.evaluation.results import Earlier
 from ponder.evaluation.testtime import ladder, parallel, parallel_points
 from ponder.protocols import Ask, Group
@@ -41,7 +41,7 @@ def test_an_evaluation_counts_verdicts_tokens_and_cost():
     kinds = result.kinds
     assert set(kinds) == {"correct", "wrong", "no_answer"}
     assert sum(kinds.values()) == 60
-    assert result.accuracy == wilson(kinds["correct"], 60)
+    assert result.accuracy == clopper_pearson(kinds["correct"], 60)
     assert result.no_answer == kinds["no_answer"] / 60
     assert result.spend.tokens == engine.used.tokens
     assert result.mean_tokens.value == pytest.approx(engine.used.response_tokens / 60)
@@ -119,7 +119,7 @@ def test_no_more_searches_wait_for_their_judge_than_are_in_flight():
 def test_several_samples_are_averaged_per_problem_and_all_differ():
     result = run(samples=8, seed=2)
     assert result.accuracy.n == 60
-    assert result.accuracy.method == "bootstrap over problems"
+    assert result.accuracy.method == "Gaffke"
     assert all(len(r.kinds) == 8 for r in result.rows)
     assert {len(set(r.texts)) for r in result.rows} - {1}
     # The first sample is the one that a single-sample evaluation draws.

@@ -347,7 +347,7 @@ def test_a_comparison_holds_points_pairs_and_coverage(folder):
     pool = judged(folder / "p.jsonl", *rows)
     result = replay(pool, {"direct": Direct(), "majority": Majority()})
     values = result.to_json()
-    assert list(values) == ["n", "coverage", "strategies", "paired", "disagreements"]
+    assert list(values) == ["n", "coverage", "strategies", "paired", "disagreements", "highest", "highest_gain"]
     assert values["n"] == 10
     assert [c["k"] for c in values["coverage"]] == [1, 2, 3]
     assert values["coverage"][2]["value"] == 1.0

@@ -1,14 +1,17 @@
 """Results say what they are in a line, and in a notebook as a small page with model text escaped."""
 
 import asyncio
+import json
+import math
 
 from mocks import MockEngine, MockEnvironment, doubler
 
+from ponder import show
 from ponder.evaluation.evaluate import evaluate
 from ponder.search.runner import solve
 from ponder.search.strategies.direct import Direct
 from ponder.search.strategies.majority import Majority
-from ponder.types import Estimate, Problem, Segment, SegmentKind
+from ponder.types import Estimate, Problem, Segment, SegmentKind, to_json
 
 
 def outcome(text="</think>42"):
@@ -23,6 +26,16 @@ def test_a_result_is_one_short_line_without_token_ids():
     assert repr(outcome()) == "Outcome(answer='42', finished, confidence 1.00, 4 responses, 72 tokens)"
     assert repr(Segment(SegmentKind.SAMPLED, tuple(range(1000)))).startswith("Segment(sampled, 1000 ids")
     assert repr(Estimate(0.5, 0.4, 0.6, 100)) == "Estimate(0.5 [0.4, 0.6], n 100)"
+    assert repr(Estimate(0.5, 0.4, 0.6, 100, "Gaffke")) == "Estimate(0.5 [0.4, 0.6], n 100, Gaffke)"
+    chosen = show.estimate(Estimate(0.5, 0.4, 0.6, 100, "Gaffke", chosen_of=3))
+    assert "chosen as the highest of 3 on the same problems: optimistic" in chosen
+
+
+def test_an_estimate_without_an_interval_says_why_and_has_null_in_json():
+    found = Estimate(5.0, math.nan, math.nan, 1, "no interval: 1 problem, 10 can carry one")
+    assert repr(found) == "Estimate(5, n 1, no interval: 1 problem, 10 can carry one)"
+    assert show.bracket(found, str) == "5.0 (no interval: 1 problem, 10 can carry one)"
+    assert json.loads(json.dumps(to_json([found]), allow_nan=False))[0]["low"] is None
 
 
 def test_model_text_is_escaped_in_a_notebook():

@@ -257,14 +257,14 @@ async def evaluate_async(
 evaluate = _blocking(evaluate_async)
 
 
-def compare(a: Evaluation | str | Path, b: Evaluation | str | Path, seed: int = 0) -> Comparison:
+def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Comparison:
     """Compare two evaluations of the same problems, or their run directories, problem by problem.
 
     Raises `UserError` if one is not an evaluation, or if the two did not answer the same problems.
     """
     from ponder.evaluation.compare import compare as compared
 
-    return compared(a, b, seed)
+    return compared(a, b)
 
 
 # Training and runs --------------------------------------------------------------------------------------------------

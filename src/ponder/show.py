@@ -6,7 +6,8 @@ Takes plain attributes and strings, so that any room can use it. Reports of runs
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 MOST_NODES = 50
@@ -117,8 +118,23 @@ def spend(found: Any) -> str:
 
 
 def estimate(found: Any, scale: float = 1.0, unit: str = "") -> str:
-    """`42.0 % [35.4, 48.9], n 200` with `scale=100, unit=" %"`."""
+    """`42.0 % [35.4, 48.9], n 200, clopper-pearson` with `scale=100, unit=" %"`."""
     value, low, high = (
         f"{x * scale:.1f}" if scale != 1.0 else f"{x:.4g}" for x in (found.value, found.low, found.high)
     )
-    return f"{value}{unit} [{low}, {high}], n {found.n:,}"
+    said = [f"{value}{unit}" if math.isnan(found.low) else f"{value}{unit} [{low}, {high}]", f"n {found.n:,}"]
+    said += [found.method] if found.method else []
+    said += [chosen(found.chosen_of)] if found.chosen_of > 1 else []
+    return ", ".join(said)
+
+
+def chosen(of: int) -> str:
+    """What is said of a number that was chosen as the best of several on the same data."""
+    return f"chosen as the highest of {of} on the same problems: optimistic, its interval allows for {of} (Bonferroni)"
+
+
+def bracket(found: Any, number: Callable[[float], str]) -> str:
+    """`102 [95, 110]`, with `number` for its numbers; without an interval `102 (no interval: 3 problems; …)`."""
+    if math.isnan(found.low):
+        return f"{number(found.value)} ({found.method})"
+    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"

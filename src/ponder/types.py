@@ -657,9 +657,13 @@ class Estimate:
 
     value: float
     low: float
+    """NaN, and `high` too, where the data cannot carry an interval; `method` says why. In JSON that is null."""
     high: float
     n: int
     method: str = ""
+    chosen_of: int = 1
+    """It was chosen as the best of so many on the same data: the value is optimistic, and the interval is widened so
+    that it covers whichever was chosen (Bonferroni)."""
 
     def __repr__(self) -> str:
         return f"Estimate({show.estimate(self)})"
@@ -672,6 +676,11 @@ def to_json(value: Any) -> Any:
     if isinstance(value, Message):
         rest = ((f.name, to_json(getattr(value, f.name))) for f in dataclasses.fields(value)[2:])
         return {"role": value.role, "content": value.content, **{k: v for k, v in rest if v}}
+    if isinstance(value, Estimate):
+        low, high = (None if math.isnan(x) else x for x in (value.low, value.high))
+        return {"value": value.value, "low": low, "high": high} | {
+            name: getattr(value, name) for name in ("n", "method", "chosen_of")
+        }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, StrEnum):

@@ -28,7 +28,7 @@ from ponder.config import parse, refuse_changed
 from ponder.environments.loading import first_problems, gold_of, size_of
 from ponder.errors import UserError
 from ponder.runs.progress import quantity
-from ponder.show import visible
+from ponder.show import bracket, visible
 
 if TYPE_CHECKING:
     from ponder.cli._evaluation import Job
@@ -173,7 +173,7 @@ def text(config: EvalConfig, result: Evaluation, shown: list[dict[str, Any]]) ->
         f"accuracy     {a.value:.1%} [{a.low:.1%}, {a.high:.1%}]  95 % interval ({a.method}), {n}",
         f"verdicts     {verdicts}",
         f"no answer    {result.no_answer:.1%}",
-        f"mean tokens  {quantity(t.value)} [{quantity(t.low)}, {quantity(t.high)}] per response",
+        f"mean tokens  {bracket(t, quantity)} per response",
         f"spent        {spend_text(result.spend, result.seconds)}",
     ]
     if result.opening.tokens:

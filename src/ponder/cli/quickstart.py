@@ -161,6 +161,7 @@ def _command(config: QuickstartConfig) -> str:
 def quickstart(config: QuickstartConfig, rl: RLRun, run: Run, began: float) -> Curves:
     """Evaluate the base, train, evaluate again; writes `curves.json`, `summary.json` and `samples.json`."""
     from ponder.evaluation import curves as files
+    from ponder.evaluation.intervals import OF_PROBLEMS
     from ponder.training.rl_run import cost, show
 
     quiet = config.json
@@ -192,6 +193,7 @@ def quickstart(config: QuickstartConfig, rl: RLRun, run: Run, began: float) -> C
         seconds=seconds,
         peak_memory_bytes=peak_memory_bytes(),
         seed=config.seed,
+        interval=OF_PROBLEMS,
     )
     files.write(run.path / "curves.json", curves)
     run.write_json("samples.json", _samples(rl, before, after))
@@ -321,12 +323,10 @@ def _summary(rl: RLRun, curves: Curves, base: Ladder, trained: Ladder, cost: Any
         "facts": {
             f"Base, {COMPARED_AT} tokens of thought": show(before),
             f"Trained, {COMPARED_AT} tokens of thought": show(after),
-            "Gain by training (paired)": _points(paired_difference(after.correct_P, before.correct_P, curves.seed)),
+            "Gain by training (paired)": _points(paired_difference(after.correct_P, before.correct_P)),
             f"Trained, {RUNGS[0]} tokens of thought": show(first),
             f"Trained, {RUNGS[-1]} tokens of thought": show(last),
-            "Gain by thinking longer (paired)": _points(
-                paired_difference(last.correct_P, first.correct_P, curves.seed)
-            ),
+            "Gain by thinking longer (paired)": _points(paired_difference(last.correct_P, first.correct_P)),
             "Training steps": rl.trainer.state.step,
             "Seconds": round(curves.seconds, 1),
             "Peak memory": f"{curves.peak_memory_bytes / 2**20:.0f} MiB",

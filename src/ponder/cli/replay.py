@@ -16,7 +16,7 @@ from ponder.config import Options, parse
 from ponder.errors import UserError
 from ponder.runs.files import write_json
 from ponder.runs.progress import Progress, quantity
-from ponder.show import visible
+from ponder.show import estimate, visible
 
 if TYPE_CHECKING:
     from ponder.engines.recorded import RecordedPool
@@ -36,7 +36,8 @@ strategies, joined by commas:
   live:NAME[:KEY=VALUE+...]       a strategy of `ponder list strategies`, run on the samples in several orders
   NAME                            the same for any other strategy
 
-Each except direct and majority is compared with majority at the same mean tokens (paired by problem).
+Each except direct and majority is compared with majority at the same mean tokens (paired by problem). The highest
+point of several is marked as chosen, with an interval that allows for the choice.
 
 examples:
   ponder replay pool.jsonl
@@ -75,7 +76,7 @@ class ReplayConfig:
     """Random orders of the samples, where there is no formula (default: 256; 8 for live:NAME, which runs whole
     searches)."""
     seed: int = 0
-    """Seed of those orders and of the intervals."""
+    """Seed of those orders."""
     show: int = 10
     """How many recorded judgements that differ from the judge's to show; --json has all."""
     json: str | None = None
@@ -103,7 +104,7 @@ def main(args: list[str]) -> int:
     for strategy in strategies.values():
         strategy.check(rows)
     pool = _judged(config, recorded, judge)
-    result = analysis.replay(pool, strategies, counts, config.seed)
+    result = analysis.replay(pool, strategies, counts)
     say("\n".join(text(config, pool, result)))
     if config.json is not None:
         write_json(Path(config.json), result.to_json())
@@ -161,6 +162,8 @@ def in_points(value: float, low: float, high: float) -> str:
 
 def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[str]:
     """What is printed: coverage, strategies by budget, pairs, and recorded judgements that differ."""
+    from ponder.evaluation.intervals import too_few
+
     counts = sorted({len(p.row.samples) for p in pool.problems})
     many = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     yield f"{config.pool}: {result.n:,} problems × {many} samples, judged by {pool.judge.name}, seed {config.seed}"
@@ -174,6 +177,9 @@ def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[s
     yield f"\n{'coverage (pass@k)':<24}{'k':>8}{'':20}{'value':>10}  95 % interval"
     for c in result.coverage:
         yield f"{'':24}{c.k:>8}{'':20}{c.value:>10.1%}  [{c.low:.1%}, {c.high:.1%}]"
+    few = too_few(max(p.high - p.low for points in result.strategies.values() for p in points), result.n)
+    if few:
+        yield f"note: {few}"
     head = f"{'strategy':<24}{'budget':>8}{'samples':>9}{'tokens':>11}{'accuracy':>10}  {'95 % interval':<17}"
     yield f"\n{head}" + ("against majority, same tokens" if any(result.equal_spend.values()) else "").rstrip()
     for name, points in result.strategies.items():
@@ -184,12 +190,17 @@ def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[s
             if found is not None:
                 line += in_points(found.difference.value, found.difference.low, found.difference.high)
             yield line.rstrip()
+    for what, best in (("highest", result.highest), ("highest against majority", result.highest_gain)):
+        if best is not None:
+            unit = " %" if best is result.highest else " points"
+            budget = f"{best.strategy} at {best.budget}"
+            yield f"{what}: {budget}: {estimate(best.estimate, 100, unit)}"
     error = max(result.errors.values())
     if error > 0:
         drawn = ", ".join(name for name, e in result.errors.items() if e > 0)
         yield f"{drawn}: over random orders, standard error of the accuracy at most {error * 100:.2f} points"
     if result.paired:
-        yield "\na - b at the largest budget, in points, paired over problems; p by McNemar's exact test"
+        yield "\na - b at the largest budget, in points, paired over problems; p by McNemar's exact test, each alone"
     for pair in result.paired:
         yield f"  {f'{pair.a} - {pair.b}':<44}{in_points(pair.difference, pair.low, pair.high)}  p = {pair.p:.2g}"
     recorded = sum(s.correct is not None for p in pool.problems for s in p.row.samples)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ponder.cli._output import say
 from ponder.runs.progress import quantity
+from ponder.show import bracket
 
 if TYPE_CHECKING:
     from ponder.evaluation.compare import Comparison
@@ -26,7 +27,7 @@ an evaluation it shows the first searches as trees: every branch with its scores
 --problem the trees of that problem's searches are printed instead, and nothing is written.
 
 Two runs of `ponder eval --out` on the same problems are compared problem by problem: both accuracies, their
-difference with a bootstrap interval over problems, McNemar's exact test, and which verdicts changed into which. Nothing
+difference with its interval over problems, McNemar's exact test, and which verdicts changed into which. Nothing
 is written.
 """
 
@@ -90,18 +91,15 @@ def trees(search: Mapping[str, Any]) -> str:
 def text(a: str, b: str, result: Comparison) -> str:
     """The comparison as text."""
     d = result.difference
+    few = f"; {d.method.partition('; ')[2]}" if ";" in d.method else ""
     lines = [
         f"A  {result.a.value:6.1%} ({result.a.low:.1%} to {result.a.high:.1%}, n {result.a.n})  {a}",
         f"B  {result.b.value:6.1%} ({result.b.low:.1%} to {result.b.high:.1%}, n {result.b.n})  {b}",
-        f"B - A, paired: {d.value * 100:+.1f} points ({d.low * 100:+.1f} to {d.high * 100:+.1f})",
+        f"B - A, paired: {d.value * 100:+.1f} points ({d.low * 100:+.1f} to {d.high * 100:+.1f}){few}",
     ]
     if result.p is not None:
         lines.append(f"McNemar's exact test: p = {result.p:.2g}")
     s, t, u = result.tokens_a, result.tokens_b, result.tokens_difference
-    lines.append(
-        f"tokens a search: A {quantity(s.value)} ({quantity(s.low)} to {quantity(s.high)}), "
-        f"B {quantity(t.value)} ({quantity(t.low)} to {quantity(t.high)}), "
-        f"B - A {quantity(u.value)} ({quantity(u.low)} to {quantity(u.high)})"
-    )
+    lines.append(f"tokens a search: A {bracket(s, quantity)}, B {bracket(t, quantity)}, B - A {bracket(u, quantity)}")
     lines += [f"{count:>6}  {move}" for move, count in result.moves.items()]
     return "\n".join(lines)

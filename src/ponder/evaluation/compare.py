@@ -10,7 +10,7 @@ from typing import Any
 
 from ponder import show
 from ponder.errors import UserError
-from ponder.evaluation.intervals import bootstrap_mean, mcnemar, mean_of_problems, paired_difference
+from ponder.evaluation.intervals import differences, mcnemar, mean_of_problems, mean_unbounded, paired_difference
 from ponder.evaluation.results import Evaluation
 from ponder.evaluation.rollouts import lines
 from ponder.types import Estimate, Spend, VerdictKind, to_json
@@ -23,7 +23,7 @@ class Comparison:
     a: Estimate
     b: Estimate
     difference: Estimate
-    """Accuracy of B − A, paired bootstrap over problems."""
+    """Accuracy of B − A, paired by problem."""
     p: float | None
     """McNemar's exact p-value; None where a problem has several samples."""
     moves: dict[str, int]
@@ -32,7 +32,7 @@ class Comparison:
     """Tokens spent on a search, prompt and response, every branch counted; mean over problems."""
     tokens_b: Estimate
     tokens_difference: Estimate
-    """B − A, paired bootstrap over problems."""
+    """B − A, paired by problem."""
 
     def __repr__(self) -> str:
         p = "" if self.p is None else f", p {self.p:.2g}"
@@ -77,7 +77,7 @@ class _Problem:
         return sum(self.tokens[s] for s in self.judged) / len(self.judged)
 
 
-def compare(a: Evaluation | str | Path, b: Evaluation | str | Path, seed: int = 0) -> Comparison:
+def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Comparison:
     """Compare two evaluations, or the run directories that `ponder eval --out` wrote of them.
 
     Raises `UserError` if one is no evaluation, or if the two did not answer the same problems.
@@ -100,14 +100,14 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path, seed: int = 
     tokens_a, tokens_b = ([rows[i].mean_tokens for i in ids] for rows in (first, second))
     single = all(len(rows[i].kinds) == 1 for rows in (first, second) for i in ids)
     return Comparison(
-        a=mean_of_problems(right_a, seed),
-        b=mean_of_problems(right_b, seed),
-        difference=paired_difference(right_b, right_a, seed),
+        a=mean_of_problems(right_a),
+        b=mean_of_problems(right_b),
+        difference=paired_difference(right_b, right_a),
         p=mcnemar(right_b, right_a) if single else None,
         moves=moves([first[i].first for i in ids], [second[i].first for i in ids]),
-        tokens_a=bootstrap_mean(tokens_a, seed),
-        tokens_b=bootstrap_mean(tokens_b, seed),
-        tokens_difference=paired_difference(tokens_b, tokens_a, seed),
+        tokens_a=mean_unbounded(tokens_a),
+        tokens_b=mean_unbounded(tokens_b),
+        tokens_difference=mean_unbounded(differences(tokens_b, tokens_a)),
     )
 
 

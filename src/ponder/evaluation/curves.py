@@ -84,6 +84,8 @@ class Curves:
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     seed: int = 0
+    interval: str = ""
+    """The method of the intervals."""
 
 
 def validate(curves: Curves, where: str = "curves") -> None:

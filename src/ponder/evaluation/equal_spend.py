@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder.evaluation.intervals import Floats, mean_in_bounds
 from ponder.types import Estimate
-
-Floats = NDArray[np.float64]
-RESAMPLES = 4_000
 
 
 @dataclass(frozen=True)
@@ -52,30 +50,31 @@ def counts_up_to(most: int, limit: int = 64) -> NDArray[np.int64]:
     return np.unique(np.concatenate([[1, most], np.geomspace(1, most, limit).round().astype(np.int64)]))
 
 
-def at_equal_spend(
-    correct_P: Floats, tokens_P: Floats, yardstick: Yardstick, seed: int = 0, resamples: int = RESAMPLES
-) -> Compared:
-    """Compare at the same mean tokens a problem, with a percentile bootstrap over problems (95 %).
+def at_equal_spend(correct_P: Floats, tokens_P: Floats, yardstick: Yardstick, chosen_of: int = 1) -> Compared:
+    """Compare at the same mean tokens a problem, with an interval over problems (95 %).
 
-    Each resample draws problems for both sides and computes again how many samples of majority the strategy's
-    tokens buy, so the interval covers the spend's error too. Raises `ValueError` for sides of different problems.
+    How many samples of majority the strategy's tokens buy is an estimate too. Its error is carried over by the slope
+    of majority's curve there (the delta method): each problem counts with what it adds to the difference of accuracies
+    less what its tokens add to the samples bought. The mean of these has Gaffke's interval (`mean_in_bounds`).
+    `chosen_of`: see `Estimate.chosen_of`. Raises `ValueError` for sides of different problems.
     """
     count = len(correct_P)
     if not len(tokens_P) == len(yardstick.tokens_P) == len(yardstick.accuracy_PK) == count:
         raise ValueError("both sides need the same problems")
-    rng = np.random.default_rng(seed)
-    drawn_RP = rng.multinomial(count, np.full(count, 1 / count), size=resamples) / count
-    weights_RP = np.vstack([np.full(count, 1 / count), drawn_RP])
-    samples_R = (weights_RP @ tokens_P) / (weights_RP @ yardstick.tokens_P)
-    curve_RK, counts_K = weights_RP @ yardstick.accuracy_PK, yardstick.counts_K
-    at_R = np.clip(samples_R, counts_K[0], counts_K[-1])
-    above_R = np.clip(np.searchsorted(counts_K, at_R), min(1, len(counts_K) - 1), len(counts_K) - 1)
-    below_R = np.maximum(above_R - 1, 0)
-    width_R = np.maximum(counts_K[above_R] - counts_K[below_R], 1)
-    part_R, rows_R = (at_R - counts_K[below_R]) / width_R, np.arange(len(at_R))
-    majority_R = curve_RK[rows_R, below_R] * (1 - part_R) + curve_RK[rows_R, above_R] * part_R
-    gain_R = weights_RP @ correct_P - majority_R
-    low, high = np.quantile(gain_R[1:], [0.025, 0.975])
-    method = f"bootstrap over problems, {resamples:,} resamples"
-    difference = Estimate(float(gain_R[0]), float(low), float(high), count, method)
-    return Compared(float(samples_R[0]), float(majority_R[0]), difference, int(counts_K[-1]))
+    counts_K, one_sample = yardstick.counts_K, float(np.mean(yardstick.tokens_P))
+    samples = float(np.mean(tokens_P)) / one_sample
+    at = float(np.clip(samples, counts_K[0], counts_K[-1]))
+    above = int(np.clip(np.searchsorted(counts_K, at), min(1, len(counts_K) - 1), len(counts_K) - 1))
+    below = max(above - 1, 0)
+    width = max(1, int(counts_K[above] - counts_K[below]))
+    part = (at - counts_K[below]) / width
+    majority_P = (1 - part) * yardstick.accuracy_PK[:, below] + part * yardstick.accuracy_PK[:, above]
+    # Beyond the samples that were drawn the curve is taken as flat.
+    slope = 0.0
+    if counts_K[0] < samples < counts_K[-1]:
+        slope = float(np.mean(yardstick.accuracy_PK[:, above] - yardstick.accuracy_PK[:, below])) / width
+    bought_P = (tokens_P - samples * yardstick.tokens_P) / one_sample
+    gain_P = correct_P - majority_P - slope * bought_P
+    low, high = min(-1.0, float(gain_P.min())), max(1.0, float(gain_P.max()))
+    difference = mean_in_bounds(gain_P, low, high, method="paired, Gaffke", chosen_of=chosen_of)
+    return Compared(samples, float(np.mean(majority_P)), difference, int(counts_K[-1]))

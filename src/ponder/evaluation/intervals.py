@@ -1,50 +1,58 @@
-"""95 % intervals. Problems are the units: samples of one problem are not independent of each other."""
+"""95 % intervals. Problems are the units: samples of one problem are not independent of each other.
+
+Problems are taken as drawn from a larger set of problems, and their samples from the model. No interval rests on a
+normal distribution of what is bounded, and none resamples: where few problems differ, or few can be solved, a
+resample cannot show what was not drawn, and the bootstrap's intervals miss the truth far more often than 1 time in 20
+(`docs/results/coverage.md`; the same command measures these intervals).
+
+- `clopper_pearson`: a share of problems, exact.
+- `mean_in_bounds`: a mean of values with known bounds (Gaffke 2005), of which the exact interval is the case 0 or 1.
+  `mean_of_problems` takes the one that fits; `paired_difference` is the same for a − b in [−1, 1].
+- `mean_unbounded`: a mean without known bounds, such as tokens. It says so where the data cannot carry an interval.
+- `over_seeds`: training seeds as well as problems.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ponder.evaluation.distributions import beta_cdf, normal_quantile, student_quantile
 from ponder.types import Estimate
 
 Floats = NDArray[np.float64]
 
-Z = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution."""
-RESAMPLES = 10_000
+ALPHA = 0.05
+"""The chance that an interval misses the truth."""
 MIN_SEEDS = 5
 """Fewer seeds than this are shown as points and not ranked."""
-_CELLS = 2_000_000
-"""Most resampled values held in memory at once."""
-_FEW = 64
-"""Up to so many distinct values, a resample is drawn as their counts: the same distribution, much cheaper."""
+MIN_UNBOUNDED = 10
+"""Fewer problems than this carry no interval of a mean without bounds."""
+MIN_DIFFERENT = 5
+"""Nor do problems of which fewer than this differ from the commonest value: what is rare was hardly seen."""
+OF_PROBLEMS = "Clopper-Pearson for one sample a problem, Gaffke for several"
+"""The methods of `mean_of_problems`."""
+WIDE = 0.5
+"""An interval of accuracies or their differences that is wider than this says that it has too few problems."""
+_ROUNDING = 1e-9
+"""Exact formulas leave a bound a rounding error away."""
 
 
-def _check_counts(k: int, n: int) -> None:
+def clopper_pearson(k: int, n: int, chosen_of: int = 1) -> Estimate:
+    """A share k / n with the exact interval (Clopper and Pearson 1934, Biometrika 26): covers at least 95 %.
+
+    `chosen_of`: see `Estimate.chosen_of`. Raises `ValueError` unless 0 ≤ k ≤ n and n ≥ 1.
+    """
     if not 0 <= k <= n or n < 1:
         raise ValueError(f"{k} of {n}: give 0 ≤ k ≤ n and n ≥ 1")
-
-
-def wilson(k: int, n: int) -> Estimate:
-    """A share k / n with Wilson's score interval (Wilson 1927, J. Am. Stat. Assoc. 22): never empty, within [0, 1]."""
-    _check_counts(k, n)
-    p, z2 = k / n, Z * Z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low = 0.0 if k == 0 else max(0.0, centre - half)
-    high = 1.0 if k == n else min(1.0, centre + half)
-    return Estimate(p, low, high, n, "wilson")
-
-
-def clopper_pearson(k: int, n: int) -> Estimate:
-    """A share k / n with the exact interval (Clopper and Pearson 1934, Biometrika 26): covers at least 95 %."""
-    _check_counts(k, n)
-    low = 0.0 if k == 0 else _bisect(lambda p: _upper_tail(k, n, p) < 0.025)
-    high = 1.0 if k == n else _bisect(lambda p: 1.0 - _upper_tail(k + 1, n, p) > 0.025)
-    return Estimate(k / n, low, high, n, "clopper-pearson")
+    tail = ALPHA / chosen_of / 2
+    low = 0.0 if k == 0 else _bisect(lambda p: beta_cdf(k, n - k + 1, p) < tail)
+    high = 1.0 if k == n else _bisect(lambda p: beta_cdf(k + 1, n - k, p) < 1.0 - tail)
+    return _said(Estimate(k / n, low, high, n, "clopper-pearson", chosen_of), 0.0, 1.0)
 
 
 def _bisect(below: Callable[[float], bool]) -> float:
@@ -59,85 +67,155 @@ def _bisect(below: Callable[[float], bool]) -> float:
     return (low + high) / 2
 
 
-def _upper_tail(k: int, n: int, p: float) -> float:
-    """P(X ≥ k) of a binomial."""
-    if k > n:
-        return 0.0
-    log_p, log_q, top = math.log(p), math.log1p(-p), math.lgamma(n + 1)
-    terms = (
-        math.exp(top - math.lgamma(i + 1) - math.lgamma(n - i + 1) + i * log_p + (n - i) * log_q)
-        for i in range(k, n + 1)
-    )
-    return min(1.0, math.fsum(terms))
-
-
 def _units(values: ArrayLike) -> Floats:
+    """One number per problem, without those that were left out (NaN)."""
     units = np.asarray(values, dtype=np.float64)
     if units.ndim != 1:
         raise ValueError(f"values have the shape {units.shape}: give one number per problem")
     units = units[~np.isnan(units)]
     if not units.size:
         raise ValueError("no values: there is nothing to estimate")
+    if not np.isfinite(units).all():
+        raise ValueError("a value is infinite: its mean is no number")
     return units
 
 
-def _resampled_means(units: Floats, seed: int, resamples: int) -> Floats:
-    rng = np.random.default_rng(seed)
-    distinct, counts = np.unique(units, return_counts=True)
-    if len(distinct) <= _FEW:
-        drawn = rng.multinomial(units.size, counts / units.size, size=resamples)
-        return drawn @ distinct / units.size
-    rows = max(1, _CELLS // units.size)
-    means = [
-        units[rng.integers(0, units.size, (min(rows, resamples - i), units.size))].mean(axis=1)
-        for i in range(0, resamples, rows)
-    ]
-    return np.concatenate(means)
+def mean_in_bounds(
+    values_P: ArrayLike, low: float = 0.0, high: float = 1.0, *, method: str = "Gaffke", chosen_of: int = 1
+) -> Estimate:
+    """The mean over problems of values that cannot lie outside [low, high], with Gaffke's interval.
 
-
-def bootstrap_mean(values_P: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """The mean over problems with a percentile bootstrap interval (Efron 1979, Ann. Stat. 7).
-
-    NaN marks a problem that is left out. The same seed gives the same interval. Raises `ValueError` if none is left.
+    The interval is never empty, even if all values are equal: what was not seen may still lie at either bound. NaN
+    marks a problem that is left out. With Dirichlet(1, …, 1) weights on the values and on one further value at `low`
+    (at `high` for the upper end), the limit is the quantile of the weighted mean. For values of 0 and 1 that is
+    Clopper and Pearson's interval; for others no distribution is known that it covers less often than it says, though
+    that is proved for special cases alone (Gaffke 2005, Math. Methods Stat. 14, 451-467; Learned-Miller and Thomas
+    2019, arXiv:1905.06208; Phan et al. 2021, arXiv:2106.03163). Raises `ValueError` for values outside the bounds.
     """
     units = _units(values_P)
-    low, high = np.percentile(_resampled_means(units, seed, resamples), [2.5, 97.5])
+    slack = _ROUNDING * (high - low)
+    if units.min() < low - slack or units.max() > high + slack:
+        raise ValueError(f"values from {units.min():g} to {units.max():g} are not within [{low:g}, {high:g}]")
+    units = np.clip(units, low, high)
+    down, up = gaffke(units, low, high, ALPHA / chosen_of / 2)
     mean = float(units.mean())
-    # Rounding of sums in another order must not put the mean outside.
-    return Estimate(mean, min(float(low), mean), max(float(high), mean), units.size, "bootstrap over problems")
+    return _said(Estimate(mean, min(down, mean), max(up, mean), units.size, method, chosen_of), low, high)
 
 
-def bootstrap_clustered(values_PG: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """The mean over problems × samples; whole problems are resampled, each weighs the same. NaN is left out."""
-    values = np.asarray(values_PG, dtype=np.float64)
-    if values.ndim != 2:
-        raise ValueError(f"values have the shape {values.shape}: give problems × samples")
-    seen = ~np.isnan(values)
-    counts = seen.sum(axis=1)
-    means = np.where(counts > 0, np.where(seen, values, 0.0).sum(axis=1) / np.maximum(counts, 1), np.nan)
-    return bootstrap_mean(means, seed, resamples)
+def gaffke(values_P: Floats, low: float, high: float, tail: float = ALPHA / 2) -> tuple[float, float]:
+    """Gaffke's lower and upper limit, each missed with a chance of at most `tail`.
 
-
-def mean_of_problems(values_P: ArrayLike, seed: int = 0) -> Estimate:
-    """The mean of values in [0, 1], one per problem: Wilson's interval where all are 0 or 1, else the bootstrap."""
-    units = _units(values_P)
-    # Exact formulas leave 0 and 1 a rounding error away.
-    whole = np.round(units)
-    if np.all(np.abs(units - whole) < 1e-9) and np.all((whole == 0.0) | (whole == 1.0)):
-        return wilson(int(whole.sum()), units.size)
-    return bootstrap_mean(units, seed)
-
-
-def paired_difference(a_P: ArrayLike, b_P: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Mean of a − b over the same problems in the same order, with a bootstrap interval over problems.
-
-    A problem that is NaN in either is left out of both.
+    The distribution of the weighted mean is the saddlepoint approximation r* (Lugannani and Rice 1980, Adv. Appl.
+    Prob. 12; Barndorff-Nielsen 1990, J. R. Stat. Soc. B 52). Its limits are at most 3 % of their distance further out
+    than the exact ones, and less the more values there are.
     """
+    # Row 0 for the lower limit, row 1 mirrored for the upper one; column 0 is the further value at the bound.
+    x = np.zeros((2, values_P.size + 1))
+    x[0, 1:], x[1, 1:] = values_P - low, high - values_P
+    scale = x.max(axis=1, keepdims=True)
+    inside = scale[:, 0] > 0
+    x /= np.where(scale > 0, scale, 1.0)
+    target, count = normal_quantile(tail), x.shape[1]
+    # The tail is tilted to have its mean at c: with u the tilt, Σ (x − c) / (1 + u x) = 0. Bisection on log u.
+    start, end = np.full(2, -12.0), np.full(2, 50.0)
+    for _ in range(32):
+        middle = (start + end) / 2
+        u = np.exp(middle)[:, None]
+        weights = 1.0 / (1.0 + u * x)
+        c = (weights * x).sum(axis=1, keepdims=True) / weights.sum(axis=1, keepdims=True)
+        cumulant = np.log(weights).sum(axis=1) + count * np.log1p(u * c)[:, 0]
+        curvature = np.square((x - c) * weights).sum(axis=1)
+        r = -np.sqrt(np.maximum(-2.0 * cumulant, 1e-300))
+        slope = -u[:, 0] * np.sqrt(np.maximum(curvature, 1e-300))
+        above = r + np.log(np.maximum(slope / r, 1e-300)) / r > target
+        start, end = np.where(above, middle, start), np.where(above, end, middle)
+    limits = np.where(inside, c[:, 0] * scale[:, 0], 0.0)
+    return low + float(limits[0]), high - float(limits[1])
+
+
+def mean_of_problems(values_P: ArrayLike, chosen_of: int = 1) -> Estimate:
+    """The mean of values in [0, 1], one per problem: the exact interval where all are 0 or 1, else Gaffke's.
+
+    NaN marks a problem that is left out. `chosen_of`: see `Estimate.chosen_of`.
+    """
+    units = _units(values_P)
+    whole = np.round(units)
+    if np.all(np.abs(units - whole) < _ROUNDING) and np.all((whole == 0.0) | (whole == 1.0)):
+        return clopper_pearson(int(whole.sum()), units.size, chosen_of)
+    return mean_in_bounds(units, chosen_of=chosen_of)
+
+
+def differences(a_P: ArrayLike, b_P: ArrayLike) -> Floats:
+    """a − b by problem; NaN where either is. Raises `ValueError` if they are not pairs."""
     a, b = np.asarray(a_P, dtype=np.float64), np.asarray(b_P, dtype=np.float64)
     if a.shape != b.shape:
         raise ValueError(f"{a.shape} and {b.shape} are not pairs")
-    estimate = bootstrap_mean(a - b, seed, resamples)
-    return Estimate(estimate.value, estimate.low, estimate.high, estimate.n, "paired bootstrap over problems")
+    return np.asarray(a - b)
+
+
+def paired_difference(a_P: ArrayLike, b_P: ArrayLike) -> Estimate:
+    """Mean of a − b over the same problems in the same order, for accuracies in [0, 1]: Gaffke's interval in [−1, 1].
+
+    A problem that is NaN in either is left out of both. For what has no bounds take `mean_unbounded` of `differences`.
+    """
+    return mean_in_bounds(differences(a_P, b_P), -1.0, 1.0, method="paired, Gaffke")
+
+
+def mean_unbounded(values_P: ArrayLike) -> Estimate:
+    """The mean over problems of values without known bounds, such as tokens; NaN marks a problem that is left out.
+
+    The wider of Student's t and Hall's transformed t, which corrects for skewness (Hall 1992, J. R. Stat. Soc. B 54),
+    on either side. There is no interval (low and high are NaN, and `method` says why and how many problems could carry
+    one) for fewer than `MIN_UNBOUNDED` problems or if fewer than `MIN_DIFFERENT` differ from the commonest value.
+    What is both rare and far out cannot be bounded by any method.
+    """
+    units = _units(values_P)
+    n, mean = units.size, float(units.mean())
+    different = n - int(np.unique(units, return_counts=True)[1].max())
+    if n < MIN_UNBOUNDED:
+        return _none(mean, n, f"{_count(n)}, {MIN_UNBOUNDED} can carry one")
+    if different < MIN_DIFFERENT:
+        if not different:
+            return _none(mean, n, f"all {_count(n)} have the same value, {MIN_DIFFERENT} that differ can carry one")
+        many = math.ceil(MIN_DIFFERENT * n / different)
+        return _none(mean, n, f"all but {different} of {_count(n)} have the same value, about {many:,} can carry one")
+    spread = units - mean
+    error = float(units.std(ddof=1)) / math.sqrt(n)
+    skew = float(np.mean(spread**3)) / (error * math.sqrt(n)) ** 3
+    t = student_quantile(1.0 - ALPHA / 2, n - 1)
+    low = mean - error * max(t, _hall(t, skew, n))
+    high = mean - error * min(-t, _hall(-t, skew, n))
+    return Estimate(mean, low, high, n, "t and Hall's t")
+
+
+def _hall(t: float, skew: float, n: int) -> float:
+    """The t-value whose transformation, free of skewness, is `t` (Hall 1992, eq. 2.5)."""
+    a = skew / math.sqrt(n)
+    if abs(a) < 1e-6:
+        return t
+    return 3.0 / a * float(np.cbrt(1.0 + a * (t - a / 6.0)) - 1.0)
+
+
+def _count(n: int) -> str:
+    return f"{n:,} problem{'s' * (n != 1)}"
+
+
+def _none(mean: float, n: int, why: str) -> Estimate:
+    return Estimate(mean, math.nan, math.nan, n, f"no interval: {why}")
+
+
+def too_few(width: float, n: int, low: float = 0.0, high: float = 1.0) -> str:
+    """A sentence where `n` problems give an interval so wide that it says little, else an empty text."""
+    if width <= WIDE:
+        return ""
+    # At the largest possible variance.
+    many = math.ceil((normal_quantile(1 - ALPHA / 2) * (high - low) / 2 / 0.1) ** 2)
+    return f"{_count(n)}: too few to say much, {many} give ±10 points"
+
+
+def _said(estimate: Estimate, low: float, high: float) -> Estimate:
+    few = too_few(estimate.high - estimate.low, estimate.n, low, high)
+    return dataclasses.replace(estimate, method=f"{estimate.method}; {few}") if few else estimate
 
 
 def mcnemar(a_P: ArrayLike, b_P: ArrayLike) -> float:
@@ -159,28 +237,37 @@ def mcnemar(a_P: ArrayLike, b_P: ArrayLike) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
-def over_seeds(values_SP: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def over_seeds(values_SP: ArrayLike) -> Estimate:
     """A training claim: values of the same problems from several training seeds (seeds × problems, or one per seed).
 
-    Seeds are resampled first, then problems. With fewer than `MIN_SEEDS` seeds there is no interval: low and high are
-    the smallest and the largest seed, and the method says so; such results are not ranked. `n` is the seeds.
+    The error of the seeds (Student's t on their means) and that of the problems (for accuracies in [0, 1] Gaffke's,
+    else `mean_unbounded`'s) are squared and added on either side (Zou and Donner 2008, Stat. Med. 27), which counts
+    the noise that they share twice. With fewer than `MIN_SEEDS` seeds there is no interval (low and high are NaN):
+    the method holds the smallest and the largest seed, and such results are not ranked. `n` is the seeds.
     """
     values = np.asarray(values_SP, dtype=np.float64)
-    if values.ndim == 1:
+    alone = values.ndim == 1
+    if alone:
         values = values[:, None]
     if values.ndim != 2 or not values.size or np.isnan(values).any():
         raise ValueError("give one row of numbers per seed, without gaps")
-    seeds, problems = values.shape
+    seeds = len(values)
     means = values.mean(axis=1)
     mean = float(means.mean())
     if seeds < MIN_SEEDS:
-        method = f"{seeds} seed{'s' * (seeds != 1)}: points, no interval (fewer than {MIN_SEEDS})"
-        return Estimate(mean, float(means.min()), float(means.max()), seeds, method)
-    rng = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
-    weights = np.full(problems, 1.0 / problems)
-    for i in range(resamples):
-        rows = rng.integers(0, seeds, seeds)
-        drawn[i] = values[rows].mean(axis=0) @ rng.multinomial(problems, weights) / problems
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Estimate(mean, min(float(low), mean), max(float(high), mean), seeds, "bootstrap over seeds, then problems")
+        count = f"{seeds} seed{'s' * (seeds != 1)}"
+        return _none(mean, seeds, f"{count} from {means.min():.4g} to {means.max():.4g}, {MIN_SEEDS} can carry one")
+    of_seeds = student_quantile(1.0 - ALPHA / 2, seeds - 1) * float(means.std(ddof=1)) / math.sqrt(seeds)
+    if alone:
+        if not of_seeds:
+            return _none(mean, seeds, f"all {seeds} seeds have the same value, give each seed's values by problem")
+        return Estimate(mean, mean - of_seeds, mean + of_seeds, seeds, "t over seeds")
+    bounded = values.min() >= 0.0 and values.max() <= 1.0
+    problems = (mean_of_problems if bounded else mean_unbounded)(values.mean(axis=0))
+    if math.isnan(problems.low):
+        return _none(mean, seeds, problems.method.removeprefix("no interval: "))
+    low, high = (math.hypot(of_seeds, mean - limit) for limit in (problems.low, problems.high))
+    method = f"t over seeds, {problems.method.partition(';')[0]} over problems"
+    if bounded:
+        return Estimate(mean, max(0.0, mean - low), min(1.0, mean + high), seeds, method)
+    return Estimate(mean, mean - low, mean + high, seeds, method)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ponder import show
-from ponder.evaluation.intervals import bootstrap_mean, mean_of_problems
+from ponder.evaluation.intervals import mean_of_problems, mean_unbounded
 from ponder.types import Estimate, Outcome, Problem, Prompt, Spend, StopReason, Verdict, VerdictKind, to_json
 
 
@@ -164,7 +164,7 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         facts = [
-            ("accuracy", f"{show.estimate(self.accuracy, 100, ' %')} (95 % interval, {self.accuracy.method})"),
+            ("accuracy", f"{show.estimate(self.accuracy, 100, ' %')} (95 % interval)"),
             ("verdicts", " · ".join(f"{kind} {count:,}" for kind, count in self.kinds.items())),
             ("tokens per response", show.estimate(self.mean_tokens)),
             ("spent", show.spend(self.spend)),
@@ -214,9 +214,9 @@ def summarise(
     scored = [math.nan if r.correct is None else r.correct for r in rows]
     tokens = [[t for t, k in zip(r.tokens, r.kinds, strict=True) if k is not VerdictKind.JUDGE_ERROR] for r in rows]
     return Evaluation(
-        accuracy=mean_of_problems(scored, seed),
+        accuracy=mean_of_problems(scored),
         no_answer=kinds[VerdictKind.NO_ANSWER] / judged,
-        mean_tokens=bootstrap_mean([sum(t) / len(t) if t else math.nan for t in tokens], seed),
+        mean_tokens=mean_unbounded([sum(t) / len(t) if t else math.nan for t in tokens]),
         kinds={k.value: kinds[k] for k in VerdictKind if kinds[k]},
         problems=len(rows),
         samples=samples,

@@ -131,7 +131,7 @@ async def parallel(
     """Sample each problem n times (the strategy's option `n`) and derive every point at `counts` from that one pool.
 
     `counts` is 1, 2, 4, … n if it is not given. Accuracy is the best of k by the environment's checker, coverage is
-    pass@k by the judge, both expectations over all draws of k from the pool; intervals resample problems. The search
+    pass@k by the judge, both expectations over all draws of k from the pool; intervals are over problems. The search
     itself is given no checker. `Progress` counts problems. Raises what `evaluate` raises.
     """
     pool = await sample_pool(
@@ -144,10 +144,10 @@ async def parallel(
         on_progress=on_progress,
         parent=parent,
     )
-    return Parallel(parallel_points(pool, counts, seed), pool)
+    return Parallel(parallel_points(pool, counts), pool)
 
 
-def parallel_points(pool: Pool, counts: Sequence[int] | None = None, seed: int = 0) -> tuple[ParallelPoint, ...]:
+def parallel_points(pool: Pool, counts: Sequence[int] | None = None) -> tuple[ParallelPoint, ...]:
     """The points of the parallel curve that a pool gives. Raises `UserError` for counts beyond the pool."""
     most = pool.correct_PG.shape[1]
     if counts is None:
@@ -162,10 +162,10 @@ def parallel_points(pool: Pool, counts: Sequence[int] | None = None, seed: int =
         enough = n_P >= k
         if not enough.any():
             raise UserError(f"no problem has {k} samples that could be judged; sample more, or ask for fewer")
-        coverage = mean_of_problems(pass_at_k(n_P[enough], correct_P[enough], k), seed)
+        coverage = mean_of_problems(pass_at_k(n_P[enough], correct_P[enough], k))
         best = None
         if pool.rank_PG is not None:
-            best = mean_of_problems(best_of_k(pool.correct_PG[enough], pool.rank_PG[enough], k), seed)
+            best = mean_of_problems(best_of_k(pool.correct_PG[enough], pool.rank_PG[enough], k))
         points.append(
             ParallelPoint(
                 samples=k,

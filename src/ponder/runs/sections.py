@@ -18,7 +18,7 @@ from ponder.show import visible
 
 MOST_SAMPLES = 12
 METHOD = "Wilson's score for one sample a problem, bootstrap over problems for several"
-"""How `evaluation.intervals.mean_of_problems` makes intervals, for a run that does not name another method."""
+"""How intervals were made when `curves.json` did not name their method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +238,8 @@ def _samples(results: Results) -> list[Block]:
     if results.searches and not any("before" in s for s in results.samples):
         return []  # they are among the searches
     blocks: list[Block] = []
+    if any("before" in s for s in results.samples):
+        blocks.append(Text("Chosen, not drawn at random: problems that training learned come first."))
     for sample in results.samples[:MOST_SAMPLES]:
         responses = tuple(
             (who, visible(r.get("verdict", ""), 40), visible(r.get("reason", ""), 300), visible(r.get("text", "")))

@@ -18,7 +18,7 @@ from ponder.environments.loading import first_problems, size_of
 from ponder.errors import PonderError, TrainingDiverged, UserError
 from ponder.evaluation.compare import moves
 from ponder.evaluation.evaluate import Evaluation, Plan, evaluate
-from ponder.evaluation.intervals import paired_difference
+from ponder.evaluation.intervals import OF_PROBLEMS, paired_difference
 from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.models.load import load
 from ponder.models.save import save
@@ -218,7 +218,9 @@ class RLRun:
         self.results[state.step] = result
         total = state.evaluation + result.spend
         state.evaluation = dataclasses.replace(total, seconds=state.evaluation.seconds + result.seconds)
-        self.run.write_json("curves.json", {"train": self.evaluations, "seed": self.config.seed})
+        self.run.write_json(
+            "curves.json", {"train": self.evaluations, "seed": self.config.seed, "interval": OF_PROBLEMS}
+        )
         self.before = self.before or tuple(r.kinds[0].value for r in result.rows)
         return result
 
@@ -341,7 +343,7 @@ def summary(loop: RLRun) -> dict[str, Any]:
     if after is not None:  # not so where a finished run was continued
         kinds = [r.kinds[0].value for r in after.rows]
         right, was_right = ([float(k == VerdictKind.CORRECT) for k in side] for side in (kinds, loop.before))
-        gain = paired_difference(right, was_right, loop.config.seed)
+        gain = paired_difference(right, was_right)
         facts["Gain (paired)"] = f"{gain.value * 100:+.1f} points ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})"
         facts.update(moves(loop.before, kinds))
     return {

@@ -31,7 +31,7 @@ from ponder.evaluation.pools.formulas import (
 )
 from ponder.evaluation.pools.judging import Disagreement, JudgedPool, JudgedProblem
 from ponder.protocols import Checker
-from ponder.types import to_json
+from ponder.types import Estimate, to_json
 
 NAMES = ("direct", "majority", "best_of_n", "weighted", "adaptive")
 """Strategies that are computed and not run; `live:NAME` runs the one of the registry."""
@@ -68,11 +68,21 @@ class Pair:
     a: str
     b: str
     difference: float
-    """Expected accuracy of a − b; the interval is a paired bootstrap over problems."""
+    """Expected accuracy of a − b; the interval is of pairs, over problems."""
     low: float
     high: float
     p: float
     """McNemar's exact test of their decisions on the samples in recorded order (ties to the first)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The point with the highest value of several: it is the highest by luck too, so the value is optimistic."""
+
+    strategy: str
+    budget: int
+    estimate: Estimate
+    """Widened, so that it holds whichever point is chosen (`Estimate.chosen_of`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +99,14 @@ class Replayed:
     """Largest standard error of an accuracy from drawing orders at random (Monte Carlo); 0 where it is exact."""
     equal_spend: Mapping[str, tuple[Compared | None, ...]]
     """Each point of each strategy compared with majority at the same tokens; None at a budget of 1."""
+    highest: Chosen | None
+    """The point with the highest accuracy; None if there is but one."""
+    highest_gain: Chosen | None
+    """The point with the largest difference from majority at the same tokens; None if there are not several."""
 
     def to_json(self) -> dict[str, Any]:
-        """`{"n", "coverage", "strategies", "paired", "disagreements"}`."""
-        names = ("n", "coverage", "strategies", "paired", "disagreements")
+        """`{"n", "coverage", "strategies", "paired", "disagreements", "highest", "highest_gain"}`."""
+        names = ("n", "coverage", "strategies", "paired", "disagreements", "highest", "highest_gain")
         return {name: to_json(getattr(self, name)) for name in names}
 
 
@@ -175,9 +189,7 @@ def _by(spec: str, given: str, rows: Sequence[RecordedRow]) -> By:
     return known[0]
 
 
-def replay(
-    pool: JudgedPool, strategies: Mapping[str, PoolStrategy], counts: Sequence[int] | None = None, seed: int = 0
-) -> Replayed:
+def replay(pool: JudgedPool, strategies: Mapping[str, PoolStrategy], counts: Sequence[int] | None = None) -> Replayed:
     """Compare strategies on a judged pool. A problem with too few judged samples for a budget is left out of it.
 
     Raises `UserError` for counts beyond the pool and what the strategies raise.
@@ -189,37 +201,57 @@ def replay(
     last: dict[str, tuple[list[float], list[float]]] = {}
     equal: dict[str, tuple[Compared | None, ...]] = {}
     stick: Yardstick | None = None
+    all_reached: dict[str, list[Reached]] = {}
     for name, strategy in strategies.items():
         budgets = strategy.counts(rungs)
-        reached = strategy.reach(problems, budgets)
-        points[name] = tuple(_point(reached, i, k, seed) for i, k in enumerate(budgets))
+        reached = all_reached[name] = strategy.reach(problems, budgets)
+        points[name] = tuple(_point(reached, i, k) for i, k in enumerate(budgets))
         variance = np.array([r.variance_K for r in reached])
         errors[name] = float(np.sqrt(variance.sum(axis=0)).max() / len(reached))
         if not isinstance(strategy, Direct | Majority):
             stick = stick or _yardstick(problems, rungs[-1])
-            equal[name] = tuple(_equal(reached, i, stick, seed) if k > 1 else None for i, k in enumerate(budgets))
+            equal[name] = tuple(_equal(reached, i, stick) if k > 1 else None for i, k in enumerate(budgets))
         last[name] = [float(r.accuracy_K[-1]) for r in reached], [r.decision for r in reached]
     pairs = []
     for a, b in combinations(strategies, 2):
-        difference = paired_difference(last[a][0], last[b][0], seed)
+        difference = paired_difference(last[a][0], last[b][0])
         p = mcnemar(last[a][1], last[b][1])
         pairs.append(Pair(a, b, difference.value, difference.low, difference.high, p))
     n = sum(p.n > 0 for p in problems)
-    coverage = tuple(_coverage(problems, k, seed) for k in rungs)
-    return Replayed(n, coverage, points, tuple(pairs), pool.disagreements, errors, equal)
+    coverage = tuple(_coverage(problems, k) for k in rungs)
+    highest = _highest({(s, i): p.accuracy for s, ps in points.items() for i, p in enumerate(ps)})
+    gain = _highest({(s, i): c.difference.value for s, cs in equal.items() for i, c in enumerate(cs) if c is not None})
+    chosen = chosen_gain = None
+    if highest is not None:
+        name, i, of = highest
+        accuracy = mean_of_problems([r.accuracy_K[i] for r in all_reached[name]], of)
+        chosen = Chosen(name, points[name][i].budget, accuracy)
+    if gain is not None and stick is not None:
+        name, i, of = gain
+        best = _equal(all_reached[name], i, stick, of)
+        chosen_gain = None if best is None else Chosen(name, points[name][i].budget, best.difference)
+    return Replayed(n, coverage, points, tuple(pairs), pool.disagreements, errors, equal, chosen, chosen_gain)
 
 
-def _coverage(problems: Sequence[JudgedProblem], k: int, seed: int) -> Coverage:
+def _highest(values: Mapping[tuple[str, int], float]) -> tuple[str, int, int] | None:
+    """The strategy and point with the highest value, the first of equal ones, and of how many it is chosen."""
+    if len(values) < 2:
+        return None
+    name, i = max(values, key=lambda at: values[at])
+    return name, i, len(values)
+
+
+def _coverage(problems: Sequence[JudgedProblem], k: int) -> Coverage:
     enough = [p for p in problems if p.n >= k]
     if not enough:
         raise UserError(f"--budgets {k}: no problem has so many samples that could be judged; give fewer")
     n, correct = [p.n for p in enough], [p.correct_G.sum() for p in enough]
-    value = mean_of_problems(pass_at_k(n, correct, k), seed)
+    value = mean_of_problems(pass_at_k(n, correct, k))
     return Coverage(k, value.value, value.low, value.high)
 
 
-def _point(reached: Sequence[Reached], i: int, k: int, seed: int) -> Point:
-    accuracy = mean_of_problems([r.accuracy_K[i] for r in reached], seed)
+def _point(reached: Sequence[Reached], i: int, k: int) -> Point:
+    accuracy = mean_of_problems([r.accuracy_K[i] for r in reached])
     samples, tokens = (float(np.nanmean([getattr(r, name)[i] for r in reached])) for name in ("samples_K", "tokens_K"))
     return Point(k, samples, tokens, accuracy.value, accuracy.low, accuracy.high)
 
@@ -232,11 +264,11 @@ def _yardstick(problems: Sequence[JudgedProblem], most: int) -> Yardstick:
     return Yardstick(counts, np.stack([r.accuracy_K for r in reached]), np.array(tokens))
 
 
-def _equal(reached: Sequence[Reached], i: int, stick: Yardstick, seed: int) -> Compared | None:
+def _equal(reached: Sequence[Reached], i: int, stick: Yardstick, chosen_of: int = 1) -> Compared | None:
     """A strategy at its budget `i` against majority, on the problems that have all samples; None if there are none."""
     accuracy, tokens = (np.array([getattr(r, name)[i] for r in reached]) for name in ("accuracy_K", "tokens_K"))
     here = np.isfinite(accuracy) & np.isfinite(stick.tokens_P)
     if not here.any() or not stick.tokens_P[here].any():
         return None
     same = Yardstick(stick.counts_K, stick.accuracy_PK[here], stick.tokens_P[here])
-    return at_equal_spend(accuracy[here], tokens[here], same, seed)
+    return at_equal_spend(accuracy[here], tokens[here], same, chosen_of)
