@@ -20,7 +20,7 @@ def covers(cell: simulation.Cell, repetitions: int, least: float) -> None:
 
 @pytest.mark.slow
 def test_every_cell_covers_at_least_93_percent() -> None:
-    """`pytest -m slow tests/test_interval_coverage.py`, about 10 minutes of processor time: the cells of the table, with its draws."""
+    """`pytest -m slow tests/test_interval_coverage.py`, about 10 minutes: the cells of the table, with its draws."""
     for cell in simulation.cells():
         covers(cell, 2_000, simulation.LEAST)
 
