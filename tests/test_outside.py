@@ -193,15 +193,18 @@ def test_the_first_signal_stops_softly_and_the_second_at_once(mood, cls, sent, t
     args = [*EVAL, "--environment", f"{PARTS}:{cls}", "--environment-options", f"mood={mood}", "--out", str(out)]
     with subprocess.Popen([*PONDER, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        while b"READY" not in (line := process.stderr.readline()):
-            assert line
-        *first, last = [getattr(signal, name) for name in sent]
-        for number in first:
-            process.send_signal(number)
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(0.5)
-        process.send_signal(last)
-        code = process.wait(20)
+        try:
+            while b"READY" not in (line := process.stderr.readline()):
+                assert line
+            *first, last = [getattr(signal, name) for name in sent]
+            for number in first:
+                process.send_signal(number)
+                with pytest.raises(subprocess.TimeoutExpired):
+                    process.wait(0.5)
+            process.send_signal(last)
+            code = process.wait(20)
+        finally:
+            process.kill()
     status = json.loads((out / "manifest.json").read_text())["status"]
     if not first:
         assert (code, status) == (130, "interrupted")

@@ -54,6 +54,10 @@ class BudgetExceeded(Unfinished):
     """A reservation did not fit into what is left of a budget, or a call ran out of time."""
 
 
+class OutOfTime(Unfinished):
+    """A call that its engine ended because `Receipt.left` was used up; the meter says which budget it was."""
+
+
 class CallCancelled(Unfinished):
     """A call that its search no longer wanted."""
 

@@ -34,6 +34,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+def _nothing() -> None:
+    """Nobody waits for the call's beginning."""
+
+
+def _unlimited() -> None:
+    """There is no limit."""
+
+
 @dataclass
 class Receipt:
     """What a call has used, however it ends: the caller passes one in, the engine settles it before the call is over.
@@ -45,6 +53,13 @@ class Receipt:
     """None while it is not known: the meter then books the worst case."""
     completions: tuple[Completion, ...] = ()
     """What had been sampled by then."""
+    begin: Callable[[], None] = _nothing
+    """An engine with `queues` calls this when it takes the call out of its queue and begins to work on it: the seconds
+    of a search do not pass while its first call waits for those of others. On any thread, more than once if need be."""
+    left: Callable[[], float | None] = _unlimited
+    """Seconds that the call may still take; None is no limit. An engine that computes in this process looks at it
+    between its steps, on any thread, and ends a late call with `OutOfTime`: the event loop may be too busy to cancel
+    it."""
 
     def settle(self, spend: Spend, completions: tuple[Completion, ...] = ()) -> None:
         self.spend, self.completions = spend, completions
@@ -91,6 +106,11 @@ class Engine(Protocol):
     @property
     def grace(self) -> float:
         """Seconds that a cancelled call may still run before it ends."""
+        ...
+
+    @property
+    def queues(self) -> bool:
+        """A call may wait for others before it is worked on; then it says `Receipt.begin`."""
         ...
 
     @property

@@ -638,6 +638,8 @@ class Outcome:
     reason: str = ""
     outer: bool = False
     """An enclosing budget refused, truncated or ended one of its calls."""
+    seconds: float = field(default=0.0, compare=False)
+    """Wall-clock time since its first call was worked on, in all processes so far."""
 
     def __repr__(self) -> str:
         answer = None if self.response.answer is None else show.short(self.response.answer)

@@ -17,7 +17,10 @@ receipt that stays unsettled is booked at the worst case; a `UserError` with one
 nothing.
 
 Seconds are a deadline. A call that still runs is cancelled; what it had sampled reaches the search in the
-`BudgetExceeded`, and it is over after the engine's `grace` at most.
+`BudgetExceeded`, and it is over after the engine's `grace` at most. An engine in this process looks at the deadline
+between its steps as well (`Receipt.left`), since the event loop may be busy. The seconds of a search begin when its
+first call is worked on: an engine that keeps calls in a queue (`Engine.queues`) says when that is (`Receipt.begin`), so
+that searches in flight do not use up each other's. Those of an enclosing budget count from its beginning.
 
 A stream is pulled: the meter takes one piece, awaits its reader, then takes the next. A slow reader gives an endpoint
 back-pressure, and what the endpoint may have sampled meanwhile is booked if the stream is cut. An engine in this

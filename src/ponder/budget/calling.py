@@ -26,6 +26,11 @@ class Account(Protocol):
     @property
     def limited(self) -> bool: ...
 
+    @property
+    def seconds_left(self) -> float | None: ...
+
+    def beginning(self) -> Callable[[], None]: ...
+
     async def reserve(
         self,
         prompt_tokens: int,
@@ -57,16 +62,16 @@ def clamp(request: Request, max_tokens: int) -> Request:
 class Deadline:
     """The time limit of what runs inside `Meter.clocked`."""
 
-    def __init__(self, seconds: float | None, refusal: str) -> None:
+    def __init__(self, seconds: float | None) -> None:
         self.timeout = asyncio.timeout(seconds)
-        self.refusal = refusal
-        """The message once it has passed."""
+        self.refusal = ""
+        """The message once it has passed; empty where a budget's seconds decide."""
 
-    def tighten(self, seconds: float, refusal: str) -> None:
+    def tighten(self, seconds: float, refusal: str = "") -> None:
         """End in so many seconds, if that is earlier."""
-        when, now = self.timeout.when(), asyncio.get_running_loop().time() + seconds
-        if when is None or now < when:
-            self.timeout.reschedule(now)
+        when, end = self.timeout.when(), asyncio.get_running_loop().time() + seconds
+        if when is None or end < when:
+            self.timeout.reschedule(end)
             self.refusal = refusal
 
 
@@ -130,7 +135,7 @@ class Metered:
         if self._prices is not None and self._prices.per_hour:
             self._machine = meter.machines.setdefault(id(self._engine), MachineTime())
             self._begun = self._machine.begin(self._request.n, meter.clock())
-        used = Receipt()
+        used = Receipt(begin=meter.beginning(), left=self._left)
         try:
             if on_delta is None:
                 completions = await self._engine.generate(self._request, used)
@@ -148,6 +153,14 @@ class Metered:
         if cut and reservation is not None:
             meter.cut_short(given, asked, reservation.narrowest)
         return completions
+
+    def _left(self) -> float | None:
+        """Seconds that the call may still take, by the clock and by what its machine costs."""
+        left, reservation = self._meter.seconds_left, self._reservation
+        if reservation is None or reservation.deadline is None:
+            return left
+        paid = reservation.deadline - self._meter.clock()
+        return paid if left is None else min(left, paid)
 
     async def _reserve(self, deadline: Deadline | None) -> None:
         """Take what the call may cost, and cut the request to it."""

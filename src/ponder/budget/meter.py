@@ -23,7 +23,7 @@ from ponder.budget.ledger import NOTHING, ROUNDING, Call, Ledger, Reservation, c
 from ponder.budget.machine import MachineTime
 from ponder.budget.prices import PriceList, Prices, dearest, load
 from ponder.budget.streams import Reader
-from ponder.errors import BudgetExceeded, PonderError
+from ponder.errors import BudgetExceeded, OutOfTime, PonderError
 from ponder.protocols import Caller, Checker, Engine, Receipt, Scorer
 from ponder.types import Budget, Completion, Problem, Request, Response, Score, Spend, Verdict
 
@@ -35,7 +35,9 @@ class Meter:
 
     `prices` is what every engine costs, or a list by the models' names; None is the list of the enclosing budget, or
     `budget.prices.load()`. `passed` are seconds of the budget that were used before, by the search that is resumed.
-    `clock` is for tests; a nested meter has its parent's. Raises `UserError` for an invalid budget.
+    With `waits` its seconds begin to count with its first work (`begin`): a call that an engine still keeps in its
+    queue (`Engine.queues`) is none. `clock` is for tests; a nested meter has its parent's. Raises `UserError` for an
+    invalid budget.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Meter:
         prices: Prices | PriceList | None = None,
         parent: Meter | None = None,
         passed: float = 0.0,
+        waits: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         check_budget(budget)
@@ -57,14 +60,13 @@ class Meter:
         """An enclosing budget refused, truncated or ended a call."""
         self.clock: Callable[[], float] = parent.clock if parent else clock
         self._passed = passed
-        self._started = self.clock() - passed
+        self._started: float | None = None if waits else self.clock() - passed
+        self._deadlines: set[Deadline] = set()
+        """Of what runs now."""
         self._chain: tuple[Meter, ...] = (self, *(parent._chain if parent else ()))
         ledgers = [m._ledger for m in self._chain]
         self._limits = tuple(g for g in ledgers if g.budget.tokens is not None or g.budget.dollars is not None)
         self._paid = tuple(g for g in ledgers if g.budget.dollars is not None)
-        deadlines = [m._started + m.budget.seconds for m in self._chain if m.budget.seconds is not None]
-        self.deadline = min(deadlines, default=None)
-        """When the seconds of the tightest budget run out, on this meter's clock."""
         self._keeps = NOTHING
         self._asked_to_keep = (0, 0)
         self._known: dict[str, Prices | None] = {}
@@ -83,14 +85,44 @@ class Meter:
         """True if tokens or dollars are limited, here or further up."""
         return bool(self._limits)
 
+    def begin(self) -> None:
+        """Let its seconds count from now on, and those of the meters around it, if they do not yet. On any thread."""
+        now = self.clock()
+        for meter in self._chain:
+            if meter._started is None:
+                meter._started = now - meter._passed
+
+    @property
+    def deadline(self) -> float | None:
+        """When the seconds of the tightest budget run out, on this meter's clock; budgets that wait do not count."""
+        return min((end for m in self._chain if (end := m._end) is not None), default=None)
+
+    @property
+    def _end(self) -> float | None:
+        """When its own seconds run out."""
+        if self._started is None or self.budget.seconds is None:
+            return None
+        return self._started + self.budget.seconds
+
+    @property
+    def timed(self) -> bool:
+        """True if seconds are limited, here or further up."""
+        return any(m.budget.seconds is not None for m in self._chain)
+
     @property
     def seconds_left(self) -> float | None:
-        return None if self.deadline is None else max(0.0, self.deadline - self.clock())
+        now = self.clock()
+        left = [
+            m.budget.seconds - (m._passed if m._started is None else now - m._started)
+            for m in self._chain
+            if m.budget.seconds is not None
+        ]
+        return max(0.0, min(left)) if left else None
 
     @property
     def elapsed(self) -> float:
         """Seconds since it began, those that had passed before included."""
-        return self.clock() - self._started
+        return self._passed if self._started is None else self.clock() - self._started
 
     @property
     def left(self) -> Budget:
@@ -290,10 +322,22 @@ class Meter:
         """
         prices, receipt = self._prices_of(engine), receipt or Receipt()
         call = Metered(self, engine, request, receipt, prices, minimum, answer, final)
-        if self.deadline is None and not (self._paid and prices is not None and prices.per_hour):
+        if not self.timed and not (self._paid and prices is not None and prices.per_hour):
+            self.begin()
             return await call.run(None, on_delta)
-        async with self.clocked(receipt) as deadline:
+        async with self.clocked(receipt, begin=not engine.queues) as deadline:
             return await call.run(deadline, on_delta)
+
+    def beginning(self) -> Callable[[], None]:
+        """What an engine calls when it begins to work on a call: on any thread."""
+        loop = asyncio.get_running_loop()
+
+        def begin() -> None:
+            self.begin()
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it the caller
+                loop.call_soon_threadsafe(self._began)
+
+        return begin
 
     async def check(self, checker: Checker, problem: Problem, response: Response, *, slow: bool = False) -> Verdict:
         """Run a checker, on a thread if it is `slow`, and book the call.
@@ -359,32 +403,56 @@ class Meter:
         return tuple(float(s.value) for s in scores)
 
     @contextlib.asynccontextmanager
-    async def clocked(self, receipt: Receipt | None = None) -> AsyncIterator[Deadline]:
+    async def clocked(self, receipt: Receipt | None = None, *, begin: bool = True) -> AsyncIterator[Deadline]:
         """Cancel what runs inside when the seconds are used up. Raises `BudgetExceeded`, also if they already are.
 
-        What had been sampled by then is taken from the `receipt` of what runs inside.
+        What had been sampled by then is taken from the `receipt` of what runs inside. Without `begin` what runs inside
+        may still wait, until it calls what `beginning` gives.
         """
+        if begin:
+            self.begin()
         left = self.seconds_left
-        mine = None if self.budget.seconds is None else self._started + self.budget.seconds
-        outer = mine is None or (self.deadline is not None and self.deadline < mine)
-        deadline = Deadline(left, "" if left is None else self._late())
+        deadline = Deadline(None)
         if left is not None and left <= 0:
-            self.outer = self.outer or outer
-            raise BudgetExceeded(deadline.refusal)
+            raise self._used_up(deadline)
         try:
             async with deadline.timeout:
+                self._limit(deadline)
+                self._deadlines.add(deadline)
                 yield deadline
-        except TimeoutError:
-            if deadline.timeout.expired():
-                self.outer = self.outer or outer
-                raise BudgetExceeded(deadline.refusal, () if receipt is None else receipt.completions) from None
+        except (TimeoutError, OutOfTime) as error:
+            if isinstance(error, OutOfTime) or deadline.timeout.expired():
+                raise self._used_up(deadline, () if receipt is None else receipt.completions) from None
             raise
+        finally:
+            self._deadlines.discard(deadline)
 
-    def _late(self) -> str:
-        timed = [(m._started + m.budget.seconds, m) for m in self._chain if m.budget.seconds is not None]
-        tightest = min(timed, key=lambda pair: pair[0])[1]
+    def _began(self) -> None:
+        """The first of the calls that waited is worked on: its clock runs, for the others too."""
+        for deadline in self._deadlines:
+            if not deadline.timeout.expired():
+                self._limit(deadline)
+
+    def _limit(self, deadline: Deadline) -> None:
+        """Set when what runs has to end, as far as that is known."""
+        end = self.deadline
+        if end is not None:
+            deadline.tighten(end - self.clock())
+
+    def _used_up(self, deadline: Deadline, completions: tuple[Completion, ...] = ()) -> BudgetExceeded:
+        """The refusal, by the budget that is used up first."""
+        if deadline.refusal:
+            return BudgetExceeded(deadline.refusal, completions)
+        now = self.clock()
+        timed = [
+            ((m._passed if m._started is None else now - m._started) - m.budget.seconds, m)
+            for m in self._chain
+            if m.budget.seconds is not None
+        ]
+        tightest = max(timed, key=lambda pair: pair[0])[1]
+        self.outer = self.outer or tightest is not self
         before = f" ({tightest._passed:.3g} before the search began or resumed)" if tightest._passed else ""
-        return f"the budget of {tightest.budget.seconds:g} seconds is used up{before}"
+        return BudgetExceeded(f"the budget of {tightest.budget.seconds:g} seconds is used up{before}", completions)
 
     def cut_short(self, given: int, asked: int, ledger: Ledger) -> None:
         """Note that a response was truncated for lack of budget, by the ledger that limited its length."""

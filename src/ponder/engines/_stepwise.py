@@ -27,7 +27,7 @@ from ponder.engines._thread import CLOSED, OneByOne
 from ponder.engines.base import BaseEngine
 from ponder.engines.requests import Markers, Ready, resolve
 from ponder.engines.text import Vocabulary
-from ponder.errors import EngineClosed, PonderError, Unsupported
+from ponder.errors import EngineClosed, OutOfTime, PonderError, Unsupported
 from ponder.models.base import LoadedModel
 from ponder.protocols import Delivery, Receipt, WeightsUpdate
 from ponder.types import Capabilities, Completion, Delta, Prompt, Request, Spend
@@ -63,6 +63,9 @@ class _Call:
     ready: Ready
     rate: float
     """Forward FLOPs of a token."""
+    begin: Callable[[], None]
+    left: Callable[[], float | None]
+    """Of its receipt, see `protocols.Receipt`."""
     gone: threading.Event = field(default_factory=threading.Event)
     rows: list[Growth] = field(default_factory=list)
     """Samples that have started."""
@@ -87,6 +90,7 @@ class StepwiseEngine(BaseEngine):
     """
 
     grace = GRACE
+    queues = True
 
     def __init__(self, model: LoadedModel, logits: NextLogits, free: Callable[[], None] = lambda: None) -> None:
         """`model` has no module; `free` releases what the function holds, on the thread."""
@@ -116,7 +120,7 @@ class StepwiseEngine(BaseEngine):
         ready = resolve(
             request, tuple(self.model.prompt_ids(request.prompt)), self.model, self._vocabulary, self._markers
         )
-        call, handover = _Call(request, ready, self.info.flops_per_token), Handover()
+        call, handover = _Call(request, ready, self.info.flops_per_token, receipt.begin, receipt.left), Handover()
         handover.open()
         future = self._thread.submit(lambda: self._work(call, handover))
         future.add_done_callback(lambda _: _failed(future, handover))
@@ -141,6 +145,8 @@ class StepwiseEngine(BaseEngine):
     def _work(self, call: _Call, handover: Handover) -> None:
         closing, p = self._thread.closing, call.request.params
         ends = frozenset((*self.model.end_ids, *p.stop_ids))
+        if not call.gone.is_set():
+            call.begin()
         try:
             for index in range(call.request.n):
                 row = Growth(p, call.ready, self._markers, self._vocabulary, ends, index)
@@ -169,6 +175,9 @@ class StepwiseEngine(BaseEngine):
         def go_on() -> None:
             if call.gone.is_set() or self._thread.closing.is_set():
                 raise _Gone
+            left = call.left()
+            if left is not None and left <= 0:
+                raise OutOfTime("its time is used up")
 
         def computed(count: int) -> None:
             row.computed += count

@@ -22,6 +22,7 @@ class BaseEngine(ABC):
     info: ModelInfo
     capabilities: Capabilities
     grace: float = 0.0
+    queues: bool = False
     opening: Spend = Spend()
 
     @property

@@ -167,7 +167,6 @@ async def evaluate(
         index, sample = pending[number]
         problem = problems[index]
         async with room:
-            began = time.perf_counter()
             outcome, error = await search(problem, sample)
             ended = time.perf_counter()
         await _give_way()
@@ -179,8 +178,8 @@ async def evaluate(
         if on_search is not None:
             verdicts = await _samples(environment, problem, outcome, verdict)
             outcome = dataclasses.replace(outcome, trace=with_verdicts(outcome.trace, verdicts))
-            seconds, at = ended - began, earlier.seconds + ended - started
-            on_search(Searched(index, sample, problem, outcome, judged, seconds, at))
+            at = earlier.seconds + ended - started
+            on_search(Searched(index, sample, problem, outcome, judged, outcome.seconds, at))
         if plan.keep_texts is not None and index >= plan.keep_texts:
             judged = dataclasses.replace(judged, text="")
         results[index, sample] = judged

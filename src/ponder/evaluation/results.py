@@ -91,7 +91,7 @@ class Searched:
     """Its trace holds the judge's verdicts, on the chosen response at least."""
     judged: Judged
     seconds: float
-    """Wall-clock time of the search."""
+    """Wall-clock time of the search, since its first call was worked on."""
     at: float
     """When it ended: seconds since the evaluation began, those before a resume included."""
 

@@ -65,6 +65,8 @@ async def solve(
     `on_delta` is awaited with the pieces of the leading response as they are sampled (the first sample of the first
     call, then of the next one to start, one at a time; an empty piece says that the one so far was cut off and another
     begins), and its call waits until it has taken one; `stream` is for readers that ask for the next piece themselves.
+    The seconds of `budget` count from when its first call is worked on, not while an engine keeps that in its queue
+    behind the calls of other searches.
     `journal` is written as answers come and, if it holds some already, resumed from there; what it spent, and the
     seconds that it ran, count against `budget`.
 
@@ -92,7 +94,7 @@ async def solve(
     )
     who = outside.whose(strategy, "strategy")
     search = outside.call(who, strategy.start, problem, context)
-    meter = Meter(budget, parent=parent, passed=0.0 if journal is None else journal.seconds)
+    meter = Meter(budget, parent=parent, passed=0.0 if journal is None else journal.seconds, waits=True)
     meter.expect(*engines.values())
     calls = _Calls(problem, engines, meter, feedback, on_delta)
     tasks: dict[int, asyncio.Task[None]] = {}
@@ -200,7 +202,8 @@ def _explained(outcome: Outcome, failure: str, meter: Meter) -> Outcome:
         reasons = [meter.shortened if stop is StopReason.BUDGET else "", failure, outcome.reason]
     else:
         reasons = [failure or outcome.reason]
-    return dataclasses.replace(outcome, stop=stop, reason="; ".join(filter(None, reasons)), outer=meter.outer)
+    reason = "; ".join(filter(None, reasons))
+    return dataclasses.replace(outcome, stop=stop, reason=reason, outer=meter.outer, seconds=meter.elapsed)
 
 
 def stream(strategy: Strategy, problem: Problem, engine: Engine, **options: Any) -> Solving:

@@ -152,6 +152,7 @@ class Call:
         lane = endpoint.lane()
         fields = body(self.request, endpoint.model, endpoint.findings, limit, options.body, options.reasoning_effort)
         entered = await lane.gate.enter()
+        self.receipt.begin()
         well = False
         try:
             if endpoint.closed:

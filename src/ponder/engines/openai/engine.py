@@ -28,6 +28,8 @@ class OpenAIEngine(BaseEngine):
     them (mostly the model's own, before temperature) and without ids, in `Completion.logprobs`.
     """
 
+    queues = True
+
     def __init__(self, options: EndpointOptions, model: str, findings: Findings) -> None:
         self.endpoint = Endpoint(options, model, findings)
         self.opening = Spend()

@@ -80,6 +80,7 @@ class TorchEngine(BaseEngine):
     """
 
     grace = GRACE
+    queues = True
 
     def __init__(
         self,
@@ -365,7 +366,7 @@ class TorchEngine(BaseEngine):
 
     def _prepare(self, request: Request, sink: Sink, receipt: Receipt, streams: bool = False) -> Job:
         self._refuse_closed(receipt)
-        return prepare(
+        job = prepare(
             request,
             self._prompt_ids(request.prompt),
             self.model,
@@ -376,6 +377,8 @@ class TorchEngine(BaseEngine):
             memory=self.kv_memory,
             streams=streams,
         )
+        job.begin, job.left, job.timed = receipt.begin, receipt.left, receipt.left() is not None
+        return job
 
     def _submit_soon(self, loop: asyncio.AbstractEventLoop, job: Job) -> None:
         """Hand over all jobs of one turn of the event loop as one group: the batch must not depend on timing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -74,6 +74,15 @@ class Job:
     results: dict[int, Completion] = field(default_factory=dict)
     spend: Spend | None = None
     """What was used when it finished or was cut short; None before, and where that is not known."""
+    begin: Callable[[], None] = lambda: None
+    left: Callable[[], float | None] = lambda: None
+    """Of its receipt, see `protocols.Receipt`."""
+    timed: bool = False
+    """Its time is limited: it may be stopped, and does not wait for the others of its group."""
+    begun: bool = False
+    """`begin` was called."""
+    is_cut: bool = False
+    """It was ended early, and what it had used by then is known."""
 
     def settle(self, receipt: Receipt) -> None:
         """Settle its receipt with what was sampled and used, where that is known."""

@@ -141,8 +141,11 @@ class Pool:
             self.making -= load.kv.shape[3]
             load.kv = None
 
-    def work(self, most: int) -> None:
-        """Prefill up to `most` ids of the waiting prompts, several packed into one pass; the oldest first."""
+    def work(self, most: int) -> int:
+        """Prefill up to `most` ids of the waiting prompts, several packed into one pass, the oldest first.
+
+        Returns how many there were.
+        """
         started = time.perf_counter()
         stretches, ids, left, counts = [], [], most, []
         begun = [load for load in self.loads if load.kv is not None]
@@ -171,6 +174,7 @@ class Pool:
         for load in begun:
             if load.ready:
                 self._finish(load)
+        return most - left
 
     def _better_wait(self, load: Load, begun: list[Load]) -> bool:
         """True if a prompt being computed will cache more of this one than is cached now."""

@@ -4,6 +4,10 @@ A job waits in the queue until its worst case fits, then among the `joining` unt
 samples get slots. No job overtakes another. A request that could never fit is refused with the numbers; so is one that
 waits only for leases while nothing runs. `hold(ids)` is a job without rows that keeps its node.
 
+The seconds of a search begin when its first call is worked on (`Receipt.begin`). A call whose seconds are used up
+(`Receipt.left`) is stopped before the next step or chunk; while such calls wait for their prompts, chunks are as small
+as the time that they may take.
+
 Chunked prefill: between two decode steps at most `prefill_chunk` ids of prompts are computed, the oldest first, so that
 streams keep flowing. A prompt that shares a page or more with one that is being computed waits for it. A group that
 finds the engine idle starts decoding together, so that the same group gives the same bits.
@@ -15,6 +19,7 @@ so that an unused engine can be garbage-collected and its thread ended.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -27,13 +32,17 @@ from ponder.engines._deltas import total
 from ponder.engines.torch.batch import Batch
 from ponder.engines.torch.cache import rounded
 from ponder.engines.torch.jobs import Job
-from ponder.errors import EngineClosed, PonderError, UserError
+from ponder.engines.torch.prefix import PAGE
+from ponder.errors import EngineClosed, OutOfTime, PonderError, UserError
 from ponder.models.host import release_threads
 from ponder.types import Spend
 
 CLOSED = "the engine is closed: open a new one"
 UNDISTURBED = 4
 """Chunks of prompts that are computed in one pass while no rows are decoding."""
+CHUNK_SECONDS, CHUNK_SHARE, FIRST_CHUNK = 0.1, 0.25, 64
+"""Where time is limited, a pass over prompts takes about so long at most, and about this share of what is left; as the
+speed is not known before, the first pass has so many ids."""
 
 
 class Worker:
@@ -46,6 +55,10 @@ class Worker:
         """Samples that are admitted and wait for their prompts, in order."""
         self.leases: list[Job] = []
         """Admitted leases; granted once their prefix is computed."""
+        self.timed: list[Job] = []
+        """Jobs whose time is limited and that are not over."""
+        self._speed = 0.0
+        """Ids of prompts per second in the last chunk; 0 before the first."""
         self._groups = 0
         self.ended: Future[None] = Future()
         """Done when the thread has notified every caller and stopped."""
@@ -72,6 +85,7 @@ class Worker:
             for job in jobs:
                 job.group = self._groups
             self.queue.extend(j for j in jobs if not j.cancelled)
+            self.timed.extend(j for j in jobs if j.timed)
 
         self.post(add)
 
@@ -157,11 +171,17 @@ class Worker:
                 action()
 
     def _advance(self) -> None:
+        if self.timed:
+            self._stop_late()
         self._admit()
         pool = self.batch.pool
         if pool is not None and pool.loads:
+            most = self._chunk()
+            self._begin(most)
+            began = time.perf_counter()
             with torch.inference_mode():
-                pool.work(self.chunk if len(self.batch) else UNDISTURBED * self.chunk)
+                count = pool.work(most)
+            self._speed = count / max(1e-9, time.perf_counter() - began) if count else self._speed
         for lease in self.leases:
             if lease.load is not None and lease.load.ready and not lease.granted:
                 lease.granted = True
@@ -179,6 +199,40 @@ class Worker:
             job.sink.sample(row.index, completion)
             if len(job.results) == job.request.n:
                 job.sink.done(tuple(job.results[i] for i in range(job.request.n)))
+
+    def _stop_late(self) -> None:
+        """End the jobs whose time is used up; what they have sampled is kept."""
+        self.timed = [j for j in self.timed if not j.cancelled and len(j.results) < j.samples]
+        late = [j for j in self.timed if (left := j.left()) is not None and left <= 0]
+        if not late:
+            return
+        self._cut(late)
+        for job in late:
+            job.cancelled = True
+        self._drop_cancelled()
+        for job in late:
+            job.sink.failed(OutOfTime("its time is used up", job.completions))
+
+    def _chunk(self) -> int:
+        """Most ids of prompts in the next pass."""
+        most = self.chunk if len(self.batch) else UNDISTURBED * self.chunk
+        left = [seconds for j in self.timed if (seconds := j.left()) is not None]
+        if not left:
+            return most
+        seconds = min(CHUNK_SECONDS, min(left) * CHUNK_SHARE)
+        return max(PAGE, min(most, int(self._speed * seconds))) if self._speed else min(most, FIRST_CHUNK)
+
+    def _begin(self, most: int) -> None:
+        """Tell the jobs whose prompts are in the next pass of so many ids that they are worked on."""
+        pool = self.batch.pool
+        assert pool is not None
+        waiting = {id(job.load): job for job, _ in self.joining if not job.begun}
+        for load in pool.loads if waiting else ():
+            if (job := waiting.get(id(load))) is not None:
+                _tell_begun(job)
+            most -= len(load.ids) - load.done
+            if most <= 0:
+                return
 
     def _admit(self) -> None:
         """Take jobs from the queue while their worst case fits, in order: no job is overtaken."""
@@ -247,8 +301,11 @@ class Worker:
                 return
         else:
             first = self.joining[0][0].group
-            if any(job.group == first for job, _ in self.joining if job.load is not None and not job.load.ready):
+            behind = [j for j, _ in self.joining if j.group == first and j.load is not None and not j.load.ready]
+            if behind and not any(job.timed for job, _ in ready):
                 return
+        for job, _ in ready:
+            _tell_begun(job)
         count, late = running + len(ready), len(self.joining) - len(ready)
         longest = max([self.batch.longest, *(job.private for job, _ in self.joining)])
         wide = min(rounded(count, 16), self.max_rows)
@@ -281,7 +338,8 @@ class Worker:
         self.queue = deque(waiting)
 
     def _cut(self, jobs: Sequence[Job]) -> None:
-        """Record what jobs have sampled and used."""
+        """Record what jobs have sampled and used, once."""
+        jobs = [job for job in jobs if not job.is_cut]
         for slot, row in enumerate(self.batch.rows):
             if row.job in jobs:
                 row.job.results[row.index] = self.batch.cut_short(slot)
@@ -289,10 +347,12 @@ class Worker:
             spend, load = total(job.completions), job.load
             if load is not None and not load.paid:
                 spend += Spend(prompt_tokens=load.done - load.matched, device_seconds=load.seconds)
-            job.spend = spend
+            job.spend, job.is_cut = spend, True
 
     def _drop_cancelled(self) -> None:
         dropped = dict.fromkeys([*self.leases, *(job for job, _ in self.joining), *self.queue])
+        # Others may have been cancelled since, whose turn has not come yet.
+        self._cut([job for job in dict.fromkeys([*dropped, *(r.job for r in self.batch.rows)]) if job.cancelled])
         for job in dropped:
             if job.cancelled and job.load is not None:
                 self._let_go(job, job.load.count)
@@ -325,7 +385,15 @@ class Worker:
                 own.__cause__ = error.__cause__
                 job.sink.failed(own)
         if not self.closing:
+            for job in granted:
+                job.is_cut = False
             self.queue.extend(granted)
+
+
+def _tell_begun(job: Job) -> None:
+    if not job.begun:
+        job.begun = True
+        job.begin()
 
 
 def _explain(error: BaseException) -> PonderError:
