@@ -5,6 +5,7 @@ The same examples each time and no deadline: a slow machine must not fail a test
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -15,6 +16,9 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from ponder.engines.torch import TorchEngine
     from ponder.models.base import LoadedModel
+
+# What a test dequantises is not kept for the user whose machine it runs on.
+os.environ["PONDER_CACHE"] = ""
 
 settings.register_profile("ponder", deadline=None, derandomize=True)
 settings.load_profile("ponder")

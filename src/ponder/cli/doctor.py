@@ -33,6 +33,8 @@ class DoctorConfig:
 
     model: str | None = None
     """A model to check: is it available, and which forward pass does it use?"""
+    clear_cache: bool = False
+    """Delete the dequantised weights of GGUF files that are kept to open them quickly."""
     json: bool = False
     """Print the findings as JSON."""
 
@@ -70,7 +72,12 @@ PARTS = (
 
 def main(args: list[str]) -> int:
     config = parse(DoctorConfig, args, prog="ponder doctor", description=DESCRIPTION)
+    from ponder.models import gguf_cache
+
+    freed = gguf_cache.clear() if config.clear_cache else None
     found = examine(config.model)
+    if freed is not None:
+        found["cache"]["freed_bytes"] = freed
     say(json.dumps(found, indent=1) if config.json else text(found))
     return 0 if found["quickstart"]["ready"] else 1
 
@@ -85,6 +92,7 @@ def examine(model: str | None = None) -> dict[str, Any]:
         "machine": machine,
         "parts": parts,
         "models": models,
+        "cache": _cache(),
         "quickstart": {"ready": not problems, "problems": problems},
     }
     return found if model is None else {**found, "model": {"spec": model, **_model(model)}}
@@ -121,6 +129,20 @@ def _machine() -> dict[str, Any]:
         "memory_free_bytes": psutil.virtual_memory().available,
         "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
         "folder": str(Path.cwd()),
+    }
+
+
+def _cache() -> dict[str, Any]:
+    """What is kept of GGUF files, and where."""
+    from ponder.models import gguf_cache
+
+    files = gguf_cache.kept()
+    folder = gguf_cache.folder()
+    return {
+        "folder": None if folder is None else str(folder),
+        "files": len(files),
+        "bytes": sum(f.bytes for f in files),
+        "most_bytes": gguf_cache.most_bytes(),
     }
 
 
@@ -193,6 +215,7 @@ def text(found: dict[str, Any]) -> str:
         "models",
         *(_model_line(name, seen) for name, seen in found["models"].items()),
     ]
+    lines += ["cache", _cache_line(found["cache"])]
     if "model" in found:
         lines += ["your model", _model_line(found["model"]["spec"], found["model"])]
     ready = found["quickstart"]["ready"]
@@ -210,3 +233,13 @@ def _model_line(name: str, seen: dict[str, Any]) -> str:
     mark = {True: "ok     ", False: "missing", None: "remote "}[seen["there"]]
     note = seen["note"].removeprefix(f"{name}: ")
     return f"  {mark}  {name}: {note}"
+
+
+def _cache_line(cache: dict[str, Any]) -> str:
+    if cache["folder"] is None:
+        return "  off (PONDER_CACHE is empty)"
+    freed = f", {cache['freed_bytes'] / 1e9:.1f} GB freed" if "freed_bytes" in cache else ""
+    return (
+        f"  {cache['files']} dequantised GGUF files, {cache['bytes'] / 1e9:.1f} GB of at most "
+        f"{cache['most_bytes'] / 1e9:g} GB at {cache['folder']}{freed}; ponder doctor --clear-cache empties it"
+    )

@@ -14,6 +14,7 @@ import math
 import mmap
 import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,10 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3")
 MAGIC = b"GGUF"
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+_PIECE = 1 << 19
+"""Values that are dequantised at once."""
+_THREADS = 4
+"""Tensors that are dequantised at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,19 @@ class _Reader:
         self.at += size
         return raw.decode("utf-8", "replace")
 
+    def strings(self, count: int) -> list[str]:
+        """Hundreds of thousands of them in a vocabulary: one loop without calls."""
+        data, at, size_at = self.data, self.at, struct.Struct("<Q").unpack_from
+        found = []
+        for _ in range(count):
+            (size,) = size_at(data, at)
+            at += 8 + size
+            found.append(data[at - size : at].decode("utf-8", "replace"))
+        if at > len(data):
+            raise EOFError
+        self.at = at
+        return found
+
     def value(self, kind: int) -> Any:
         if kind in SCALARS:
             return self.number(SCALARS[kind])
@@ -92,6 +110,8 @@ class _Reader:
             values = struct.unpack_from(f"<{count}{SCALARS[inner]}", self.data, self.at)
             self.at += struct.calcsize(f"<{count}{SCALARS[inner]}")
             return list(values)
+        if inner == STRING:
+            return self.strings(count)
         return [self.value(inner) for _ in range(count)]
 
 
@@ -149,14 +169,17 @@ def read_weights(header: Header) -> dict[str, Tensor]:
     import torch
 
     with open(header.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        state = {}
-        for name, info in header.tensors.items():
+        targets = {}
+        for name in header.tensors:
             target = _hf_name(name)
-            if target is None:
-                if name == "rope_freqs.weight":
-                    continue
+            if target is not None:
+                targets[name] = target
+            elif name != "rope_freqs.weight":
                 raise Unsupported(f"{header.path}: tensor {name!r} is not part of a plain {header.architecture} model")
-            state[target] = torch.from_numpy(_dequantise(header, name, info, data))
+        # numpy lets go of the interpreter's lock where the work is.
+        with ThreadPoolExecutor(_THREADS) as threads:
+            found = threads.map(lambda name: _dequantise(header, name, header.tensors[name], data), targets)
+            state = {target: torch.from_numpy(values) for target, values in zip(targets.values(), found, strict=True)}
     if header.architecture != "llama":
         return state
     heads = header.get("attention.head_count")
@@ -184,12 +207,24 @@ def _dequantise(header: Header, name: str, info: TensorInfo, data: mmap.mmap) ->
     try:
         # Corrupt scales give infinities here; the loader names the tensor.
         with np.errstate(all="ignore"):
-            values = gguf.dequantize(raw.reshape(*info.shape[:-1], -1), kind)
+            return _piecewise(gguf, raw, kind).reshape(info.shape)
     except NotImplementedError:
         raise Unsupported(
             f"{header.path}: tensors of type {kind.name} cannot be dequantised; use another one"
         ) from None
-    return np.ascontiguousarray(values.reshape(info.shape), dtype=np.float32)
+
+
+def _piecewise(gguf: Any, raw: Any, kind: Any) -> Any:
+    """All values in a row, dequantised piece by piece: what the library needs besides stays in the processor's cache."""
+    import numpy as np
+
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    values = np.empty(len(raw) // size * block, dtype=np.float32)
+    step = max(1, _PIECE // block)
+    for start in range(0, len(raw) // size, step):
+        piece = raw[start * size : (start + step) * size].reshape(1, -1)
+        values[start * block : (start + step) * block] = gguf.dequantize(piece, kind)[0]
+    return values
 
 
 def _storage(header: Header, name: str, info: TensorInfo) -> tuple[Any, int]:

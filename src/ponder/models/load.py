@@ -259,7 +259,7 @@ def _download(spec: str, *, network: bool = True) -> Path:
 def _load_gguf(
     path: Path, *, name: str, dtype: str, device: str | torch.device | None, template: str | None = None
 ) -> LoadedModel:
-    from ponder.models import gguf, gguf_tokenizer
+    from ponder.models import gguf, gguf_cache, gguf_tokenizer
     from ponder.models.architecture import hf_config
     from ponder.models.assemble import Shape, assemble, decoder_module
     from ponder.models.hf import other_module
@@ -269,7 +269,7 @@ def _load_gguf(
     native = header.architecture in gguf.ARCHITECTURES
     if native:
         decoder = gguf.decoder_config(header)
-        state = gguf.read_weights(header)
+        state = gguf_cache.weights(path, lambda: gguf.read_weights(header))
         module: Any = decoder_module(decoder, state, dtype=dtype, device=device, where=str(path))
         shape = Shape.of(decoder)
         config = hf_config(decoder)

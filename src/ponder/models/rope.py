@@ -20,7 +20,7 @@ from ponder.models.decoder_config import DecoderConfig
 
 def frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
     """Inverse frequencies, shape (head_dim / 2,), and the factor of cosine and sine, scaled as the config says."""
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
     inverse = 1.0 / (config.rope_theta**exponent)
     scaling = config.rope_scaling
     kind = scaling.get("rope_type", "default")
@@ -56,7 +56,7 @@ def _yarn(inverse: Tensor, scaling: Mapping[str, Any], theta: float) -> Tensor:
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * half - 1)
-    ramp = (torch.arange(half, dtype=torch.float32) - low) / ((high - low) or 0.001)
+    ramp = (torch.arange(half, dtype=torch.float32, device="cpu") - low) / ((high - low) or 0.001)
     ramp = ramp.clamp(0.0, 1.0)
     return inverse / factor * ramp + inverse * (1 - ramp)
 
@@ -77,7 +77,7 @@ def _yarn_factor(scaling: Mapping[str, Any]) -> float:
 def table(config: DecoderConfig) -> Tensor:
     """Cosine and sine of every position's angles, shape (max_position_embeddings, 2, head_dim / 2), float32."""
     inverse, factor = frequencies(config)
-    angles = torch.outer(torch.arange(config.max_position_embeddings).float(), inverse)
+    angles = torch.outer(torch.arange(config.max_position_embeddings, device="cpu").float(), inverse)
     return torch.stack((angles.cos(), angles.sin()), dim=1) * factor
 
 
