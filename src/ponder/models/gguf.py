@@ -215,7 +215,7 @@ def _dequantise(header: Header, name: str, info: TensorInfo, data: mmap.mmap) ->
 
 
 def _piecewise(gguf: Any, raw: Any, kind: Any) -> Any:
-    """All values in a row, dequantised piece by piece: what the library needs besides stays in the processor's cache."""
+    """All values in a row, dequantised piece by piece: what it needs besides stays in the processor's cache."""
     import numpy as np
 
     block, size = gguf.GGML_QUANT_SIZES[kind]
