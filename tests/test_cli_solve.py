@@ -24,7 +24,7 @@ from ponder.engines.opening import EngineOptions
 from ponder.responses import split_response
 from ponder.types import Capabilities, Delta, FinishReason, ThoughtFormat
 
-QUESTION = "Make 24 from 3 5 7 2."
+QUESTION = "Tell 24 from 3 5 7 2."
 
 
 @pytest.fixture

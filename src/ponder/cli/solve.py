@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Answer one question. The leading thought streams to stderr (dim on a terminal), the answer goes to
 stdout, why the search stopped and what it cost to stderr. The exit code is 1 if there is no answer, such as when the
-response was cut off or the budget is too small for the prompt.
+response was cut off or the budget is too small for the prompt. A question that an environment could have asked, such
+as "Make 24 from 3 5 7 2." (countdown) or "What is 17 + 25?" (arithmetic), is judged, and a search
+may use the environment's checker.
 
 examples:
-  ponder solve "Make 24 from 3 5 7 2."
+  ponder solve "Make 24 from 3 5 7 2." --strategy best_of_n
   ponder solve "Make 24 from 3 5 7 2." --thought-tokens 64 --seed 3
   ponder solve --environment countdown --problem test:1 --strategy best_of_n --max-tokens 96 --budget-tokens 600
   echo "What is 17 + 25?" | ponder solve - --model smollm2-135m --temperature 0
@@ -45,20 +47,26 @@ With --save FILE a search that was stopped, by Ctrl-C or by its budget, can be r
 
 
 def main(args: list[str]) -> int:
+    from ponder.environments.recognising import recognised
+
     saved, config, question = read_config(args)
     asked = engine_options(config)
     if config.save is not None:
         check_target("--save", config.save)
     elif config.continue_ is not None:
         check_target("--continue", config.continue_)
-    strategy = strategy_of(config)
     environment = environment_of(config)
+    known = recognised(question) if environment is None else None
+    if known is not None:
+        environment, problem = known
+    else:
+        problem = problem_of(environment, config, question)
     feedback = feedback_of(config, environment)
-    problem = problem_of(environment, config, question)
+    strategy = strategy_of(config)
     from ponder.search.runner import check_turns
 
     check_turns(strategy, feedback, problem)
-    if environment is not None and not config.json:
+    if config.environment is not None and not config.json:
         note(f"{config.environment} {config.problem}: {visible(_text(problem), 2000)}")
     check_opening(config, asked, budget_of(config))
     from ponder import sync
@@ -87,11 +95,12 @@ def main(args: list[str]) -> int:
     if where is not None and not config.json:
         more = "".join(f" {flag} MORE" for flag in limits(config)) if outcome.stop.value == "budget" else ""
         note(f"saved: {where} (continue with: ponder solve --continue {shlex.quote(where)}{more})")
-    if outcome.response.answer is None or not outcome.response.answer.strip():
-        raise PonderError(f"no answer: {why(outcome, thinks, config, cut=bool(whole.shortened))}")
-    if not config.json:
-        for line in status(outcome, verdict, seconds, paid):
+    answered = bool(outcome.response.answer and outcome.response.answer.strip())
+    if not config.json and (answered or outcome.trace.nodes):
+        for line in status(outcome, verdict if answered else None, seconds, paid):
             note(line)
+    if not answered:
+        raise PonderError(f"no answer: {why(outcome, thinks, config, cut=bool(whole.shortened))}")
     return 0
 
 

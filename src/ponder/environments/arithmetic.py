@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import count
 from random import Random
 from typing import Any
 
-from ponder.environments._expressions import Tree, Value, apply, write
+from ponder.environments._expressions import Tree, Value, apply, evaluate, write
 from ponder.environments._fewshot import Style, few_shot_prompt
 from ponder.environments.base import Item, Procedural, split_of, stable_int
+from ponder.environments.recognising import QUESTION
 from ponder.errors import UserError
 from ponder.types import Gold, Problem, Split, Verdict
 from ponder.verifiers.answers import VerifierAnswers
 from ponder.verifiers.numeric import Numeric
 
+_ASKED = re.compile(
+    r"(?:what is|what's|calculate|compute|how much is)? ?(?P<expression>[-−0-9(][-+*/×÷−() 0-9]{2,199}?) ?=? ?[?.]?",
+    re.IGNORECASE,
+)
 _ENUMERATED = 100_000
 """Two-operand problems up to this number are listed, so that both splits are free of repeats."""
 
@@ -146,7 +153,23 @@ class Arithmetic(Procedural):
                 found[example] = str(value)
         return list(found.items())
 
+    def recognise(self, question: str) -> Problem | None:
+        """`What is 17 * (23 + 4)?`, `17 + 25 =`: an expression whose value follows from what is asked."""
+        found = _ASKED.fullmatch(" ".join(question.split()))
+        if found is None:
+            return None
+        expression = found["expression"].replace("×", "*").replace("÷", "/").replace("−", "-").strip()
+        if not any(op in expression for op in "+-*/"):
+            return None
+        try:
+            evaluate(expression)
+        except ValueError:
+            return None
+        return Problem(QUESTION, question, {"expression": expression, "question": question})
+
     def verdict(self, problem: Problem, answer: str) -> Verdict:
+        if problem.id == QUESTION:
+            return Numeric()(Fraction(evaluate(problem.public["expression"])[0]), answer)
         return Numeric()(self.gold(problem).answer, answer)
 
 

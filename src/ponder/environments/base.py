@@ -134,6 +134,13 @@ class SingleTurn:
         """An answer text that the judge gives reward 1."""
         return str(self.gold(problem).answer)
 
+    def recognise(self, question: str) -> Problem | None:
+        """A question that somebody asked, as a problem of this environment, if it is one that can be judged by itself.
+
+        Its id is `recognising.QUESTION`. None for any other question.
+        """
+        return None
+
     def episode(self, problem: Problem) -> Episode:
         """Open a conversation: here it ends with the first response."""
         return OneStep()

@@ -9,6 +9,7 @@ from random import Random
 from ponder.environments._countdown_steps import progress
 from ponder.environments._expressions import Tree, Value, canonical, evaluate, write
 from ponder.environments.base import Item, Procedural, guarded
+from ponder.environments.recognising import QUESTION
 from ponder.errors import UserError
 from ponder.protocols import Checker
 from ponder.scorers.base import BaseScorer
@@ -33,6 +34,11 @@ _SPELLINGS = {
     "\\left": "",
     "\\right": "",
 }
+_ASKED = re.compile(
+    r"(?:make|reach|get) (?P<target>[0-9]{1,6}) (?:from|with|using|out of)(?: the numbers)?:? "
+    r"(?P<numbers>[0-9]{1,6}(?:(?:,? and |, ?| )[0-9]{1,6})+)[.!?]?",
+    re.IGNORECASE,
+)
 _WORDS = "mod|modulo|pi|sqrt|squared|cubed|times|plus|minus|over|factorial|percent|choose"
 _BEFORE = re.compile(
     rf"(?:[\w.,√!%^&|~<>≠≈+*/\\]|[A-Za-z0-9)]\s*[-+*/^]\s*|\b(?:not|{_WORDS})\s+|[≠≈<>√]\s+|!=\s*|\\(?!f?boxed|math|text|quad)[a-z]+\s*[({{]?)\Z"
@@ -169,6 +175,16 @@ class Countdown(Procedural):
             {"numbers": numbers, "target": target, "operations": self.operations},
             {"family": "countdown", "numbers": len(numbers)},
         )
+
+    def recognise(self, question: str) -> Problem | None:
+        """`Make 24 from 3 5 7 2.`, with commas and `and` too; all four operations are allowed."""
+        found = _ASKED.fullmatch(" ".join(question.split()))
+        if found is None:
+            return None
+        numbers = [int(n) for n in re.findall("[0-9]+", found["numbers"])]
+        if not 2 <= len(numbers) <= 8:
+            return None
+        return Problem(QUESTION, question, {"numbers": numbers, "target": int(found["target"]), "operations": "+-*/"})
 
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         return check(problem, answer)

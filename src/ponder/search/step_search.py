@@ -289,7 +289,8 @@ class Stepping(Asking):
             return Outcome(first, None, trace, spend, stop)
         confidence, reason = None, "chosen by score" if self.scored and best.score is not None else ""
         if best.rank != 1 and best.verdict is not None:
-            confidence, reason = best.verdict.reward, "chosen by the checker"
+            confidence = best.verdict.reward
+            reason = "chosen by the checker" if best.verdict.correct else "the checker accepted none of the answers"
         if best.rank == 2 and stop is StopReason.FINISHED:
             stop = StopReason.ACCEPTED
         reason = reason or "chosen by mean log-probability"

@@ -100,7 +100,9 @@ class _Best(Sampling):
         if any(usable(n.check) for n in nodes):
             best = max(nodes, key=lambda n: check_rank(n.check))
             reward = best.check.reward if best.check is not None and usable(best.check) else None
-            return best, reward, "chosen by the checker"
+            accepted = best.check is not None and best.check.correct
+            none = f"the checker accepted none of {len(nodes)} answers"
+            return best, reward, "chosen by the checker" if accepted else none
         scores: list[tuple[str, list[float | None]]] = [("score", [n.score for n in nodes])]
         scores += [(name, [measure(self.calls_of(n)) for n in nodes]) for name, measure in self._measures]
         for name, values in scores:
