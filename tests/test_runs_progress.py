@@ -63,6 +63,21 @@ def test_the_time_left_of_a_resumed_run_counts_only_its_own_steps() -> None:
     assert stream.getvalue().splitlines()[-1].endswith("1 min 30 s left")
 
 
+def test_the_time_left_is_not_told_from_the_quickest_answers() -> None:
+    """Of 64 answers at once 4 short ones come in a second, the rest at 2 a second; 200 in all."""
+    clock, stream = Clock(), io.StringIO()
+    with Progress("eval", 200, every=0, at_once=64, stream=stream, clock=clock) as progress:
+        for done in range(1, 201):
+            clock.now += 0.25 if done <= 4 else 20.0 if done == 5 else 0.5
+            progress.update(done)
+    said = [line.partition("  ")[2] for line in stream.getvalue().splitlines()]
+    assert set(said[:8]) == {""}
+    for done in (20, 50, 100, 199):
+        minutes, _, seconds = said[done - 1].removesuffix(" s left").rpartition(" min ")
+        left = 60 * int(minutes or 0) + int(seconds)
+        assert left == pytest.approx((200 - done) / 2, rel=0.5, abs=2)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(-1, "0 s"), (59.6, "1 min 00 s"), (61, "1 min 01 s"), (7500, "2 h 05 min")]
 )

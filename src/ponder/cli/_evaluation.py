@@ -172,7 +172,8 @@ class Job:
         config = self.config
         concurrency = config.concurrency or CONCURRENCY
         plan = Plan(config.samples, config.seed, self.budget, concurrency, keep_texts=max(config.show, KEPT))
-        with Progress(config.environment, len(self.problems) * config.samples, unit="responses") as progress:
+        total = len(self.problems) * config.samples
+        with Progress(config.environment, total, unit="responses", at_once=min(concurrency, total)) as progress:
 
             def show(p: Done) -> None:
                 judged = p.done - p.masked

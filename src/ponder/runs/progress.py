@@ -40,7 +40,9 @@ def quantity(value: float) -> str:
 class Progress:
     """Shows how far work is, with fields such as reward, length and tokens/s, and the time left.
 
-    `total` is in any unit that `update` counts in (steps, problems, seconds); None if it is not known. Use `with`.
+    `total` is in any unit that `update` counts in (steps, problems, seconds); None if it is not known. `at_once` of them
+    are under way at the same time: while only the quickest eighth of so many is done, the time left is not said. Use
+    `with`.
     Off a terminal a line is printed at most every `every` seconds, so that a log stays short.
     """
 
@@ -50,6 +52,7 @@ class Progress:
         total: float | None = None,
         *,
         unit: str = "",
+        at_once: int = 0,
         every: float = 10.0,
         stream: TextIO | None = None,
         quiet: bool = False,
@@ -61,6 +64,9 @@ class Progress:
         self._start = clock()
         self._printed: float | None = None
         self._line = ""
+        self._at_once = at_once
+        self._seen: list[tuple[float, float]] = []
+        """What was done at which time, the oldest first."""
         self._first: tuple[float, float] | None = None
         self._bar: Bar | None = None
 
@@ -80,8 +86,8 @@ class Progress:
         `left` is the time left in seconds, estimated from the rate if None.
         Fields are shown in order, `tokens_per_s` as `tokens/s`, `_` as a space; None is left out.
         """
-        if self._first is None:
-            self._first = (done, self._clock())
+        self._seen.append((done, self._clock()))
+        self._first = self._first or self._seen[0]
         self._total = self._total if total is None else total
         left = self._left(done) if left is None else left
         shown = [f"{_name(k)} {v if isinstance(v, str) else quantity(v)}" for k, v in fields.items() if v is not None]
@@ -106,12 +112,19 @@ class Progress:
             print(text, file=self._stream, flush=True)
 
     def _left(self, done: float) -> float | None:
-        """Seconds left at the rate since the first update (a resumed run's first steps cost it nothing)."""
-        if self._total is None or done <= 0:
+        """Seconds left, at the rate of the later half of what was done; None while too little is.
+
+        A resumed run's first steps cost it nothing: they are not counted.
+        """
+        first = self._first or (0.0, self._start)
+        if self._total is None or done <= 0 or (done < self._total and done - first[0] < self._at_once / 8):
             return None
-        since, began = self._first or (0.0, self._start)
-        if done <= since:
-            since, began = 0.0, self._start
+        since, began = first if done > first[0] else (0.0, self._start)
+        # Done by half: the rate of what finished since then is not that of the quickest first ones.
+        while len(self._seen) > 2 and self._seen[1][0] <= since + (done - since) / 2:
+            del self._seen[0]
+        if self._seen[0][0] < done:
+            since, began = self._seen[0]
         return (self._clock() - began) / (done - since) * max(0.0, self._total - done)
 
     def _print(self) -> None:
