@@ -141,7 +141,7 @@ def test_the_config_of_a_run_says_which_options_its_engine_was_asked_for(engine:
         (["--total-seconds", "nan"], "--total-seconds nan: give 0 or more"),
         (["--budget-tokens", "9", "--total-tokens", "8"], "--budget-tokens 9 for one search is more than --total"),
         (["--budget-dollars", "1"], "needs the prices of 'mock', and none are known"),
-        (["--prices", "nowhere.toml"], "nowhere.toml: cannot be read as a table of prices"),
+        (["--prices", "nowhere.toml"], "nowhere.toml: no such table of prices"),
         (["--resume"], "--resume needs --out"),
         (["--resume", "--out", "nowhere"], "nowhere: no such run directory"),
     ],

@@ -69,7 +69,7 @@ def test_an_impossible_number_is_refused_by_name_and_nothing_is_written(tmp_path
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("{", "cannot be read"),
+        ("{", "not valid JSON"),
         ("[]", "not a JSON object"),
         ('{"trian": []}', "unknown key 'trian'; did you mean 'train'"),
         ('{"train": [{"step": 0}]}', "train"),

@@ -24,6 +24,7 @@ ROWS = [
         "responses",
         "outside",
         "signals",
+        "reading",
     },
     {"runs"},
     {"budget", "sandbox", "models"},

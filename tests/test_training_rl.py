@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -269,6 +270,11 @@ def test_an_infrastructure_error_before_an_update_changes_no_weights_and_can_be_
         train(config(base, tmp_path / "parts"))
     monkeypatch.setattr(EngineSource, "_judge", judge)
     parts = train(config(base, tmp_path / "parts", resume=True))
+    # Killed before its first checkpoint: the run begins again.
+    shutil.copytree(tmp_path / "parts", tmp_path / "killed", ignore=shutil.ignore_patterns("checkpoints", "model"))
+    again = train(config(base, tmp_path / "killed", resume=True))
+    assert (whole / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert rows(tmp_path / "whole") == rows(tmp_path / "killed")
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
 

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -203,6 +204,14 @@ def test_gradient_checkpointing_changes_no_step(model) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
+def _killed_before_its_first_checkpoint(run: Path, out: Path) -> None:
+    """What such a kill leaves: no checkpoint, steps that belong to none, and what was being written."""
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("checkpoints", "model", "summary.json"))
+    (out / "checkpoints" / ".step-000002.999999999.abcdefgh.part").mkdir(parents=True)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**manifest, "status": "running", "end": None}))
+
+
 def test_a_stopped_and_resumed_run_equals_one_that_was_not(tmp_path: Path, monkeypatch) -> None:
     def config(name: str, **more) -> PretrainConfig:
         return PretrainConfig(
@@ -230,6 +239,10 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_not(tmp_path: Path, monke
         pretrain(config("parts"))
     monkeypatch.setattr(lm, "train", train)
     parts = pretrain(config("parts", resume=True))
+    _killed_before_its_first_checkpoint(tmp_path / "parts", tmp_path / "killed")
+    killed = pretrain(config("killed", resume=True))
+    assert (whole / "model.safetensors").read_bytes() == (killed / "model.safetensors").read_bytes()
+    assert len(read_lines(killed.parent / "metrics.jsonl").rows) == len(read_lines(whole.parent / "metrics.jsonl").rows)
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
     a, b = (read_lines(p.parent / "metrics.jsonl").rows for p in (whole, parts))
     clock = ("seconds", "seconds_data", "tokens_per_second")

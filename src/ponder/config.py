@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from ponder import reading
 from ponder.errors import UserError, nearest
 
 C = TypeVar("C")
@@ -25,7 +26,7 @@ def parse_value(text: str) -> Any:
     """Read a TOML literal (`3`, `0.5`, `true`, `[1, 2]`); anything else is a string."""
     try:
         return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -100,15 +101,7 @@ def _complete(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> 
 
 def load_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file. Raises `UserError` that names the file and the line."""
-    path = Path(path)
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}") from None
+    return reading.toml_table(Path(path))
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

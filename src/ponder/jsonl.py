@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ponder.errors import UserError
+from ponder.reading import reason, refuse_special
+
+LONGEST = 1 << 28
+"""Bytes of the longest line that is read."""
 
 
 def objects(
@@ -29,9 +33,8 @@ def objects(
     UTF-8): a missing or empty file, a folder, what cannot be read or unpacked, what is not a JSON object.
     """
     path = Path(path)
+    refuse_special(path)
     if not path.is_file():
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder, name a file in it")
         if some:
             raise UserError(f"{path}: no such file")
         if not path.exists():
@@ -39,7 +42,9 @@ def objects(
     number, found = 0, False
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+                if len(line) > LONGEST:
+                    raise UserError(f"{path}: line {number} has more than {LONGEST:,} bytes; is it a JSON Lines file?")
                 if number == 1:
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if not line.strip():
@@ -70,7 +75,7 @@ def parse(line: bytes, where: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8: {error.reason} at its byte {error.start + 1}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON: {error}") from None
+        raise UserError(f"{where} is not valid JSON: {reason(error)}") from None
     if not isinstance(value, dict):
         raise UserError(f"{where} is not a JSON object but {type(value).__name__}")
     return value

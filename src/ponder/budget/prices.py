@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ponder import reading
 from ponder.errors import UserError, nearest
 from ponder.types import Spend
 
@@ -110,10 +110,7 @@ def _load(path: str) -> PriceList:
 
 
 def _read(path: Path) -> dict[str, Prices]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a table of prices: {error}") from None
+    table = reading.toml_table(path, "table of prices")
     return {name: _entry(path, name, values) for name, values in table.items()}
 
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ponder import reading
 from ponder.config import from_mapping
 from ponder.errors import UserError
 from ponder.types import to_json
@@ -156,12 +157,7 @@ def write(path: str | Path, curves: Curves) -> None:
 def read(path: str | Path) -> Curves:
     """Read and validate. Raises `UserError` that names the file and what is wrong in it."""
     path = Path(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    values = reading.json_value(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a JSON object")
     curves = from_mapping(Curves, values, where=str(path))

@@ -8,18 +8,21 @@ that was run again after a resume has a second line: the last one counts.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ponder import jsonl
+from ponder import jsonl, show
 from ponder.budget.prices import Prices
 from ponder.errors import UserError
 from ponder.evaluation.results import Earlier, Judged, Searched
 from ponder.search.record import to_row
 from ponder.types import Node, Problem, Spend, StopReason, ThoughtFormat, Trace, Verdict, to_json
+
+_log = logging.getLogger(__name__)
 
 
 def to_line(searched: Searched, prices: Prices | None = None, thought: ThoughtFormat | None = None) -> dict[str, Any]:
@@ -64,7 +67,8 @@ def earlier(path: Path, problems: Sequence[Problem], samples: int) -> Earlier:
     """
     found: dict[tuple[int, int], Judged] = {}
     lost, seconds = Spend(), 0.0
-    for _, where, line in lines(path):
+    # A torn line is said, and cut off, where the run is opened.
+    for _, where, line in jsonl.objects(path, torn=[], some=False):
         try:
             place, judged = (int(line["index"]), int(line["sample"])), from_line(line)
             same = line["problem"] == problems[place[0]].id and line["prompt"] == to_json(problems[place[0]].prompt)
@@ -83,8 +87,11 @@ def earlier(path: Path, problems: Sequence[Problem], samples: int) -> Earlier:
 
 
 def lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Number, place and object of each whole line, as `jsonl.objects` has them."""
-    return jsonl.objects(path, torn=[], some=False)
+    """Number, place and object of each whole line, as `jsonl.objects` has them; a torn last one is a warning."""
+    torn: list[str] = []
+    yield from jsonl.objects(path, torn=torn, some=False)
+    for sentence in torn:
+        _log.warning("warning: %s: one search is missing", show.visible(sentence))
 
 
 def from_line(line: dict[str, Any]) -> Judged:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ponder.errors import Unsupported
+from ponder.errors import TooLong, Unsupported
 from ponder.models.template import ChatTemplate, encode_chat, render
 from ponder.models.tokenizer import Tokenizer
 from ponder.types import Message, ModelInfo, Prompt, ThoughtFormat
@@ -99,16 +99,42 @@ class LoadedModel:
     def prompt_ids(self, prompt: Prompt | tuple[int, ...]) -> tuple[int, ...]:
         """Token ids of a prompt: ids as they are, messages through the template, text with the begin token.
 
-        A plain-text prompt of a chat model is sent as one user message.
+        A plain-text prompt of a chat model is sent as one user message. Raises `TooLong` for a text that is many times
+        as long as the context.
         """
         if isinstance(prompt, tuple) and all(isinstance(i, int) for i in prompt):
             return prompt  # type: ignore[return-value]
+        self._refuse_endless((prompt,) if isinstance(prompt, str) else tuple(m.content for m in prompt))  # type: ignore[union-attr]
         if isinstance(prompt, str):
             if not self.info.chat:
                 ids = self.tokenizer.encode(prompt)
                 return tuple(ids if self.bos_id is None else [self.bos_id, *ids])
             prompt = (Message("user", prompt),)
         return encode_chat(self.template, self.tokenizer, self.end_ids, prompt)  # type: ignore[arg-type]
+
+    def _refuse_endless(self, texts: Sequence[str]) -> None:
+        """Raises `TooLong` for texts that cannot fit the context, after a look at their beginnings.
+
+        To tokenise 10 MB takes a minute. How few tokens a text may have is not known of every tokenizer (some drop
+        spaces, some have one token for all that they do not know), so it is counted: parts of it, until there are twice
+        as many tokens as there may be. Cutting a text makes no tokens but those at the cuts.
+        """
+        context, size = self.info.context, sum(map(len, texts))
+        if size <= LIKELY * context:
+            return
+        found, part = 0, LIKELY * context
+        for text in texts:
+            for begin in range(0, len(text), part):
+                found += len(self.tokenizer.encode(text[begin : begin + part]))
+                if found > 2 * context:
+                    raise TooLong(
+                        f"the prompt has {size:,} characters, which is more than {context:,} tokens, and "
+                        f"{self.info.name} has a context of {context:,}; shorten the prompt"
+                    )
+
+
+LIKELY = 16
+"""A text of more characters per token of the context is looked at before it is tokenised as a whole."""
 
 
 def forward_flops(hidden: int, layers: int, non_embedding: int, vocab: int, context: float) -> float:

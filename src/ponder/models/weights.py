@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ponder import reading
 from ponder.errors import PonderError, UserError
 
 if TYPE_CHECKING:
@@ -66,14 +67,7 @@ def verify_checksums(folder: str | Path) -> bool:
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object. Raises `UserError` that names the file and the line."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON: line {error.lineno}: {error.msg}") from None
+    value = reading.json_value(Path(path))
     if not isinstance(value, dict):
         raise UserError(f"{path}: holds a {type(value).__name__} where a JSON object belongs")
     return value
@@ -137,7 +131,7 @@ def publish(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
     partial: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        partial = _beside(folder, "part")
         partial.chmod(0o777 & ~_umask())
         yield partial
         _sync(partial)
@@ -156,11 +150,16 @@ def publish(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+def _beside(folder: Path, what: str) -> Path:
+    """A new folder beside one; its name says of what process it is (`runs.files.clean` removes what a kill left)."""
+    return Path(tempfile.mkdtemp(prefix=f".{folder.name}.{os.getpid()}.", suffix=f".{what}", dir=folder.parent))
+
+
 def _take_name(partial: Path, folder: Path) -> None:
     if not folder.exists():
         partial.rename(folder)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    old = _beside(folder, "old")
     folder.rename(old / folder.name)
     try:
         partial.rename(folder)

@@ -10,12 +10,16 @@ import errno
 import json
 import math
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ponder import jsonl
+import psutil
+
+from ponder import jsonl, reading
 from ponder.errors import PonderError, UserError
 from ponder.types import to_json
 
@@ -70,6 +74,29 @@ def write_atomic(path: Path, data: bytes) -> None:
             raise
 
 
+_LEFT = re.compile(r"\.(?P<name>.+?)\.(?:(?P<pid>\d+)\.)?(?:[a-z0-9_]{8}\.(?P<kind>part|old)|tmp)")
+"""Names of what is written beside a file or a folder before it is renamed: `write_atomic`, `models.weights.publish`."""
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left half-written in a folder that this process alone writes.
+
+    Nothing of a process that still runs is touched. A folder that was moved aside and whose place is empty goes back.
+    """
+    for left in list(folder.iterdir()) if folder.is_dir() else ():
+        found = _LEFT.fullmatch(left.name)
+        if found is None or (found["pid"] is not None and psutil.pid_exists(int(found["pid"]))):
+            continue
+        with contextlib.suppress(OSError):
+            if left.is_dir() and not left.is_symlink():
+                moved = left / found["name"]
+                if found["kind"] == "old" and moved.exists() and not (folder / found["name"]).exists():
+                    moved.rename(folder / found["name"])
+                shutil.rmtree(left)
+            elif found["kind"] is None:
+                left.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """`write_atomic` for text; lone surrogates, which have no UTF-8, become `?`."""
     write_atomic(path, text.encode("utf-8", "replace"))
@@ -82,14 +109,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Raises `UserError` that names the file if it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
+    return reading.json_value(path)
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ Every part may be missing, since an RL run, an evaluation and the quickstart wri
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from ponder.errors import UserError
 from ponder.runs.files import read_json, read_lines
 from ponder.runs.run import read_manifest
 
+_log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 
@@ -91,6 +93,8 @@ def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
     lines = read_lines(path / "metrics.jsonl")
     both = {"base": base, "trained": test}
     searches, searched, torn = _searches(path / "rollouts.jsonl", problems)
+    for sentence in filter(None, (lines.torn, torn)):
+        _log.warning("warning: %s", show.visible(sentence))
     return Results(
         path=path,
         manifest=manifest,

@@ -9,6 +9,7 @@ A run is locked while a process has it open, so that two commands never write on
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -23,6 +24,7 @@ from ponder.runs import manifest as machine
 from ponder.runs.files import (
     Lines,
     append_line,
+    clean,
     disk_errors,
     keep_lines,
     mend_tail,
@@ -31,6 +33,9 @@ from ponder.runs.files import (
     write_json,
     write_text,
 )
+from ponder.show import visible
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "ponder-run-1"
 Status = Literal["running", "done", "failed", "interrupted"]
@@ -50,10 +55,8 @@ class Run:
     Leaving a `with` block writes the end and the status: `done`, `interrupted` on Ctrl-C, `failed` otherwise.
     """
 
-    def __init__(self, path: Path, lock: int | None, notes: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
-        self.notes = notes
-        """Sentences about torn lines that were cut off when the run was opened."""
         self._lock = lock
 
     @classmethod
@@ -78,9 +81,9 @@ class Run:
         lock = _lock(path)
         try:
             refuse_existing(path, overwrite)
+            _clean(path)
             _clear(path)
             run = cls(path, lock)
-            write_text(path / "config.toml", config_toml)
             run._write_manifest(
                 {
                     "format": FORMAT,
@@ -95,6 +98,8 @@ class Run:
                     "hardware": machine.hardware(),
                 }
             )
+            # After the manifest: a directory with a config alone may be a user's.
+            write_text(path / "config.toml", config_toml)
         except BaseException:
             _unlock(lock)
             raise
@@ -102,7 +107,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path, command: Sequence[str] | None = None) -> Self:
-        """Open a run to continue it; torn last lines are cut off (see `notes`) and the manifest says when.
+        """Open a run to continue it; torn last lines are cut off, with a warning, and the manifest says when.
 
         Raises `UserError` if the directory is no run or another process has it open.
         """
@@ -110,8 +115,11 @@ class Run:
         manifest = read_manifest(path)
         lock = _lock(path)
         try:
-            mended = (mend_tail(path / name) for name in ("metrics.jsonl", "rollouts.jsonl"))
-            run = cls(path, lock, tuple(m for m in mended if m))
+            _clean(path)
+            for mended in (mend_tail(path / name) for name in ("metrics.jsonl", "rollouts.jsonl")):
+                if mended:
+                    _log.warning("warning: %s", visible(mended))
+            run = cls(path, lock)
             again = {"at": now(), "command": list(sys.argv if command is None else command), "git": machine.commit()}
             again["hardware"] = machine.hardware()
             resumed = [*manifest.get("resumed", []), again]
@@ -231,15 +239,27 @@ def refuse_existing(path: str | Path, overwrite: bool = False) -> None:
             if not (first.is_dir() and os.access(first, os.W_OK | os.X_OK)):
                 raise UserError(f"{path}: cannot be made in {first}; choose another --out")
             return
-        if not any(path.iterdir()):
+        if not any(not _is_left(p) for p in path.iterdir()):
             if not os.access(path, os.W_OK | os.X_OK):
                 raise UserError(f"{path}: cannot be written to; choose another --out")
             return
     if not (path / "manifest.json").exists():
         raise UserError(f"{path}: exists and holds other files; choose another --out")
-    if not overwrite:
-        raise UserError(f"{path}: already holds a run; choose another --out (or continue a training run with --resume)")
     read_manifest(path)
+    # Killed as it began: there is nothing to continue.
+    if not overwrite and (path / "config.toml").exists():
+        raise UserError(f"{path}: already holds a run; continue it with --resume, or choose another --out")
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a file is what a killed process left of a manifest."""
+    return path.name.startswith(".manifest.json.") and path.name.endswith(".tmp")
+
+
+def _clean(path: Path) -> None:
+    """Remove what a killed process left half-written in a run directory."""
+    clean(path)
+    clean(path / "checkpoints")
 
 
 def _clear(path: Path) -> None:

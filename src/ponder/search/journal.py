@@ -100,7 +100,7 @@ class Journal:
                 raise ValueError(f"seconds is {seconds}")
             name, problem, seed = str(values["strategy"]), str(values["problem"]), int(values["seed"])
             return cls(name, problem, seed, answers, asked, spend, seconds)
-        except (KeyError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
             raise UserError(f"not a saved search: {type(error).__name__}: {error}") from None
 
 

@@ -97,15 +97,10 @@ def read(path: str | Path) -> Checkpoint:
     return Checkpoint(path, state)
 
 
-def last(folder: Path) -> Checkpoint:
-    """The newest checkpoint of a run, verified: a corrupt one is an error, not a silent step back.
-
-    Raises `UserError` if there is none.
-    """
+def last(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run, verified: a corrupt one is an error, not a silent step back. None without any."""
     found = by_step(folder)
-    if not found:
-        raise UserError(f"{folder}: no checkpoint to continue from")
-    return read(found[-1])
+    return read(found[-1]) if found else None
 
 
 def by_step(folder: Path) -> list[Path]:

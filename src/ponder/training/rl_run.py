@@ -86,15 +86,20 @@ class RLRun:
     def start(self, run: Run | None = None) -> None:
         """Make or reopen the run directory; within another command's `run` the config is written as `rl.toml`.
 
-        Raises `UserError` if the directory holds a run already, or none to continue.
+        A run that was killed before its first checkpoint is continued from its beginning. Raises `UserError` if the
+        directory holds a run already, or none to continue.
         """
         if run is not None:
             self.config_name = "rl.toml"
         if self.config.resume:
-            saved = checkpoint.last(Path(self.config.out) / "checkpoints")
             self.config_name = _config_path(self.config.out).name
             self._run = run or Run.open(self.config.out)
-            self._restore(saved)
+            saved = checkpoint.last(self._run.checkpoints)
+            if saved is not None:
+                self._restore(saved)
+            else:  # killed before its first checkpoint
+                self._run.truncate_after(0)
+                self._run.note(model=self.trainer.model.facts())
             return
         self._run = run or Run.create(self.config.out, configs.to_toml(self.config), self.config.seed)
         self._run.note(model=self.trainer.model.facts())

@@ -168,10 +168,13 @@ def _run(
     if config.resume:
         run = Run.open(config.out)
         saved = checkpoint.last(run.checkpoints)
-        model.module.load_state_dict(load(str(saved.model)).module.state_dict())
-        saved.restore_optimiser(optimiser)
-        state = configs.from_mapping(lm.LMState, saved.state["loop"], where=str(saved.path))
-        state.best = state.best if math.isfinite(state.best) else math.inf
+        if saved is not None:
+            model.module.load_state_dict(load(str(saved.model)).module.state_dict())
+            saved.restore_optimiser(optimiser)
+            state = configs.from_mapping(lm.LMState, saved.state["loop"], where=str(saved.path))
+            state.best = state.best if math.isfinite(state.best) else math.inf
+        else:  # killed before its first checkpoint
+            run.note(model=model.facts())
         run.truncate_after(state.step)
     else:
         run = Run.create(config.out, configs.to_toml(dataclasses.replace(config, resume=False)), config.seed)
