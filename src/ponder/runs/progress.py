@@ -40,9 +40,9 @@ def quantity(value: float) -> str:
 class Progress:
     """Shows how far work is, with fields such as reward, length and tokens/s, and the time left.
 
-    `total` is in any unit that `update` counts in (steps, problems, seconds); None if it is not known. `at_once` of them
-    are under way at the same time: while only the quickest eighth of so many is done, the time left is not said. Use
-    `with`.
+    `total` is in any unit that `update` counts in (steps, problems, seconds); None if it is not known. `at_once` of
+    them are under way at the same time: while only the quickest eighth of so many is done, the time left is not said.
+    Use `with`.
     Off a terminal a line is printed at most every `every` seconds, so that a log stays short.
     """
 
