@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ from ponder.runs.files import (
     write_json,
     write_text,
 )
+from ponder.runs.trackers import Trackers
 from ponder.show import visible
 
 _log = logging.getLogger(__name__)
@@ -40,8 +41,17 @@ _log = logging.getLogger(__name__)
 FORMAT = "ponder-run-1"
 Status = Literal["running", "done", "failed", "interrupted"]
 DATA = ("config.toml", "rl.toml", "manifest.json", "metrics.jsonl", "rollouts.jsonl", "curves.json", "evaluation.json")
-SHOWN = ("summary.json", "samples.json", "report.md", "report.html", "curves.png", "parallel.png", "training.png")
-FOLDERS = ("checkpoints", "model")
+SHOWN = (
+    "summary.json",
+    "samples.json",
+    "report.md",
+    "report.html",
+    "curves.png",
+    "parallel.png",
+    "training.png",
+    "mlflow.db",
+)
+FOLDERS = ("checkpoints", "model", "tensorboard", "trackio", "wandb")
 
 
 def now() -> str:
@@ -58,6 +68,7 @@ class Run:
     def __init__(self, path: Path, lock: int | None) -> None:
         self.path = path
         self._lock = lock
+        self._trackers: Trackers | None = None
 
     @classmethod
     def create(
@@ -144,6 +155,13 @@ class Run:
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one step to `metrics.jsonl`. The row holds `step`. Raises `PonderError` if the disk is full."""
         append_line(self.path / "metrics.jsonl", row)
+        if self._trackers is not None:
+            self._trackers.log(row)
+
+    def track(self, track: str, config: Mapping[str, Any], note: Callable[[str], None], *, resumed: bool) -> None:
+        """Send what is logged to the trackers that `track` names, too (`runs.trackers`). Raises `UserError`."""
+        if track:
+            self._trackers = Trackers.begin(track, self.path, config, note, resumed=resumed)
 
     def log_rollout(self, row: Mapping[str, Any]) -> None:
         """Append one problem with its samples to `rollouts.jsonl`. The row holds `step`."""
@@ -185,6 +203,8 @@ class Run:
     def finish(self, status: Status, **facts: Any) -> None:
         """Write end, status and peak memory into the manifest, with any other facts, and release the lock."""
         facts = {"peak_memory_bytes": machine.peak_memory_bytes(), **facts}
+        if self._trackers is not None:
+            self._trackers.close(status)
         try:
             self._write_manifest({**read_manifest(self.path), "status": status, "end": now(), **facts})
         finally:

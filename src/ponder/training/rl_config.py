@@ -96,6 +96,10 @@ class RLConfig:
     """Problems of a step whose samples are written to rollouts.jsonl; -1 for all."""
     record_tokens: bool = False
     """Write ids, mask and log-probabilities with them."""
+    track: str = ""
+    """Trackers that get every row of metrics too: tensorboard, trackio, wandb or mlflow, several as tensorboard,wandb.
+    They write to files of the run; nothing is sent anywhere unless the tool's own settings say so (WANDB_MODE=online,
+    MLFLOW_TRACKING_URI)."""
     resume: bool = False
     """Continue the run in `out` from its last checkpoint."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.models.load import load
 from ponder.models.save import save
 from ponder.protocols import Feedback, Generate, SearchContext
+from ponder.runs import trackers
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run, refuse_existing
 from ponder.search.record import to_row
@@ -63,6 +65,7 @@ class RLRun:
     @classmethod
     def prepare(cls, config: RLConfig) -> RLRun:
         """Build everything that can fail before a run directory is touched. Raises `UserError`."""
+        trackers.names(config.track)
         reuse_freed_memory()
         if config.resume:
             configs.refuse_changed(config, _config_path(config.out), FREE)
@@ -136,6 +139,8 @@ class RLRun:
         began, seconds = time.monotonic() - state.spend.seconds, []
         self.trainer.record = self._record
         self._write_config()
+        settings = configs.to_mapping(self.config)
+        self.run.track(self.config.track, settings, lambda t: print(t, file=sys.stderr), resumed=self.config.resume)
         with Interrupt() as interrupt, Progress("rl", self._total(), unit="steps") as progress:
             if not self.evaluations:
                 progress.note(f"before training: held-out accuracy {show(self.evaluate())}")
@@ -281,7 +286,17 @@ def _config_path(out: str) -> Path:
     return folder / "rl.toml" if (folder / "rl.toml").exists() else folder / "config.toml"
 
 
-FREE = ("resume", "out", "steps", "minutes", "checkpoint_every", "keep_checkpoints", "record_problems", "record_tokens")
+FREE = (
+    "resume",
+    "out",
+    "steps",
+    "minutes",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "record_problems",
+    "record_tokens",
+    "track",
+)
 """Fields that may differ when a run is continued."""
 
 

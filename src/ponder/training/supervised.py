@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +16,7 @@ from ponder.errors import TrainingDiverged, UserError
 from ponder.models.host import reuse_freed_memory
 from ponder.models.load import load
 from ponder.models.save import save
+from ponder.runs import trackers
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run
 from ponder.training import checkpoint, lm
@@ -56,6 +58,10 @@ class PretrainConfig:
     """Seed of weights and text."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
+    track: str = ""
+    """Trackers that get every row of metrics too: tensorboard, trackio, wandb or mlflow, several as tensorboard,wandb.
+    They write to files of the run; nothing is sent anywhere unless the tool's own settings say so (WANDB_MODE=online,
+    MLFLOW_TRACKING_URI)."""
     resume: bool = False
     """Continue the run in `out` from its last checkpoint."""
 
@@ -89,6 +95,10 @@ class SFTConfig:
     """Seed of the text and its order."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
+    track: str = ""
+    """Trackers that get every row of metrics too: tensorboard, trackio, wandb or mlflow, several as tensorboard,wandb.
+    They write to files of the run; nothing is sent anywhere unless the tool's own settings say so (WANDB_MODE=online,
+    MLFLOW_TRACKING_URI)."""
     resume: bool = False
     """Continue the run in `out` from its last checkpoint."""
 
@@ -115,6 +125,7 @@ def pretrain(config: PretrainConfig) -> Path:
     """Run `ponder train pretrain`; returns the folder of the finished model."""
     from ponder.models.tiny import new_model
 
+    trackers.names(config.track)
     model = new_model(config.seed)
     if config.length > model.info.context:
         raise UserError(f"length: {config.length} is more than the model's context of {model.info.context} tokens")
@@ -125,6 +136,7 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def sft(config: SFTConfig) -> Path:
     """Run `ponder train sft`; returns the folder of the finished model."""
+    trackers.names(config.track)
     model = load(config.model)
     if config.raw_prompts:
         model.take_plain_prompts()
@@ -179,6 +191,9 @@ def _run(
     else:
         run = Run.create(config.out, configs.to_toml(dataclasses.replace(config, resume=False)), config.seed)
         run.note(model=model.facts())
+
+    settings = configs.to_mapping(config)
+    run.track(config.track, settings, lambda text: print(text, file=sys.stderr), resumed=config.resume)
 
     def keep() -> checkpoint.Checkpoint:
         loop = dataclasses.asdict(state)
