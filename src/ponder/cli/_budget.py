@@ -20,7 +20,7 @@ class BudgetOptions:
     budget_tokens: int | None = None
     """Maximum tokens of a search, prompts and responses of every branch; a call that might exceed it is not sent."""
     budget_seconds: float | None = None
-    """Maximum seconds of a search; calls that still run then are cancelled."""
+    """Maximum seconds of a search, from when its first call is worked on; calls that still run then are cancelled."""
     budget_dollars: float | None = None
     """Maximum dollars of a search, at the prices of the model."""
     prices: str | None = None

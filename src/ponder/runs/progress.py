@@ -9,6 +9,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
+from ponder.show import WHOLE, visible
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -58,7 +60,7 @@ class Progress:
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._label, self._total, self._unit, self._every, self._quiet = label, total, unit, every, quiet
+        self._label, self._total, self._unit, self._every, self._quiet = visible(label), total, unit, every, quiet
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
         self._start = clock()
@@ -75,7 +77,7 @@ class Progress:
         if not self._quiet and self._stream.isatty():
             self._bar = _bar(self._stream)
             self._bar.start()
-            self._bar.add_task(self._label, total=self._total, fields="")
+            self._bar.add_task(self._label.replace("[", "\\["), total=self._total, fields="")
         return self
 
     def update(
@@ -106,6 +108,7 @@ class Progress:
         """Print a separate line, such as an evaluation's result, without disturbing the bar."""
         if self._quiet:
             return
+        text = visible(text, WHOLE)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:
