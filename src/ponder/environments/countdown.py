@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from random import Random
 
@@ -15,7 +16,8 @@ from ponder.protocols import Checker
 from ponder.scorers.base import BaseScorer
 from ponder.types import Gold, Problem, Response, Split, Verdict, VerdictKind
 from ponder.verifiers.base import MAX_ANSWER, answer_text, verdict
-from ponder.verifiers.extract import first_exchange
+from ponder.verifiers.extract import final_piece, first_exchange
+from ponder.verifiers.notation import plain
 
 _PLAIN = re.compile(r"[-+*/() \t=0-9]{1,200}")
 _CANDIDATE = re.compile(r"[-(0-9][-+*/() \t=0-9^]*")
@@ -39,16 +41,21 @@ _ASKED = re.compile(
     r"(?P<numbers>[0-9]{1,6}(?:(?:,? and |, ?| )[0-9]{1,6})+)[.!?]?",
     re.IGNORECASE,
 )
-_WORDS = "mod|modulo|pi|sqrt|squared|cubed|times|plus|minus|over|factorial|percent|choose"
+_WORDS = (
+    "mod|modulo|pi|sqrt|squared|cubed|times|plus|minus|over|factorial|percent|choose|log|ln|exp|sin|cos|tan|abs|floor"
+    "|ceil|round|twice|double|half|negative|(?:root|log|half|factorial|square|negative)\\s+of"
+)
 _BEFORE = re.compile(
-    rf"(?:[\w.,√!%^&|~<>≠≈+*/\\]|[A-Za-z0-9)]\s*[-+*/^]\s*|\b(?:not|{_WORDS})\s+|[≠≈<>√]\s+|!=\s*|\\(?!f?boxed|math|text|quad)[a-z]+\s*[({{]?)\Z"
+    rf"(?:[\w.,√!%^&|~<≠≈+*/\\}}\]]|(?<!answer)>|[0-9]:|[A-Za-z0-9)]\s*[-+*/^]\s*|\b(?:not|{_WORDS})\s+|[≠≈<>√]\s+|!=\s*|\\(?!f?boxed|math|text|quad)[a-z]+\s*[({{]?)\Z"
 )
 _AFTER = re.compile(
     rf"\s*(?:[-+*/^]\s*[({{\[]?\s*(?:[A-Za-z]\b|\\?(?:{_WORDS})\b|[√\\])|[+*/^]\s*\S"
-    rf"|[!≠≈<>√%^²³|&~]|\\(?!\)|\]|[,;! ]|quad)"
-    rf"|(?:is|does|do|was)?\s*(?:not\b|n't)|isn't|doesn't|(?:{_WORDS})\b)|[\w{{]|[.,]\d"
+    rf"|[!≠≈>√%^²³|&~]|<(?!/answer>)|\\(?!\)|\]|[,;! ]|quad)"
+    rf"|(?:is|does|do|was)?\s*(?:not\b|n't)|(?:is|was|looks)\s+(?:wrong|incorrect|false)|isn't|doesn't|(?:{_WORDS})\b)|[\w{{]|[.,]\d"
 )
 """What makes an expression a part of something else: `8*2!`, `8*2 + a`, `√8*2`, `3.8*2`, `8*2 ≠ 16`."""
+_TIMES = re.compile(r"(?<=[0-9)])( ?)[xX]( ?)(?=[0-9(])")
+_BULLET = re.compile(r"(?:[-*\u2022]|[0-9]{1,2}[.)]) (?=[-(0-9 ])")
 _BOLD = re.compile(r"\*\*([^\n]{1,300}?)\*\*(?![(\d])")
 _SPELLING = re.compile("|".join(re.escape(s) for s in sorted(_SPELLINGS, key=len, reverse=True)))
 
@@ -263,9 +270,14 @@ def _candidate(answer: str, target: int) -> str | None:
 
     Raises `ValueError` if it is a part of something that is no expression.
     """
+    answer = plain(answer).strip()
     answer = _BOLD.sub(r"\1", answer) if "**" in answer else answer
-    if answer.startswith("- "):  # a bullet
-        answer = answer[2:]
+    if "boxed" in answer or "<answer>" in answer.lower():
+        piece = final_piece(first_exchange(answer))
+        answer = piece.text if piece is not None and piece.marked and _number(piece.text) is None else answer
+    bullet = _BULLET.match(answer)
+    answer = (answer if bullet is None else answer[bullet.end() :]).removeprefix("=").strip()
+    answer = _TIMES.sub(r"\1*\2", answer) if "x" in answer or "X" in answer else answer
     if not _PLAIN.fullmatch(answer) or _number(answer) is not None:
         return final_expression(answer, target)
     return answer
@@ -315,14 +327,26 @@ def final_expression(answer: str, target: int) -> str | None:
             break
     start = chosen.start() + chosen[0].index(candidate)
     before, after = text[max(0, start - 20) : start], text[start + len(candidate) : start + len(candidate) + 20]
-    if _BEFORE.search(before) or _AFTER.match(after):
+    if _BEFORE.search(before) or _AFTER.match(after) or _touches(before, after):
         raise ValueError(f"{' '.join((before[-1:] + candidate[:40] + after[:8]).split())!r} is not an expression")
     return candidate
 
 
+def _touches(before: str, after: str) -> bool:
+    """Whether a symbol that ASCII lacks stands directly beside: `\u230a8*2\u230b`, `8*2\u00b0`; or a prime behind."""
+    beside = before[-1:] + after[:1]
+    if after.startswith("'") and not before.endswith("'"):
+        return True
+    return any(not c.isascii() and (unicodedata.category(c)[0] in "SMN" or c in "⌊⌋⌈⌉") for c in beside) or (
+        after.lstrip(" \t")[:1] > "\x7f"
+        and unicodedata.category(after.lstrip(" \t")[0]) == "Sm"
+        and after.lstrip()[0] not in "\u2192\u21d2\u2234\u27f9"
+    )
+
+
 def _balanced(text: str) -> str:
     """Drop what belongs to the prose: a dash or equals sign at an end, a parenthesis around the whole sentence."""
-    text = text.strip(" \t=").rstrip("-+*/^ \t=")
+    text = text.strip(" \t=").rstrip("- \t=")
     while text.endswith(")") and text.count(")") > text.count("("):
         text = text[:-1].rstrip()
     while text.startswith("(") and text.count("(") > text.count(")"):
