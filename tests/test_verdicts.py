@@ -274,6 +274,21 @@ def test_formulas_that_differ_are_not_equal(gold, answer):
     assert math()(gold, answer).reward == 0.0
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "\\boxed{\\begin{bmatrix}1&2\\\\3&4\\end{bmatrix}}"),
+        ("8 \\text{ inches}", "\\boxed{8 \\text{ in}}"),
+        ("\\cos^2 x", "\\boxed{1-\\sin^2 x}"),
+        ("\\text{June 20}", "\\boxed{\\text{June 20}}"),
+        ("\\text{even}", "\\boxed{\\text{Even}}"),
+    ],
+)
+def test_a_formula_that_is_all_of_an_answer_is_a_vote_for_itself(gold, answer):
+    verifier = math()
+    assert verifier.same(verifier.read(gold), verifier.read(answer))
+
+
 def test_a_vote_holds_what_the_judge_calls_equal():
     answers = VerifierAnswers(math())
     texts = ["\\boxed{\\text{Tuesday}}", "\\boxed{Tuesday}", "\\boxed{tuesday}", "\\boxed{Monday}"]
@@ -368,6 +383,47 @@ def test_a_text_that_runs_on_into_a_new_question_keeps_its_answer(answer, tmp_pa
     assert env.judge(env.problem(split, 0), Response(answer)).correct
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "\n\nNext question: how many?\nThe answer is 5.",
+        "\n\nQuestion 2\nTom has 3 apples.\nThe answer is 5.",
+        "\n\n### Problem\nTom has 3 apples.\n### Solution\nThe answer is 5.",
+        "\n\nQ2. How many apples?\nA2. The answer is 5.",
+        "\n\nExample 2:\nTom has 3 apples.\nThe answer is 5.",
+        "\n[Question] How many?\nThe answer is 5.",
+        "\nuser\nHow many?\nassistant\nThe answer is 5.",
+        "<|im_end|>\n<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n\\boxed{5}",
+        "<|endoftext|>The answer is 5.",
+        "</s><s>[INST] How many? [/INST] The answer is 5.",
+        "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHow many?<|eot_id|>The answer is 5.",
+        "<start_of_turn>user\nHow many?<end_of_turn>\n<start_of_turn>model\nThe answer is 5.",
+        "<\uff5cend\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>How many? 5",
+    ],
+)
+def test_every_way_to_begin_a_new_turn_ends_the_answer(more):
+    for verifier, gold, answer in ((Numeric(), 72, "The answer is 72."), (Choice(), "B", "Answer: B")):
+        assert verifier(gold, answer + more).correct
+    assert Exact()("Paris", "Answer: Paris" + more).correct
+    assert Numeric()(72, "<|im_start|>assistant\n72" + more).correct
+
+
+def test_a_struck_number_and_an_echoed_prompt_end_no_answer():
+    assert Numeric()(18, "<s>17</s> 18").correct
+    assert Numeric()(18, "<|im_start|>user\n3 eggs?<|im_end|>\n<|im_start|>assistant\nThe answer is 18.").correct
+    assert Numeric()(18, "<|begin_of_thought|>5<|end_of_thought|>\nThe answer is 18.").correct
+
+
+@given(st.lists(st.sampled_from(["7", "- 3", "not 4", "5 or 6", "1, 2", "x = 8", "18 eggs", "so", "(2)"]), max_size=9))
+@settings(max_examples=60)
+def test_what_stands_far_before_an_answer_changes_nothing(parts):
+    text = " and then ".join(parts) or "none"
+    far = "Some eggs were laid on that day and some were sold at the market. " * 5
+    assert Numeric().read(f"{far}\nSo {text} is 9 = 3*3 and {text}") == Numeric().read(
+        f"So {text} is 9 = 3*3 and {text}"
+    )
+
+
 # Countdown ----------------------------------------------------------------------------------------------------------
 
 GAME = Problem("p", "?", {"numbers": [8, 12, 10, 3], "target": 16, "operations": "+-*/"})
@@ -386,6 +442,17 @@ RIGHT = [
     "we get 8*(12-10), which is 16",
     "8*(12-10) - done here",
     "8*(12-10)\n\nQuestion: Make 5 from 1 4\nAnswer: 1+4",
+    "<answer>8*(12-10)</answer>",
+    "<answer> 8 * (12 - 10) = 16 </answer>",
+    "8*(12-10) = \\boxed{16}",
+    "8 x (12-10) = 16",
+    "= 8*(12-10)",
+    "* 8*(12-10) = 16",
+    "1) 8*(12-10) = 16",
+    "8*(12-10) → 16 ✓",
+    "8*(12-10)<|im_end|>\n<|im_start|>user\n1+1",
+    "8*(12-10)\u200b",
+    "'8*(12-10)'",
 ]
 JUNK = """
 8*(12-10)!
@@ -418,6 +485,25 @@ sqrt(8*(12-10))
 8*(12-10)+√3
 8*(12-10) \\ne 16
 8*(12-10)+[1]
+⌊8*(12-10)⌋
+log 8*(12-10)
+the root of 8*(12-10)
+half of 8*(12-10)
+∛8*(12-10)
+8*(12-10)°
+8*(12-10)′
+8*(12-10)'
+8*(12-10)€
+8*(12-10) ∘ 1
+8*(12-10) is wrong
+8*(12-10) *
+8*(12-10)\\cdot
+\\frac{1}{2}8*(12-10)
+[3]8*(12-10)
+3:8*(12-10)
+8*(12-10)\u200b!
+<answer>8*(12-10)!</answer>
+\\boxed{8*(12-10)!}
 """.strip().splitlines()
 
 

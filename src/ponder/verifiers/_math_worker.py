@@ -38,7 +38,10 @@ _FACTOR = re.compile(r"(?<![A-Za-z\\])([abcdkmnrstuvwxyz])\s*\(")
 """A variable before a parenthesis, which a parser may take for a function's name."""
 _ANGLE = re.compile(r"([0-9.]+)\s*\^\s*\{?\s*\\circ\s*\}?")
 _TRIG = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
-_UNIT = re.compile(r"(?<=[0-9})\s])\s*(?:[A-Za-z]{2,}|(?<=\s)m)(?:\s*/\s*[A-Za-z]+)?(?:\s*\^\s*\{?[0-9]\}?)?\s*$")
+_UNIT = re.compile(
+    r"(?<=[0-9}A-Za-z)\s])(?<![A-Za-z\\])\s*(?:(?:square|cubic|sq\.?|cu\.?)\s+)?(?:[A-Za-z]{2,}|(?<=\s)m)"
+    r"(?:\s*(?:/|\bper\b)\s*[A-Za-z]+)?(?:\s*\^\s*\{?[0-9]\}?)?\s*$"
+)
 _FUNCTION = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan)(?![A-Za-z])")
 _REFUSED = re.compile(
     r"\\ldots|(?<![_^0-9])[0-9]+ +[0-9]|[0-9]:[0-9]|'|\.{2}|\?|\\text|\\boxed|(?<![A-Za-z\\])[A-Za-z]{4,}"

@@ -17,26 +17,33 @@ SEVERAL = "the answer names several letters"
 NONE = "the answer names no letter"
 
 _SAID = re.compile(
-    r"\b(?:answers?|options?|choices?|letter)\b[^\n.:=]{0,60}?"
-    r"(?:\b(?:is|are|would be|must be)\b:?|:|=)(?=(?P<rest>[^\n]*))",
+    r"\b(?:answers?|ans|options?|choices?|letter)\b[^\n.:=]{0,60}?"
+    r"(?:\b(?:is|are|would be|must be|should be)\b:?|:|=)(?=(?P<rest>[^\n]*))",
     re.IGNORECASE,
 )
 _FORM = re.compile(
-    r"[\s\"'`*_$]*(?:\\\()?\s*(?:the\s+)?(?:(?:option|choice|letter|answer)\s*:?\s+)?"
-    r"(?P<open>[(\[{])?\s*(?P<letter>[A-Za-z])(?![A-Za-z0-9'])\s*(?P<close>[)\]}])?(?P<rest>.*)",
+    r"[\s\"'`*_$]*(?:\\\()?,?\s*"
+    r"(?:(?:therefore|thus|hence|clearly|definitely|probably|likely|most likely|in fact),?\s+)?"
+    r"(?:the\s+)?(?:(?:option|choice|letter|answer)\s*:?\s+)?"
+    r"(?P<open>[(\[{])?\s*(?P<letter>[A-Za-z])(?![A-Za-z0-9]|'[A-Za-z])\s*(?P<close>[)\]}])?(?P<rest>.*)",
     re.IGNORECASE | re.DOTALL,
 )
 _MORE = re.compile(
-    r"[\s$*\"']*(?:[,;/&+]|\band\b|\bor\b)[\s$*\"']*(?:(?:option|choice)\s+)?[(\[]?[A-Za-z](?![A-Za-z0-9'])"
+    r"[\s$*\"']*(?:[,;/&+]|\band\b|\bor\b)[\s$*\"']*(?:(?:option|choice)\s+)?[(\[]?[A-Za-z](?![A-Za-z0-9]|'[A-Za-z])"
+    r"|[ \t]*[(\[][A-Za-z][)\]]"
 )
 _ENDS = re.compile(
     r"[\s\"'`*_$.,;:!)\]}\\]*(?:\Z|\n)|[\s*]*[.:)\]}–-]|,?\s*(?:because|since|as|for|so|which)\b|\s*\(|,"
     r"|\s*(?:is|seems)\s+(?:the\s+)?(?:correct|right|best|true|answer|final)"
 )
+_LABEL = re.compile(r"(?<![A-Za-z0-9(\[])([A-Z])[.):](?=\s|\Z)")
+_DENIES = re.compile(r"\b(?:not|wrong|incorrect|false)\b|n't\b", re.IGNORECASE)
 _DENIED = re.compile(r"\s*(?:is|are|was)?(?:\s+(?:not|wrong|incorrect|false)\b|n't\b)")
 _IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
 _NAMED = re.compile(
-    r"\b(?:option|choice)\s+\(?([A-Za-z])\b|\b([A-Z])\)?\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|best|answer)\b",
+    r"\b(?:option|choice)\s+\(?([A-Za-z])\b|\b([A-Z])\)?\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+    r"|\b(?i:choose|pick|select|go(?:ing)? with|it is|it's|it must be|it should be|but|but rather)\s+"
+    r"\(?([A-Z])\b(?!'[A-Za-z])(?=\)?\s*(?:[.,!;:]|\Z))",
 )
 
 
@@ -111,7 +118,8 @@ class Choice:
         form = _FORM.match(text)
         if form is not None and form["letter"].upper() in self.letters:
             rest = form["rest"]
-            if _MORE.match(rest):
+            labels = {m[1] for m in _LABEL.finditer(rest)} - {form["letter"]}
+            if _MORE.match(rest) or (len(labels) > 1 and not _DENIES.search(rest)):
                 return SEVERAL
             alone = form["close"] is not None or not rest.strip(" .*`'\"$")
             capital = form["letter"].isupper()
@@ -126,7 +134,7 @@ class Choice:
             (m[1] or m[m.lastindex or 1]).upper()
             for pattern in (_IN_BRACKETS, _NAMED)
             for m in pattern.finditer(text)
-            if not negated(text, m.start()) and not _DENIED.match(text[m.end() :])
+            if not negated(text, m.start(m.lastindex or 0)) and not _DENIED.match(text[m.end() :])
         }
         found &= set(self.letters)
         if len(found) > 1:

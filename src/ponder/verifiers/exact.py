@@ -14,8 +14,14 @@ from ponder.verifiers.extract import LISTING, clean, final_number, final_piece, 
 from ponder.verifiers.notation import plain, unwrapped
 
 _SPACE = re.compile(r"\s+")
-_EXPLAINS = re.compile(r"(?i:,?\s+(?:because|since)\b)|\.(?=\s+[A-Z]\S*\s+\S+\s+\S+)")
+_EXPLAINS = re.compile(
+    r"(?i:,?\s+(?:because|since)\b)"
+    r"|(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bSt)(?<!\bProf)\.(?!\s+[A-Z]\.)(?=\s+[A-Z]\S*\s+\S+\s+\S+)"
+)
 """Where an explanation begins in the sentence that names the answer, or a next sentence."""
+_EXCLAIMS = re.compile(r"(?<=[^\W\d_]{2})!+$")
+"""After a word; `5!` and `n!` are formulas."""
+_AROUND = " \"'`$.,;:*\u3002"
 _IN_BRACKETS = re.compile(r"[(\[]([^\s()\[\],;]+)[)\]]")
 
 
@@ -89,7 +95,7 @@ class Exact:
         return bool(stripped) and " " not in stripped and line != piece and piece in before and "\\" not in line
 
     def _plain(self, text: str) -> str:
-        text = _SPACE.sub(" ", unwrapped(plain(text))).strip(" \"'`$.,;:*")
+        text = _EXCLAIMS.sub("", _SPACE.sub(" ", unwrapped(plain(text))).strip(_AROUND)).strip(_AROUND)
         inside = _IN_BRACKETS.fullmatch(text)
         text = text if inside is None else inside[1]
         return text.casefold() if self.ignore_case else text

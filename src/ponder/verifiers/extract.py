@@ -11,8 +11,9 @@ The rules, the same for every verifier:
 3. Without a marker: for numbers the last number of the text, for other answers its last line.
 4. A number that is only part of a list of numbers, or an operand of an expression whose value is not given, is no
    answer. Neither is a number that is denied (`not 18`), nor digits inside a word (`x18`).
-5. A text that runs on into a new question, as base models do, ends there: what follows a line such as `Question: …`
-   or `Human: …` is left out if an answer stands before it.
+5. A text that runs on into a new question, as base models do, ends there: what follows a line such as `Question: …`,
+   `### Problem 2` or `Human: …` is left out if an answer stands before it, and what follows the marker of an ended turn
+   (`<|im_end|>`, `</s>`) always.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from ponder.verifiers.grammar import Quantity
 from ponder.verifiers.notation import formula, plain
 from ponder.verifiers.parts import SEVERAL, SYMBOLIC
-from ponder.verifiers.quantity import negated, scan
+from ponder.verifiers.quantity import negated, refuted, scan
 
 LISTED = 5
 """This many numbers in a row, with only commas or spaces between them, are a list and not an answer."""
@@ -35,7 +37,8 @@ DENIED = "the answer only says what it is not"
 
 _MARKER = re.compile(
     r"(?P<box>\\(?:boxed|fbox)\s{0,3}\{)|(?P<hash>####)|(?P<tag><answer>)"
-    r"|(?P<said>\banswers?\b[^\n.:=]{0,60}?(?:\b(?:is|are)\b:?|:|=))(?!\s{0,3}(?:not|never)\b)",
+    r"|(?P<bare>\\f?boxed\s{0,3}(?=[-+]?\s?(?:\.?[0-9]|\\[A-Za-z{]|[A-Za-z](?![A-Za-z])|\([^\s)])))"
+    r"|(?P<said>\b(?:answers?|ans)\b[^\n.:=]{0,60}?(?:\b(?:is|are)\b:?|:|=))(?!\s{0,3}(?:not|never)\b)",
     re.IGNORECASE,
 )
 _TAG_ENDS = re.compile("</answer>", re.IGNORECASE)
@@ -44,18 +47,41 @@ _CLOSES = re.compile(r"\\[\])]|\$\$(?!.*\$\$)")
 _BOLD = re.compile(
     r"(?<![\w)*])(?:\*\*(?=[^\s*])([^\n]{1,500}?)(?<=[^\s*])\*\*|\*(?=[^\s*])([^*\n]{1,500}?)(?<=[^\s*])\*)(?![\w(*])"
 )
+_FENCE = re.compile(r"^[ \t]*```\w{0,20}[ \t]*$", re.MULTILINE)
 _UNDERSCORED = re.compile(r"(?<!\w)__([^_\n]{1,500})__(?!\w)")
 REASON = re.compile(r",?\s+(?:because|since|as|which|given|where)\b|\s+\(|;")
 _HEDGE = re.compile(
-    r"[\s$,]*\b(?:or|maybe|perhaps|possibly)\b[\s$]*(?:(?:maybe|perhaps|possibly)\b[\s$]*)?", re.IGNORECASE
+    r"[\s$,(]*\b(?:or|and/or|maybe|perhaps|possibly|alternatively)\b[\s$,]*(?:(?:maybe|perhaps|possibly)\b[\s$]*)?",
+    re.IGNORECASE,
 )
+_RANGE = re.compile(r"[\s$,]*(?:,|\b(?:and|to|through)\b)[\s$]*", re.IGNORECASE)
+_BETWEEN = re.compile(r"\b(?:between|either|both)[\s$]*$", re.IGNORECASE)
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)\b|!=")
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;&]|\\[()\[\],;! ]|\\q?quad|\\text\s?\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*")
 _NEW_QUESTION = re.compile(
-    r"^[ \t]*(?:[#*>]{1,4}[ \t]*)?(?:question|problem|exercise|q|human|user|instructions?|input)\b[ \t]*[0-9]{0,4}"
-    r"[ \t]*\*{0,2}:",
+    r"^[ \t]*(?:[#*>\[]{1,4}[ \t]*)?(?:(?:next|new|another)[ \t]+)?(?:"
+    r"(?:question|problem|exercise|q|human|user|instructions?|input|example(?=[ \t]*[0-9]))"
+    r"[ \t]?[0-9]{0,4}[ \t]*[*\]]{0,2}:"
+    r"|(?:question|problem|exercise|example|q)[ \t]?[0-9]{1,4}[ \t]*[*\]]{0,2}(?:[.)][ \t*]|[ \t]*$)"
+    r"|(?:question|problem|exercise)\]|(?:user|human|assistant)[ \t]*$"
+    r"|(?<=[#*][ \t])(?:question|problem|exercise|instruction|input)[ \t*]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
+_TURN = (
+    r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|eom_id|begin_of_text|end_of_text|start_header_id|user|human|assistant"
+    r"|system|end.of.sentence|begin.of.sentence)\|>|<(?:start|end)_of_turn>|<[be]os>|\[/?INST\]|</s>(?=\s*(?:\Z|<|\[))"
+)
+_TURN_ENDS = re.compile(_TURN, re.IGNORECASE)
+_TURN_BEGINS = re.compile(rf"\s*(?:(?:{_TURN}|<\|end_header_id\|>|<s>)\s*(?:assistant\b|model\b)?\s*)+", re.IGNORECASE)
+_BARE_ENDS = re.compile(r"\$|\n|\\[)\]]|\\f?boxed|[.;](?:\s|\Z)")
+"""Where a box without braces ends: `$\\boxed 5$`."""
+_LINE = 1_000
+_SENTENCE = re.compile(r"\n|[.!?] ")
+_BULLETED = re.compile(r"^[ \t]*- ", re.MULTILINE)
+_WIDE = 8
+"""More characters than this between two numbers end a list."""
+_NEAR = 240
+"""Characters from the end of an answer without a marker that are enough where they hold more than one number."""
 _GAP = " \t\n\r,;|"
 _TAIL = 1_500
 """Characters from the end of an answer without a marker that are read first."""
@@ -80,8 +106,9 @@ class Number:
 
 
 def clean(text: str) -> str:
-    """`notation.plain`, with Markdown's marks of bold text taken off, up to where a new question begins (rule 5)."""
+    """`notation.plain` without Markdown's marks of bold text and code, up to where a new question begins (rule 5)."""
     text = plain(text)
+    text = _FENCE.sub("", text) if "```" in text else text
     text = _BOLD.sub(lambda m: m[1] or m[2], text) if "*" in text else text
     text = _UNDERSCORED.sub(r"\1", text) if "__" in text else text
     return first_exchange(text)
@@ -92,11 +119,18 @@ def first_exchange(text: str) -> str:
 
     All of it where the first such line has no answer before it: then the text itself is laid out in questions.
     """
+    if "<" in text or "[" in text:
+        begun = _TURN_BEGINS.match(text)
+        text = text if begun is None else text[begun.end() :]
+        ended = _TURN_ENDS.search(text)
+        if ended is not None and not re.match(r"(?:user|human|system)\b", text):
+            text = text[: ended.start()]
     found = _NEW_QUESTION.search(text)
     if found is None or not text[: found.start()].strip():
         return text
-    marker = _MARKER.search(text, 0, found.start())
-    return text[: found.start()] if marker or _is_bare(last_line(text[: found.start()])) else text
+    before = text[: found.start()]
+    piece = final_piece(before)
+    return before if (piece is not None and piece.text) or _is_bare(last_line(before)) else text
 
 
 def final_piece(text: str) -> Piece | None:
@@ -106,7 +140,7 @@ def final_piece(text: str) -> Piece | None:
         return None
     last = _outermost(text, markers)
     piece, end = _after(text, last)
-    if last.lastgroup == "box":
+    if last.lastgroup in ("box", "bare"):
         piece = _row_of_boxes(text, markers, last, piece)
     later = text[end:].rstrip().partition("\n")[2]
     line = later.rpartition("\n")[2].strip()
@@ -119,7 +153,7 @@ def _row_of_boxes(text: str, markers: list[re.Match[str]], last: re.Match[str], 
     """What the boxes before hold too, if they stand in a row with the last one: `\\boxed{3}, \\boxed{5}`."""
     pieces, start = [piece], last.start()
     for marker in reversed(markers[: markers.index(last)]):
-        if marker.lastgroup != "box":
+        if marker.lastgroup not in ("box", "bare"):
             continue
         before, end = _after(text, marker)
         if (
@@ -157,6 +191,9 @@ def _after(text: str, marker: re.Match[str]) -> tuple[str, int]:
             if depth == 0:
                 return text[start : start + brace.start()].strip(), start + brace.end()
         return "", len(text)
+    if marker.lastgroup == "bare":
+        piece = _BARE_ENDS.split(text[start : start + _LINE], maxsplit=1)[0]
+        return piece.strip().removesuffix("."), start + len(piece)
     if marker.lastgroup == "tag":
         end = text.lower().find("</answer>", start)
         return (text[start:end].strip(), end + 9) if end >= 0 else ("", len(text))
@@ -188,8 +225,7 @@ def final_number(text: str) -> Number | str:
         return "nothing follows the answer's marker"
     marked = piece is not None and piece.marked
     if piece is None:
-        where = formula(text[-_TAIL:])
-        found = scan(where)
+        where, found = _near(text[-_TAIL:])
         if not found and len(text) > _TAIL:
             where = formula(text)
             found = scan(where)
@@ -205,18 +241,43 @@ def final_number(text: str) -> Number | str:
         return "the answer holds no number"
     if _is_listed(where, found):
         return LISTING
-    found = [q for q in found[-_TAIL:] if not negated(where, q.start)]
+    found = [q for q in found[-_TAIL:] if not negated(where, q.start) and not refuted(where, q.end)]
     if not found:
         return DENIED
     last = found[-1]
     if last.value is None or last.reason:
         return last.reason
-    if len(found) > 1 and found[-2].value != last.value and _HEDGE.fullmatch(where[found[-2].end : last.start]):
+    if len(found) > 1 and found[-2].value != last.value and _is_hedged(where, found[-2], last, piece is not None):
         return "the answer names several numbers"
     if marked and len({(q.value, q.percent) for q in found}) > 1:
         return "the marked answer holds several numbers"
     text = last.text.strip("{}") if last.text.startswith("{") else last.text
     return Number(last.value, text, last.percent)
+
+
+def _near(text: str) -> tuple[str, list[Quantity]]:
+    """A text as a formula, and its expressions; of its last sentences alone where they show what all of it would."""
+    begins = _SENTENCE.search(text, max(0, len(text) - _NEAR))
+    if len(text) > _NEAR and begins is not None and not _BULLETED.search(text):
+        where = formula(text[begins.end() :])
+        found = scan(where)
+        gaps = [where[a.end : b.start] for a, b in pairwise(found)]
+        # A wide gap ends a list, so that what stands before it cannot matter.
+        ends = any(len(g) > _WIDE or "=" in g for g in gaps)
+        if ends and not negated(where, found[-1].start) and not refuted(where, found[-1].end):
+            return where, found
+    where = formula(text)
+    return where, scan(where)
+
+
+def _is_hedged(text: str, earlier: Quantity, last: Quantity, said: bool) -> bool:
+    """Whether the last two numbers are alternatives: `3 or 4`, `between 3 and 4`; after a marker `3 to 4` too."""
+    gap = text[earlier.end : last.start]
+    if len(gap) > 30:
+        return False
+    if _RANGE.fullmatch(gap) is not None:
+        return said or _BETWEEN.search(text[max(0, earlier.start - 12) : earlier.start]) is not None
+    return _HEDGE.fullmatch(gap) is not None
 
 
 def only_number(text: str) -> Number | None:
@@ -236,7 +297,7 @@ def _is_listed(text: str, found: list[Quantity]) -> bool:
     for earlier, later in zip(found[-2::-1], found[:0:-1], strict=True):
         gap = text[earlier.end : later.start]
         tight = tight and not gap.strip(_GAP)
-        if len(gap) > 8 or "=" in gap:
+        if len(gap) > _WIDE or "=" in gap:
             return False
         row += 1
         if (tight and row >= LISTED) or row >= _LOOSELY_LISTED:

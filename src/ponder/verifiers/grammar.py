@@ -90,7 +90,7 @@ class Reader:
         if token.kind in ("number", "repeat", "money"):
             return True
         if token.kind == "command":
-            return token.text in ("\\frac", "\\sqrt", "\\pm", "\\pi") or self.inside
+            return token.text in ("\\frac", "\\sqrt", "\\pm", "\\pi") or self.inside or token.text[1:] in FUNCTIONS
         if token.kind == "word":
             following = self.tokens[self.at + 1].text
             letter = len(token.text) == 1 or token.text in FUNCTIONS
@@ -303,7 +303,8 @@ class Reader:
             return self._short_scale(self._atom())
         if token.kind in ("number", "repeat"):
             self.at += 1
-            return number(token.text) if token.kind == "number" else repeating(token.text)
+            part = number(token.text) if token.kind == "number" else repeating(token.text)
+            return self._short_scale(part) if self.at > 1 and self.tokens[self.at - 2].text == "$" else part
         if token.text in ("(", "{", "["):
             return self._group(token.text)
         if token.text == "\\frac":
@@ -312,11 +313,12 @@ class Reader:
         if token.text == "\\sqrt":
             self.at += 1
             return self._root()
-        if self.inside and token.text.lstrip("\\") in FUNCTIONS and self.tokens[self.at + 1].kind != "end":
+        name = token.text.lstrip("\\")
+        if (self.inside or token.kind == "command") and name in FUNCTIONS and name != "pi":
             self.at += 1
             self._spaces()
             atoms = 0
-            if self.tokens[self.at].kind in ("number", "other", "command"):
+            if self.tokens[self.at].kind in ("number", "command") or self.tokens[self.at].text in ("(", "{", "["):
                 atoms = self._atom().atoms
             return Part(None, SYMBOLIC, atoms=atoms)
         if token.kind == "command" and self._is_symbol(token.text):
@@ -424,7 +426,7 @@ class Reader:
         token = self.tokens[self.at]
         if token.kind == "number" and not spaced and self.tokens[self.at - 1].text in (")", "}"):
             return self._product_with(left, back)
-        if token.text == "(" and not spaced and left.atoms:
+        if token.text == "(" and not spaced and (left.atoms or left.reason == SYMBOLIC):
             return self._product_with(left, back)
         if token.text == "(" and spaced and self.inside and left.atoms and self._symbol_within():
             return self._product_with(left, back)
@@ -479,9 +481,12 @@ class Reader:
         return replace(product, open=left.open or right.open) if after_command else product
 
     def _short_scale(self, part: Part) -> Part:
-        """`$5k`, `$1.5M`: only after a currency sign."""
+        """`$5k`, `$1.5M`: only after a currency sign, and not in a formula such as `$5k$` or `$5k + 1$`."""
         token = self.tokens[self.at]
         if token.kind == "word" and token.text in SHORT_SCALES and part.value is not None:
+            after = [t.text for t in self.tokens[self.at + 1 : self.at + 3] if t.kind != "space"]
+            if after[:1] and after[0] in ("$", "^", "_", "(", "=", "+", "-", "*", "/", "<", ">"):
+                return part
             self.at += 1
             return replace(part, value=part.value * SHORT_SCALES[token.text], whole=False)
         return part
@@ -528,8 +533,10 @@ class Reader:
         self.at = back
 
     def _raised_word(self) -> bool:
-        rest = [t.text for t in self.tokens[self.at + 1 : self.at + 3] if t.kind != "space"]
-        return rest[:1] == ["^"] or rest[:1] == ["/"]
+        rest = [t.text for t in self.tokens[self.at + 1 : self.at + 5] if t.kind != "space"]
+        if self.tokens[self.at].text in UNITS and rest[1:2] == ["^"] and rest[0] in UNITS:  # km h^{-1}
+            return True
+        return rest[:1] == ["^"] or (rest[:1] == ["/"] and self.tokens[self.at].text not in ("and", "or"))
 
     def _skip_exponent(self) -> None:
         self._spaces()

@@ -17,7 +17,7 @@ from ponder.verifiers.grammar import Quantity
 from ponder.verifiers.notation import formula
 from ponder.verifiers.parts import UNFINISHED, written
 from ponder.verifiers.processes import Result, shared
-from ponder.verifiers.quantity import exact, negated, scan
+from ponder.verifiers.quantity import exact, negated, refuted, scan
 from ponder.verifiers.structure import matches, read
 from ponder.verifiers.units import unit
 
@@ -28,6 +28,16 @@ _TAIL = 2_000
 """Characters from the end of a text in which a formula is looked for."""
 _FORMULA = re.compile(r"\$\$(.{1,999}?)\$\$|\$([^$\n]{1,999}?)\$|\\\((.{1,999}?)\\\)|\\\[(.{1,999}?)\\\]", re.DOTALL)
 _JOINS = re.compile(r"[\s,;.:]*(?:\b(?:and|or)\b)?[\s,;.]*")
+_SOLUTIONS = re.compile(
+    r"\b(?:solutions|roots|zeros|values|numbers|answers)\b[^.:=]{0,60}?\bare:?\s+"
+    r"((?:[^\sA-Za-z]{1,30}(?:\s+(?:and|or))?(?:\s+|[.]?\Z)){2,})\Z",
+    re.IGNORECASE,
+)
+"""`The solutions are 1, 2 and 3.`"""
+_COMMANDS = re.compile(r"\\text[a-z]{0,2}\s?\{[^{}]*\}|\\(?:begin|end)\s?\{[a-z]+\*?\}|\\[A-Za-z]+")
+_LEAD = re.compile(r"\A(?:(?:the |final )*answer(?: is)?:? |\\approx |= ?)(?=\S)", re.IGNORECASE)
+_REMARK = re.compile(r"(?<=[0-9}]) \([A-Za-z]{3,}[A-Za-z ]*\)\Z")
+"""`5 (five)`."""
 _WORDS = re.compile(r"[A-Za-z][A-Za-z'-]*(?: [A-Za-z][A-Za-z'-]*)*")
 _NAMES = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt"))
 _KINDS = {"timeout": VerdictKind.TIMEOUT, "memory": VerdictKind.MEMORY, "error": VerdictKind.ERROR}
@@ -135,19 +145,22 @@ def spelt(text: str) -> str:
 def _final(answer: str, wanted: str | None) -> tuple[str | None, str]:
     """The final answer as `spelt`, or why there is none. What is looked for may depend on what is `wanted`."""
     text = clean(answer).strip()
-    piece = final_piece(text)
+    piece, number = final_piece(text), None
     if piece is not None:
         given = piece.text if piece.marked else _formulas(piece.text) or _said(piece.text)
         where = "what the answer's marker names"
     else:
         where = "the answer"
-        if final_number(text) == UNFINISHED and (wanted is None or exact(wanted) is not None):
+        number = final_number(text[-_TAIL:])
+        if number == UNFINISHED and (wanted is None or exact(wanted) is not None):
             return None, UNFINISHED
         given = _unmarked(text, wanted is None or _is_text(wanted))
-    given = spelt(given)
+    given = _LEAD.sub("", _REMARK.sub("", spelt(given)))
     if not any(c.isalnum() for c in given):
         return None, f"{where} holds no letter and no digit"
-    listed = (piece is None and final_number(text[-_TAIL:]) == LISTING) or final_number(given) == LISTING
+    if len(given) > MAX_FORMULA:
+        return given, ""
+    listed = number == LISTING or final_number(given) == LISTING
     if listed and (wanted is None or final_number(wanted) != LISTING):
         return None, LISTING
     return given, ""
@@ -163,7 +176,9 @@ def _formulas(text: str) -> str:
     between = [text[a.end() : b.start()] for a, b in pairwise(found)]
     if len(found) > 1 and all(_JOINS.fullmatch(b) for b in between):
         return ", ".join(texts)
-    allowed = [t for t, m in zip(texts, found, strict=True) if not negated(text, m.start())]
+    allowed = [
+        t for t, m in zip(texts, found, strict=True) if not negated(text, m.start()) and not refuted(text, m.end())
+    ]
     return allowed[-1] if allowed else ""
 
 
@@ -174,7 +189,7 @@ def _said(text: str) -> str:
 def _unmarked(text: str, words: bool) -> str:
     """The last formula of a text without a marker, its last line if that is one, else its last number."""
     line = last_line(text)
-    bare = re.search(r"[A-Za-z]{4}", re.sub(r"\\[A-Za-z]+|\\text\s?\{[^}]*\}", " ", line)) is None
+    bare = re.search(r"[A-Za-z]{4}", _COMMANDS.sub(" ", line)) is None
     if bare and "$" not in line and _FORMULA.search(line[-_TAIL:]) is None:
         return line
     found = _formulas(text)
@@ -182,8 +197,13 @@ def _unmarked(text: str, words: bool) -> str:
         return found
     if words and _WORDS.fullmatch(line.strip(" .*")):
         return line.strip(" .*")
+    named = _SOLUTIONS.search(line[-_TAIL:])
+    if named is not None:
+        return named[1]
     spelled = formula(text[-_TAIL:])
-    numbers: list[Quantity] = [q for q in scan(spelled) if not negated(spelled, q.start)]
+    numbers: list[Quantity] = [
+        q for q in scan(spelled) if not negated(spelled, q.start) and not refuted(spelled, q.end)
+    ]
     return numbers[-1].text if numbers else ""
 
 

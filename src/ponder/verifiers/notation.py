@@ -64,7 +64,8 @@ _SYMBOLS = {
 _SCRIPTS = re.compile(f"[{re.escape(''.join(_SUPERSCRIPTS))}]+|[{re.escape(''.join(_SUBSCRIPTS))}]+")
 
 _WRAPPER = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname)\s?\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:rm|bf|it|sf|tt|normal)|mbox|hbox|operatorname)\s?"
+    r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _LATEX = {
     "{,}": ",",
@@ -91,6 +92,8 @@ _LATEX = {
     "\\dfrac": "\\frac",
     "\\tfrac": "\\frac",
     "\\cfrac": "\\frac",
+    "\\nicefrac": "\\frac",
+    "\\sfrac": "\\frac",
     "\\dbinom": "\\binom",
     "\\tbinom": "\\binom",
     "\\quad": " ",
@@ -109,14 +112,19 @@ _LATEX = {
     "\\right.": "",
 }
 _NOTHING = ("left", "right", "bigl", "bigr", "Bigl", "Bigr", "big", "Big", "bigg", "Bigg", "displaystyle", "textstyle",
-            "limits", "nolimits", "rm", "bf")  # fmt: skip
+            "limits", "nolimits", "rm", "bf", "mathrm", "mathbf", "boldsymbol", "scriptstyle", "small", "large",
+            "Large", "LARGE", "huge", "Huge", "normalsize", "notag", "nonumber")  # fmt: skip
 _COMMAND = re.compile(r"\\\\|\{,\}|\\(?:left|right)\.(?![0-9])|\\[A-Za-z]+|\\[!,;: >$%#&]|~")
+_ROW_GAP = re.compile(r"\\\\ ?\[-?[0-9.]{1,6} ?(?:pt|em|ex|mm|cm|in)\]")
+"""Space between rows of a matrix: `\\\\[4pt]`."""
 _TIMES = re.compile(r"(?<=[0-9)}]) ?[xX] ?(?=10 ?(?:\^|\*\*))|(?<=[0-9]) [xX] (?=[0-9])")
 _SIGNS = re.compile(r"\b(?:negative|minus) (?=[$\\]?\.?[0-9])", re.IGNORECASE)
 _BASED = re.compile(r"\(([0-9A-F]+)\)(?=_)")
 _NAMES = re.compile(r"(?<![A-Za-z\\])(pi|infty|theta)(?![A-Za-z])")
 _ROOT = re.compile(r"(?<![A-Za-z\\])(sqrt|cbrt)(?= ?\()")
 _BARE_ROOT = re.compile(r"(\\sqrt(?: ?\[[0-9]{1,3}\])?) ?(?:([0-9]+(?:\.[0-9]+)?)|(\\[A-Za-z]+|[A-Za-z]))")
+_ONE = r"[0-9A-Za-z]|\\(?:pi|theta|alpha|beta|phi|omega|lambda)(?![A-Za-z])"
+"""What `\\frac` takes without braces."""
 _DEEP = 50
 """Roots written with parentheses inside one another are rewritten this many times at most."""
 
@@ -161,6 +169,7 @@ def formula(text: str) -> str:
     if "\\" in text or "{,}" in text or "~" in text:
         text = unwrapped(text)
         text = _COMMAND.sub(_command, text)
+        text = _ROW_GAP.sub(r"\\\\", text)
     text = text.replace("**", "^") if "**" in text else text
     if "x" in text or "X" in text:
         text = _TIMES.sub(r"\\times ", text)
@@ -242,6 +251,6 @@ def closing(text: str, start: int, opens: str, closes: str) -> int:
 
 def _fractions(text: str) -> str:
     """`\\frac12`, `\\frac{1}2` and `\\frac1{2}` as `\\frac{1}{2}`."""
-    text = re.sub(r"\\frac ?([0-9A-Za-z]) ?([0-9A-Za-z])", r"\\frac{\1}{\2}", text)
-    text = re.sub(r"\\frac ?([0-9A-Za-z]) ?(?=[{\\])", r"\\frac{\1}", text)
+    text = re.sub(rf"\\frac ?({_ONE}) ?({_ONE})", r"\\frac{\1}{\2}", text)
+    text = re.sub(rf"\\frac ?({_ONE}) ?(?=[{{\\])", r"\\frac{\1}", text)
     return re.sub(r"(\\frac ?\{[^{}]*\}) ?([0-9A-Za-z])", r"\1{\2}", text)

@@ -12,8 +12,14 @@ import re
 from ponder.verifiers.grammar import Quantity, Reader
 
 _NEGATIONS = re.compile(
-    r"(?:\bnot?\b|n't\b|\bnever\b|\bneither\b|\bnor\b|\bcannot\b|\\ne\b|\\not\b|≠|!=|<>|\brather than\b|\binstead of\b)"
+    r"(?:\bnot?\b|n't\b|\bnever\b|\banything but\b|\bexcept\b|\bneither\b|\bnor\b|\bcannot\b|\\ne\b|\\not\b|≠|!=|<>"
+    r"|\brather than\b|\binstead of\b)"
     r"(?P<rest>[^.;:\n]{0,40})$",
+    re.IGNORECASE,
+)
+_REFUTED = re.compile(
+    r"[\s$*]*(?:(?:is|was|are|would be|can|could)\s+(?:definitely |clearly |certainly |simply |also |just )?"
+    r"(?:not\b|never\b|wrong\b|incorrect\b|false\b)|(?:isn't|wasn't|cannot|can't|couldn't)\b)",
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(r"\b(?:but|only|just|rather|instead|less|more|fewer|greater|sure)\b|[=,]", re.IGNORECASE)
@@ -38,6 +44,11 @@ def exact(text: str) -> Quantity | None:
         return None
     left = (text[: found[0].start] + text[found[0].end :]).strip(" \t\n$.\\()[]")
     return None if left else found[0]
+
+
+def refuted(text: str, end: int) -> bool:
+    """Whether what ends at a position is denied by what follows: `18 is not the answer`, `18 is wrong`."""
+    return _REFUTED.match(text, end) is not None
 
 
 def negated(text: str, start: int) -> bool:

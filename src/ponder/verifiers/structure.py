@@ -27,6 +27,8 @@ _CLOSES = frozenset(_OPENS.values())
 _RELATION = re.compile(r"(\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<=|>=|<|>|\\ne(?![A-Za-z])|!=)")
 _VARIABLE = re.compile(r"\s*(?:[A-Za-z](?:_\{?\w\}?)?|\\[a-z]+)\s*")
 _MEMBER = re.compile(r"\s*(?:[A-Za-z]|\\[a-z]+)\s*(?:\\in(?![A-Za-z])|∈)\s*(?=.)", re.DOTALL)
+_NAMED_TUPLE = re.compile(r"\(\s*[A-Za-z](?:_\{?\w\}?)?(?:\s*,\s*[A-Za-z](?:_\{?\w\}?)?)+\s*\)\s*=\s*(?=\()")
+"""`(x, y) =` before a tuple."""
 _MAGNITUDE = re.compile(r"\s*(?:\||\\lvert ?)\s*[A-Za-z]\s*(?:\||\\rvert)\s*")
 _HOLE = re.compile(r"\\mathbb\{R\}\s*(?:\\setminus|\\backslash|-)\s*\\\{([^,{}]+)\\\}")
 _INFINITE = re.compile(r"[\s+]*-?\s*\\infty\s*")
@@ -50,6 +52,9 @@ def read(text: str, depth: int = 0) -> Node:
     member = _MEMBER.match(text)
     if member is not None:
         text = text[member.end() :]
+    named = _NAMED_TUPLE.match(text)
+    if named is not None:
+        text = text[named.end() :]
     if depth >= _DEPTH:
         return Node("scalar", text)
     union = split(text, ("\\cup",))
