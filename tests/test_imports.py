@@ -17,6 +17,7 @@ ROWS = [
         "errors",
         "protocols",
         "config",
+        "flags",
         "registry",
         "sync",
         "jsonl",

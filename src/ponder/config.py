@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from ponder import reading
+from ponder import flags, reading
 from ponder.errors import UserError, nearest
 
 C = TypeVar("C")
@@ -185,8 +186,12 @@ def parse(
         arguments = [word for word in arguments if word.replace("_", "-") not in on]
     registry = ConstructorRegistry()
     registry.primitive_rule(_options_rule)
+    shown = flags.as_shown(typing.cast(type, cls))
+    if base:
+        base["default"] = flags.given(shown, base["default"])
     with registry:
-        return tyro.cli(cls, prog=prog, description=description, args=arguments, **base)
+        read = tyro.cli(shown, prog=prog, description=description, args=arguments, **base)
+    return flags.taken(cls, read)
 
 
 def _take_config(arguments: list[str]) -> str | None:
