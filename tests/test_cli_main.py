@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -158,3 +159,26 @@ def test_sizes_are_read_with_decimal_and_binary_units(text: str, number: int | N
 def test_a_size_that_is_none_is_refused_by_name(text: str) -> None:
     with pytest.raises(UserError, match="--kv-memory"):
         size(text, "--kv-memory")
+
+
+@pytest.mark.parametrize(
+    "kind", ["environments", "strategies", "engines", "verifiers", "scorers", "advantages", "losses"]
+)
+def test_every_part_shows_its_options_with_a_line_each(kind, capsys):
+    from ponder.cli import list as listing
+
+    for row in listing.rows(kind):
+        assert command.main(["list", kind, row["name"], "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["summary"]
+        assert found["example"].startswith("ponder ")
+        assert all(option["summary"] for option in found["options"])
+
+
+def test_a_part_by_name_is_explained_and_an_unknown_one_names_the_nearest(capsys):
+    assert command.main(["list", "environments", "jsonl"]) == 0
+    shown = capsys.readouterr().out
+    assert "answer_field (default: answer)" in shown
+    assert "example:\n  ponder eval --environment jsonl --environment-options data=DATA" in shown
+    assert command.main(["list", "environments", "jsnl"]) == 2
+    assert "did you mean 'jsonl'" in capsys.readouterr().err

@@ -30,10 +30,11 @@ class SamplingOptions:
     answer_tokens: int = 16
     """With `thought_tokens`: tokens kept for the answer."""
     top_p: float = 1.0
+    """Sample from the likeliest ids that make up this share of the probability; 1 is off."""
     top_k: int = 0
-    """0 is off."""
+    """Sample from this many of the likeliest ids; 0 is off."""
     min_p: float = 0.0
-    """0 is off."""
+    """Leave out ids less likely than this share of the likeliest one; 0 is off."""
     instruction: str = ""
     """Added to the prompt, on a line of its own (`Let's think step by step.`)."""
 

@@ -41,10 +41,11 @@ class StepOptions:
     temperature: float = 1.0
     """0 is greedy: all samples of a step are then the same."""
     top_p: float = 1.0
+    """Sample from the likeliest ids that make up this share of the probability; 1 is off."""
     top_k: int = 0
-    """0 is off."""
+    """Sample from this many of the likeliest ids; 0 is off."""
     min_p: float = 0.0
-    """0 is off."""
+    """Leave out ids less likely than this share of the likeliest one; 0 is off."""
 
     def __post_init__(self) -> None:
         check_sampling(1, self.temperature, self.top_p, self.top_k, self.min_p)

@@ -52,6 +52,7 @@ class EndpointOptions:
     thought_open: str = "<think>"
     """How thoughts are marked in the response's text; empty: the model shows no thoughts."""
     thought_close: str = "</think>"
+    """How the end of a thought is marked."""
     thought_opened: bool = False
     """The chat template opens the thought, and the endpoint leaves it in the text."""
     reasoning_effort: str = ""
