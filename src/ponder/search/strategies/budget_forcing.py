@@ -35,6 +35,7 @@ class BudgetForcing:
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
+    """Sample from the likeliest ids that make up this share of the probability; 1 is off."""
     top_k: int = 0
     """0 is off."""
     min_p: float = 0.0

@@ -25,6 +25,7 @@ class Direct:
     max_tokens: int = 512
     """Most tokens of a response, thought and answer."""
     top_p: float = 1.0
+    """Sample from the likeliest ids that make up this share of the probability; 1 is off."""
     top_k: int = 0
     """0 is off."""
     min_p: float = 0.0
