@@ -35,7 +35,7 @@ ROWS = [
     {"search"},
     {"evaluation"},
     {"training"},
-    {"scaling", "interpret", "serving"},
+    {"scaling", "interpret", "serving", "viewing"},
     {"cli", "api"},
 ]
 """`runs` needs only the first row, and every room above may use it."""
