@@ -106,8 +106,10 @@ class Browser:
 
     def press(self, key: str) -> None:
         text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        code = {"Escape": 27, "Enter": 13}.get(key, 0)  # what the browser itself acts on
         for kind in ("keyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=key, text=text if kind == "keyDown" else "")
+            said = text if kind == "keyDown" else ""
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, text=said, windowsVirtualKeyCode=code)
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))

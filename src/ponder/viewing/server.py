@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -24,7 +25,8 @@ from ponder.viewing.catalog import Catalog
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 HOST = "127.0.0.1"
-NAMES = {"127.0.0.1", "localhost", "[::1]"}
+OWN_NAME = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+"""What `Host` may be; with any port, since a tunnel may have another one."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; "
@@ -81,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         hosts = self.headers.get_all("Host") or []
-        if len(hosts) != 1 or hosts[0].rpartition(":")[0 if ":" in hosts[0].rpartition("]")[2] else 2] not in NAMES:
+        if len(hosts) != 1 or OWN_NAME.fullmatch(hosts[0]) is None:
             self._answer(HTTPStatus.FORBIDDEN, {"error": "this page is for this machine: use http://127.0.0.1"})
             return
         try:

@@ -125,7 +125,7 @@ function select() {
 function reached(run, r) {
   const found = run.evaluation && run.evaluation.accuracy;
   if (found) return { ...found, what: "" };
-  const held = trains(run) && (run.train || [])[run.train.length - 1];
+  const held = trains(run) && (run.train || []).at(-1);
   if (held) return { ...held, value: held.accuracy, what: `held-out, step ${held.step}` };
   const shares = state.groups.map((g) => g.per[r] && g.per[r].share).filter((s) => s != null);
   return shares.length ? { value: shares.reduce((x, y) => x + y, 0) / shares.length, n: shares.length, what: trains(run) ? "of the recorded samples right" : "so far" } : null;
