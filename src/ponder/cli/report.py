@@ -20,6 +20,7 @@ examples:
   ponder report runs/quickstart
   ponder report runs/eval --problem countdown-test-17
   ponder report runs/eval-before runs/eval-after
+  ponder report runs/eval --to inspect
 
 Of one run it reads curves.json, metrics.jsonl, rollouts.jsonl, samples.json, summary.json and manifest.json, as far as
 they exist, and writes the plots (PNG), report.md and report.html, which is one file that opens without a network. For
@@ -29,6 +30,9 @@ an evaluation it shows the first searches as trees: every branch with its scores
 Two runs of `ponder eval --out` on the same problems are compared problem by problem: both accuracies, their
 difference with its interval over problems, McNemar's exact test, and which verdicts changed into which. Nothing
 is written.
+
+--to inspect writes an evaluation as a log of inspect_ai to RUN/inspect/, for its viewer:
+inspect view start --log-dir RUN/inspect. `ponder view` needs no other package.
 """
 
 
@@ -51,7 +55,16 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "--json", action="store_true", help="print JSON: the paths, the searches or the comparison (default: text)"
     )
+    parser.add_argument("--to", choices=("inspect",), help="write an evaluation in the format of another tool instead")
     given = parser.parse_args(args)
+    if given.to is not None:
+        if given.other is not None or given.problem:
+            parser.error("--to goes with one run, and without --problem")
+        from ponder.viewing.inspect_log import write
+
+        path = write(given.run)
+        say(json.dumps({given.to: str(path)}) if given.json else str(path))
+        return 0
     if given.other is not None:
         if given.problem:
             parser.error("--problem goes with one run")

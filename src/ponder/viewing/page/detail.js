@@ -84,7 +84,7 @@ function searchOf(line) {
       fact("cost", costs(line.spend, line.seconds)),
       chosen && chosen.finish === "length" && fact("note", "the response was cut off at its token limit")),
     text ? response(text, line.thought) : el("p.nothing", null, "No response was chosen."),
-    line.samples.length > 1 && el("details.all", { open: line.samples.length <= 8 },
+    line.samples.length > 1 && el("details.all", { open: line.samples.length <= 8 || state.q !== "" },
       el("summary", null, plural(line.samples.length, "branch", "branches")), branches(line)));
 }
 
@@ -103,16 +103,26 @@ function groupOf(line) {
 const fact = (name, value) => value && [el("dt", null, name), el("dd", null, value)];
 const kindBadge = (kind) => el(`span.kind.${(SIGNS[kind] || ["infra"])[0]}`, null, kind ? words(kind) : "not judged");
 
-// A response with its thought set apart: a thought ends at the first end marker after it was opened.
+// A response with its thoughts set apart, by the rule of ponder.responses: an end marker ends the thought that is open,
+// a begin marker opens one, and the answer is all text outside of thoughts.
 function response(text, thought) {
-  const query = state.q.toLowerCase();
-  const { open = "<think>", close = "</think>" } = thought || {};
-  const inside = thought ? thought.opened_by_template || text.trimStart().startsWith(open) : text.includes(close);
-  const at = text.indexOf(close);
-  const box = el("pre.response");
-  if (!inside || !close) box.append(...marked(text, query));
-  else if (at < 0) box.append(el("span.thought", null, marked(text, query)));
-  else box.append(el("span.thought", null, marked(text.slice(0, at + close.length), query)), el("span.rest", null, marked(text.slice(at + close.length), query)));
+  const query = state.q.toLowerCase(), box = el("pre.response");
+  const { open, close } = thought || { open: "<think>", close: "</think>" };
+  if (!open || !close) { box.append(...marked(text, query)); return box; }
+  let inside = Boolean(thought && thought.opened_by_template) || text.split(open, 1)[0].includes(close);
+  let at = 0, part = "";
+  const flush = (look) => { if (part) box.append(el(`span.${look}`, null, marked(part, query))); part = ""; };
+  while (at < text.length) {
+    const next = [open, close].map((m) => [text.indexOf(m, at), m]).filter(([i]) => i >= 0).sort((x, y) => x[0] - y[0])[0];
+    part += text.slice(at, next ? next[0] : text.length);
+    if (!next) break;
+    flush(inside ? "thought" : "rest");
+    part = next[1];
+    flush("thought");
+    inside = next[1] === open;
+    at = next[0] + next[1].length;
+  }
+  flush(inside ? "thought" : "rest");
   return box;
 }
 
@@ -153,6 +163,8 @@ function branch(s, depth, parent, path, line, opened) {
   ].filter(Boolean);
   const all = s.text ?? "", before = parent && parent.text ? parent.text : "";
   const added = before && all.startsWith(before) ? all.slice(before.length) : all;
+  const query = state.q.toLowerCase();
+  opened = opened || (query !== "" && added.toLowerCase().includes(query));
   const item = el("li", { class: path.has(s.id) && line.step == null ? "path" : null },
     el("details", { open: opened },
       el("summary", null,

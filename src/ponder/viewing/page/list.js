@@ -70,10 +70,20 @@ const placeOf = (key) => state.seen.findIndex((g) => g.key === key);
 const step = (by) => go(placeOf(state.at) < 0 ? 0 : placeOf(state.at) + by, document.body.classList.contains("reading"));
 
 function showFilters() {
-  const rows = shownRuns().flatMap((r) => r.rows);
-  const kinds = [...new Set(rows.flatMap((c) => c[KINDS]))].filter((k) => k !== "correct").sort();
-  const stops = [...new Set(rows.map((c) => c[STOP]))].filter(Boolean).sort();
-  if (rows.some((c) => c[CUT])) stops.push("cut off");
+  const { kinds, stops } = state;
+  // A menu that is open must not be taken away by new rows, so it is made anew only where its choices changed.
+  const as = JSON.stringify([state.shown.length, kinds, stops, isTraining()]);
+  if ($("filters").dataset.as !== as) {
+    $("filters").replaceChildren(...menus(kinds, stops));
+    $("filters").dataset.as = as;
+  }
+  for (const part of $("filters").children) {
+    part.value = state[part.dataset.of];
+    part.classList.toggle("on", part.value !== "");
+  }
+}
+
+function menus(kinds, stops) {
   const several = state.shown.length > 1;
   const changes = state.shown.slice(1).flatMap((_, i) => {
     const pair = `A → ${LETTERS[i + 1]}`;
@@ -83,23 +93,13 @@ function showFilters() {
   });
   const orders = Object.keys(ORDERS).filter((o) => several || !o.startsWith("largest"));
   const usual = isTraining() ? "newest" : "in order";
-  const parts = [
+  return [
     choice("verdict", "verdict", [["", "any verdict"], ...[...Object.keys(VERDICTS), ...kinds].map((k) => [k, words(k)])]),
     several && choice("in", "run of the verdict", [["", "in any run"], ...state.shown.map((_, i) => [String(i), `in ${LETTERS[i]}`])]),
     several && choice("change", "change", [["", "changed or not"], ...changes]),
     choice("stop", "stop reason", [["", "any stop"], ...stops.map((s) => [s, s === "cut off" ? "response cut off" : `stopped: ${words(s)}`])]),
     choice("sort", "order", [["", usual], ...orders.filter((o) => o !== usual).map((o) => [o, o])]),
   ].filter(Boolean);
-  const as = JSON.stringify(parts.map((p) => [p.id, [...p.options].map((o) => o.label)]));
-  // A menu that is open must not be taken away by new rows.
-  if ($("filters").dataset.as !== as) {
-    $("filters").replaceChildren(...parts);
-    $("filters").dataset.as = as;
-  }
-  for (const part of $("filters").children) {
-    part.value = state[part.dataset.of];
-    part.classList.toggle("on", part.value !== "");
-  }
 }
 
 function choice(name, label, options) {

@@ -11,6 +11,7 @@ const state = {
   at: null, // key of the open problem
   sample: 0,
   groups: [], // all problems
+  kinds: [], stops: [], // verdicts but for correct, and stop reasons, that occur
   seen: [], // those that pass the filters, sorted
   q: "",
   matches: null, // per shown run the set of rows that hold q
@@ -42,6 +43,15 @@ function rebuild() {
       const side = group.per[r];
       if (side) summarise(side, state.runs[number].rows);
     });
+  const kinds = new Set(), stops = new Set();
+  for (const run of shownRuns())
+    for (const cells of run.rows) {
+      for (const kind of cells[KINDS]) kinds.add(kind);
+      stops.add(cells[CUT] ? "cut off" : cells[STOP]).add(cells[STOP]);
+    }
+  kinds.delete("correct");
+  stops.delete("");
+  Object.assign(state, { kinds: [...kinds].sort(), stops: [...stops].sort() });
   select();
 }
 
