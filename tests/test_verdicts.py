@@ -392,6 +392,13 @@ def test_a_text_that_runs_on_into_a_new_question_keeps_its_answer(answer, tmp_pa
         "\n\nQ2. How many apples?\nA2. The answer is 5.",
         "\n\nExample 2:\nTom has 3 apples.\nThe answer is 5.",
         "\n[Question] How many?\nThe answer is 5.",
+        "\n\nUser Question: How many?\nThe answer is 5.",
+        "\n\nFollow-up question: How many?\nThe answer is 5.",
+        "\n\nQuestion #2: How many?\nThe answer is 5.",
+        "\n\nExercise 4.\nHow many?\nThe answer is 5.",
+        "\n\nProblem statement: How many?\nThe answer is 5.",
+        "\n\nTask: How many?\nThe answer is 5.",
+        "\n\n<question>How many?</question>\n<answer>5</answer>",
         "\nuser\nHow many?\nassistant\nThe answer is 5.",
         "<|im_end|>\n<|im_start|>user\nHow many?<|im_end|>\n<|im_start|>assistant\n\\boxed{5}",
         "<|endoftext|>The answer is 5.",
@@ -411,6 +418,8 @@ def test_every_way_to_begin_a_new_turn_ends_the_answer(more):
 def test_a_struck_number_and_an_echoed_prompt_end_no_answer():
     assert Numeric()(18, "<s>17</s> 18").correct
     assert Numeric()(18, "<|im_start|>user\n3 eggs?<|im_end|>\n<|im_start|>assistant\nThe answer is 18.").correct
+    assert Numeric()(18, "<s>[INST] What is 9*2? [/INST] The answer is 18.</s>").correct
+    assert Numeric()(18, "<|user|>\nWhat is 9*2?\n<|assistant|>\nThe answer is 18.\n<|user|>\n5?").correct
     assert Numeric()(18, "<|begin_of_thought|>5<|end_of_thought|>\nThe answer is 18.").correct
 
 

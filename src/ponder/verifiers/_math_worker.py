@@ -19,6 +19,7 @@ from math_verify import verify
 from sympy.core.function import AppliedUndef
 
 from ponder.verifiers.structure import matches, read, split
+from ponder.verifiers.tokens import UNITS
 from ponder.verifiers.units import unit
 
 logging.disable(logging.CRITICAL)
@@ -39,7 +40,7 @@ _FACTOR = re.compile(r"(?<![A-Za-z\\])([abcdkmnrstuvwxyz])\s*\(")
 _ANGLE = re.compile(r"([0-9.]+)\s*\^\s*\{?\s*\\circ\s*\}?")
 _TRIG = re.compile(r"\\(?:arc)?(?:sin|cos|tan|cot|sec|csc)")
 _UNIT = re.compile(
-    r"(?<=[0-9}A-Za-z)\s])(?<![A-Za-z\\])\s*(?:(?:square|cubic|sq\.?|cu\.?)\s+)?(?:[A-Za-z]{2,}|(?<=\s)m)"
+    r"(?<=[0-9}A-Za-z)\s])(?<![A-Za-z\\])\s*(?:(?:square|cubic|sq\.?|cu\.?)\s+)?(?P<word>[A-Za-z]{2,}|(?<=\s)m)"
     r"(?:\s*(?:/|\bper\b)\s*[A-Za-z]+)?(?:\s*\^\s*\{?[0-9]\}?)?\s*$"
 )
 _FUNCTION = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|ln|log|exp|arcsin|arccos|arctan)(?![A-Za-z])")
@@ -83,10 +84,17 @@ def scalars_equal(gold: str, answer: str) -> bool:
 
 def _without_unit(gold: str, answer: str) -> tuple[str, str]:
     """Both without the unit that only one of them has, or that they share."""
-    units = [unit(m[0]) if (m := _UNIT.search(t)) else "" for t in (gold, answer)]
+    units = [unit(m[0]) if (m := _UNIT.search(t)) and _is_unit(m) else "" for t in (gold, answer)]
     if units[0] and units[1] and units[0] != units[1]:
         return gold, answer
     return _UNIT.sub("", gold) if units[0] else gold, _UNIT.sub("", answer) if units[1] else answer
+
+
+def _is_unit(match: re.Match[str]) -> bool:
+    """Whether the last word of a formula is a unit and no product of variables, as in `2xy`."""
+    word = match["word"]
+    spaced = " " in match.string[max(0, match.start() - 1) : match.start() + 1]
+    return word in UNITS or (spaced and len(word) > 3 and list(word) != sorted(word))
 
 
 def _equations_equal(golds: list[str], answers: list[str]) -> bool:

@@ -17,12 +17,12 @@ SEVERAL = "the answer names several letters"
 NONE = "the answer names no letter"
 
 _SAID = re.compile(
-    r"\b(?:answers?|ans|options?|choices?|letter)\b[^\n.:=]{0,60}?"
-    r"(?:\b(?:is|are|would be|must be|should be)\b:?|:|=)(?=(?P<rest>[^\n]*))",
+    r"\b(?:answers?|ans|options?|choices?|letter|correct(?=\s*:))\b[^\n.:=]{0,60}?"
+    r"(?:\b(?:is|are|would be|must be|should be)\b:?|:|=|\s[-\u2192]>?\s)(?=(?P<rest>[^\n]*))",
     re.IGNORECASE,
 )
 _FORM = re.compile(
-    r"[\s\"'`*_$]*(?:\\\()?,?\s*"
+    r"[\s\"'`*_$<>#\u2022-]*(?:\\\()?,?\s*"
     r"(?:(?:therefore|thus|hence|clearly|definitely|probably|likely|most likely|in fact),?\s+)?"
     r"(?:the\s+)?(?:(?:option|choice|letter|answer)\s*:?\s+)?"
     r"(?P<open>[(\[{])?\s*(?P<letter>[A-Za-z])(?![A-Za-z0-9]|'[A-Za-z])\s*(?P<close>[)\]}])?(?P<rest>.*)",
@@ -34,7 +34,7 @@ _MORE = re.compile(
 )
 _ENDS = re.compile(
     r"[\s\"'`*_$.,;:!)\]}\\]*(?:\Z|\n)|[\s*]*[.:)\]}–-]|,?\s*(?:because|since|as|for|so|which)\b|\s*\(|,"
-    r"|\s*(?:is|seems)\s+(?:the\s+)?(?:correct|right|best|true|answer|final)"
+    r"|>|\s*(?:instead of|rather than)\b|\s*(?:is|seems)\s+(?:the\s+)?(?:correct|right|best|true|answer|final)"
 )
 _LABEL = re.compile(r"(?<![A-Za-z0-9(\[])([A-Z])[.):](?=\s|\Z)")
 _DENIES = re.compile(r"\b(?:not|wrong|incorrect|false)\b|n't\b", re.IGNORECASE)
@@ -42,7 +42,9 @@ _DENIED = re.compile(r"\s*(?:is|are|was)?(?:\s+(?:not|wrong|incorrect|false)\b|n
 _IN_BRACKETS = re.compile(r"\(([A-Za-z])\)")
 _NAMED = re.compile(
     r"\b(?:option|choice)\s+\(?([A-Za-z])\b|\b([A-Z])\)?\s+(?:is|must be)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
-    r"|\b(?i:choose|pick|select|go(?:ing)? with|it is|it's|it must be|it should be|but|but rather)\s+"
+    r"|(?i:\b(?:wrong|false|incorrect)|\bneither\s+\(?[A-Z]\)?\s+nor\s+\(?[A-Z]\)?)[.,;:]"
+    r"\s+(?:[Ss]o\s+)?\(?([A-Z])\)?[.!]?\s*\Z"
+    r"|\b(?i:choose|pick|select|say|go(?:ing)? with|it is|it's|it must be|it should be|but|but rather)\s+"
     r"\(?([A-Z])\b(?!'[A-Za-z])(?=\)?\s*(?:[.,!;:]|\Z))",
 )
 

@@ -75,7 +75,7 @@ class Exact:
         texts = [shown(gold, 100_000)]
         if isinstance(gold, float):
             texts += [format(Decimal(repr(gold)), "f"), *([str(int(gold))] if gold.is_integer() else [])]
-        found = {self._plain(t) for t in texts} - {""}
+        found = {self._plain(t) for text in texts for t in (text, clean(text))} - {""}  # `__init__` is no bold text
         if not found:
             raise UserError(f"the gold {shown(gold)!r} is empty")
         return found

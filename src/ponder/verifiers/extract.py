@@ -51,7 +51,8 @@ _FENCE = re.compile(r"^[ \t]*```\w{0,20}[ \t]*$", re.MULTILINE)
 _UNDERSCORED = re.compile(r"(?<!\w)__([^_\n]{1,500})__(?!\w)")
 REASON = re.compile(r",?\s+(?:because|since|as|which|given|where)\b|\s+\(|;")
 _HEDGE = re.compile(
-    r"[\s$,(]*\b(?:or|and/or|maybe|perhaps|possibly|alternatively)\b[\s$,]*(?:(?:maybe|perhaps|possibly)\b[\s$]*)?",
+    r"[\s$,(.;]*\b(?:or|and/or|maybe|perhaps|possibly|alternatively|it (?:may|might|could) be)\b[\s$,]*"
+    r"(?:(?:maybe|perhaps|possibly|it is|it's|(?:it )?(?:may|might|could) be)\b[\s$]*)?",
     re.IGNORECASE,
 )
 _RANGE = re.compile(r"[\s$,]*(?:,|\b(?:and|to|through)\b)[\s$]*", re.IGNORECASE)
@@ -59,17 +60,24 @@ _BETWEEN = re.compile(r"\b(?:between|either|both)[\s$]*$", re.IGNORECASE)
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)\b|!=")
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;&]|\\[()\[\],;! ]|\\q?quad|\\text\s?\{\s*(?:and|or)\s*\}|\band\b|\bor\b)*")
 _NEW_QUESTION = re.compile(
-    r"^[ \t]*(?:[#*>\[]{1,4}[ \t]*)?(?:(?:next|new|another)[ \t]+)?(?:"
-    r"(?:question|problem|exercise|q|human|user|instructions?|input|example(?=[ \t]*[0-9]))"
-    r"[ \t]?[0-9]{0,4}[ \t]*[*\]]{0,2}:"
-    r"|(?:question|problem|exercise|example|q)[ \t]?[0-9]{1,4}[ \t]*[*\]]{0,2}(?:[.)][ \t*]|[ \t]*$)"
-    r"|(?:question|problem|exercise)\]|(?:user|human|assistant)[ \t]*$"
+    r"^[ \t]*(?:[#*>\[]{1,4}[ \t]*)?(?:(?:next|new|another|user|follow-?up|bonus|extra|second|similar)[ \t]+)?(?:"
+    r"(?:question|problem|exercise|task|prompt|q|human|user|instructions?|input|example(?=[ \t]*[0-9]))"
+    r"[ \t]?(?:[#(]?[0-9]{1,4}\)?|statement)?[ \t]*[*\]]{0,2}:"
+    r"|(?:question|problem|exercise|example|q)[ \t]?#?[0-9]{1,4}[ \t]*[*\]]{0,2}(?:[.)](?=[\s*])|[ \t]*$)"
+    r"|(?:question|problem|exercise)(?:\]|[ \t]*$)|(?:user|human|assistant)[ \t]*$|<(?:question|problem)>"
     r"|(?<=[#*][ \t])(?:question|problem|exercise|instruction|input)[ \t*]*$)",
     re.IGNORECASE | re.MULTILINE,
 )
 _TURN = (
     r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|eom_id|begin_of_text|end_of_text|start_header_id|user|human|assistant"
     r"|system|end.of.sentence|begin.of.sentence)\|>|<(?:start|end)_of_turn>|<[be]os>|\[/?INST\]|</s>(?=\s*(?:\Z|<|\[))"
+)
+_USER = re.compile(r"\[INST\]|<\|(?:user|human|system)\|>", re.IGNORECASE)
+_USER_NAME = re.compile(r"(?:user|human|system)\b", re.IGNORECASE)
+_REPLY = re.compile(
+    r"\[/INST\]|<\|assistant\|>|<\|im_start\|>\s*assistant\b|<start_of_turn>\s*model\b"
+    r"|assistant\s*<\|end_header_id\|>",
+    re.IGNORECASE,
 )
 _TURN_ENDS = re.compile(_TURN, re.IGNORECASE)
 _TURN_BEGINS = re.compile(rf"\s*(?:(?:{_TURN}|<\|end_header_id\|>|<s>)\s*(?:assistant\b|model\b)?\s*)+", re.IGNORECASE)
@@ -120,17 +128,26 @@ def first_exchange(text: str) -> str:
     All of it where the first such line has no answer before it: then the text itself is laid out in questions.
     """
     if "<" in text or "[" in text:
-        begun = _TURN_BEGINS.match(text)
-        text = text if begun is None else text[begun.end() :]
-        ended = _TURN_ENDS.search(text)
-        if ended is not None and not re.match(r"(?:user|human|system)\b", text):
-            text = text[: ended.start()]
+        text = _first_turn(text)
     found = _NEW_QUESTION.search(text)
     if found is None or not text[: found.start()].strip():
         return text
     before = text[: found.start()]
     piece = final_piece(before)
     return before if (piece is not None and piece.text) or _is_bare(last_line(before)) else text
+
+
+def _first_turn(text: str) -> str:
+    """The model's first turn, without markers; where the text begins by repeating a user's turn, the one after it."""
+    begun = _TURN_BEGINS.match(text)
+    rest = text if begun is None else text[begun.end() :]
+    if begun is not None and (_USER.search(begun[0]) or _USER_NAME.match(rest)):
+        replied = _REPLY.search(rest)
+        if replied is None:
+            return text
+        rest = rest[replied.end() :]
+    ended = _TURN_ENDS.search(rest)
+    return rest if ended is None else rest[: ended.start()]
 
 
 def final_piece(text: str) -> Piece | None:

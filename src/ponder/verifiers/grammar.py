@@ -28,7 +28,18 @@ from ponder.verifiers.parts import (
     repeating,
     rooted,
 )
-from ponder.verifiers.tokens import DIVIDES, FACTORS, FUNCTIONS, RELATIONS, SCALES, SHORT_SCALES, UNITS, Token, tokens
+from ponder.verifiers.tokens import (
+    DIVIDES,
+    FACTORS,
+    FUNCTIONS,
+    PLAIN_FUNCTIONS,
+    RELATIONS,
+    SCALES,
+    SHORT_SCALES,
+    UNITS,
+    Token,
+    tokens,
+)
 
 _DEPTH = 30
 """Parentheses inside one another."""
@@ -94,6 +105,8 @@ class Reader:
         if token.kind == "word":
             following = self.tokens[self.at + 1].text
             letter = len(token.text) == 1 or token.text in FUNCTIONS
+            if token.text in PLAIN_FUNCTIONS and "number" in (t.kind for t in self.tokens[self.at + 1 : self.at + 3]):
+                return True
             return letter and (following in ("^", "_", "(", "+", "-", "*", "/", "!") or self.inside)
         return token.text in ("-", "+", "(", "{", "[")
 
@@ -314,10 +327,14 @@ class Reader:
             self.at += 1
             return self._root()
         name = token.text.lstrip("\\")
-        if (self.inside or token.kind == "command") and name in FUNCTIONS and name != "pi":
+        if (self.inside or token.kind == "command" or name in PLAIN_FUNCTIONS) and name in FUNCTIONS and name != "pi":
             self.at += 1
             self._spaces()
             atoms = 0
+            if self.tokens[self.at].text == "_":
+                self.at += 1
+                self._skip_index()
+                self._spaces()
             if self.tokens[self.at].kind in ("number", "command") or self.tokens[self.at].text in ("(", "{", "["):
                 atoms = self._atom().atoms
             return Part(None, SYMBOLIC, atoms=atoms)
@@ -463,7 +480,10 @@ class Reader:
         )
         if spaced and not self.inside and word in FUNCTIONS and word not in ("pi", "sqrt"):
             symbol = False
-        if not symbol or (word in SHORT_SCALES and not spaced and not self.inside):
+        if len(word) in (3, 4) and not spaced and self.inside and word not in UNITS:  # 2xyz
+            symbol = symbol or list(word) == sorted(word) or not set(word.lower()) & set("aeiou")
+        money = self.tokens[back - 2].text == "$" and back > 1
+        if not symbol or (word in SHORT_SCALES and not spaced and not self.inside and not money):
             self.at = back
             return None
         self.at += 1

@@ -15,7 +15,7 @@ from ponder.verifiers.base import clip, shown, too_long, verdict
 from ponder.verifiers.extract import LISTING, REASON, clean, final_number, final_piece, last_line
 from ponder.verifiers.grammar import Quantity
 from ponder.verifiers.notation import formula
-from ponder.verifiers.parts import UNFINISHED, written
+from ponder.verifiers.parts import SYMBOLIC, UNFINISHED, written
 from ponder.verifiers.processes import Result, shared
 from ponder.verifiers.quantity import exact, negated, refuted, scan
 from ponder.verifiers.structure import matches, read
@@ -152,9 +152,9 @@ def _final(answer: str, wanted: str | None) -> tuple[str | None, str]:
     else:
         where = "the answer"
         number = final_number(text[-_TAIL:])
-        if number == UNFINISHED and (wanted is None or exact(wanted) is not None):
-            return None, UNFINISHED
         given = _unmarked(text, wanted is None or _is_text(wanted))
+        if number == UNFINISHED and (exact(wanted) is not None if wanted is not None else not _is_symbolic(given)):
+            return None, UNFINISHED
     given = _LEAD.sub("", _REMARK.sub("", spelt(given)))
     if not any(c.isalnum() for c in given):
         return None, f"{where} holds no letter and no digit"
@@ -164,6 +164,11 @@ def _final(answer: str, wanted: str | None) -> tuple[str | None, str]:
     if listed and (wanted is None or final_number(wanted) != LISTING):
         return None, LISTING
     return given, ""
+
+
+def _is_symbolic(text: str) -> bool:
+    """Whether a formula holds variables, so that it may be an answer as it stands: `y = 2 x + 3`."""
+    return any(q.reason == SYMBOLIC for q in scan(spelt(text[-_TAIL:]), True))
 
 
 def _formulas(text: str) -> str:

@@ -115,6 +115,8 @@ _NOTHING = ("left", "right", "bigl", "bigr", "Bigl", "Bigr", "big", "Big", "bigg
             "limits", "nolimits", "rm", "bf", "mathrm", "mathbf", "boldsymbol", "scriptstyle", "small", "large",
             "Large", "LARGE", "huge", "Huge", "normalsize", "notag", "nonumber")  # fmt: skip
 _COMMAND = re.compile(r"\\\\|\{,\}|\\(?:left|right)\.(?![0-9])|\\[A-Za-z]+|\\[!,;: >$%#&]|~")
+_STRUCK = re.compile(r"\\(?:[bx]?cancel|sout|[hv]?phantom)\s?\{[^{}]*\}")
+"""What is crossed out or not to be seen."""
 _ROW_GAP = re.compile(r"\\\\ ?\[-?[0-9.]{1,6} ?(?:pt|em|ex|mm|cm|in)\]")
 """Space between rows of a matrix: `\\\\[4pt]`."""
 _TIMES = re.compile(r"(?<=[0-9)}]) ?[xX] ?(?=10 ?(?:\^|\*\*))|(?<=[0-9]) [xX] (?=[0-9])")
@@ -167,7 +169,7 @@ def formula(text: str) -> str:
         text = _SCRIPTS.sub(_script, text)
         text = "".join([c if c < "\x7f" else _symbol(c) for c in text])
     if "\\" in text or "{,}" in text or "~" in text:
-        text = unwrapped(text)
+        text = unwrapped(_STRUCK.sub("", text))
         text = _COMMAND.sub(_command, text)
         text = _ROW_GAP.sub(r"\\\\", text)
     text = text.replace("**", "^") if "**" in text else text

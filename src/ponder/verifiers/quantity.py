@@ -19,7 +19,8 @@ _NEGATIONS = re.compile(
 )
 _REFUTED = re.compile(
     r"[\s$*]*(?:(?:is|was|are|would be|can|could)\s+(?:definitely |clearly |certainly |simply |also |just )?"
-    r"(?:not\b|never\b|wrong\b|incorrect\b|false\b)|(?:isn't|wasn't|cannot|can't|couldn't)\b)",
+    r"(?:not\b|never\b|wrong\b|incorrect\b|false\b)|(?:isn't|wasn't|cannot|can't|couldn't)\b"
+    r"|(?:does not|doesn't|do not|don't|will not|won't)\s+(?:work|fit|hold|satisfy)\b)",
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(r"\b(?:but|only|just|rather|instead|less|more|fewer|greater|sure)\b|[=,]", re.IGNORECASE)

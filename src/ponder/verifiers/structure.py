@@ -27,8 +27,10 @@ _CLOSES = frozenset(_OPENS.values())
 _RELATION = re.compile(r"(\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<=|>=|<|>|\\ne(?![A-Za-z])|!=)")
 _VARIABLE = re.compile(r"\s*(?:[A-Za-z](?:_\{?\w\}?)?|\\[a-z]+)\s*")
 _MEMBER = re.compile(r"\s*(?:[A-Za-z]|\\[a-z]+)\s*(?:\\in(?![A-Za-z])|∈)\s*(?=.)", re.DOTALL)
-_NAMED_TUPLE = re.compile(r"\(\s*[A-Za-z](?:_\{?\w\}?)?(?:\s*,\s*[A-Za-z](?:_\{?\w\}?)?)+\s*\)\s*=\s*(?=\()")
-"""`(x, y) =` before a tuple."""
+_NAMED_TUPLE = re.compile(
+    r"(?:\(\s*[A-Za-z](?:_\{?\w\}?)?(?:\s*,\s*[A-Za-z](?:_\{?\w\}?)?)+\s*\)|[A-Z](?:_\{?\w\}?)?'?)\s*=\s*(?=\(|\\\{)"
+)
+"""`(x, y) =` or `P =` before a tuple or a set."""
 _MAGNITUDE = re.compile(r"\s*(?:\||\\lvert ?)\s*[A-Za-z]\s*(?:\||\\rvert)\s*")
 _HOLE = re.compile(r"\\mathbb\{R\}\s*(?:\\setminus|\\backslash|-)\s*\\\{([^,{}]+)\\\}")
 _INFINITE = re.compile(r"[\s+]*-?\s*\\infty\s*")
@@ -53,7 +55,7 @@ def read(text: str, depth: int = 0) -> Node:
     if member is not None:
         text = text[member.end() :]
     named = _NAMED_TUPLE.match(text)
-    if named is not None:
+    if named is not None and ("(" in named[0] or _has_parts(text[named.end() :])):
         text = text[named.end() :]
     if depth >= _DEPTH:
         return Node("scalar", text)
@@ -79,6 +81,11 @@ def read(text: str, depth: int = 0) -> Node:
         if brackets in ("()", "{}"):
             return read(content, depth + 1)
     return _inequality(text) or _signs(text) or Node("scalar", text)
+
+
+def _has_parts(text: str) -> bool:
+    inside = _unwrapped(text)
+    return inside is not None and (inside[0] == "\\{\\}" or len(split(inside[1], (",", ";"))) > 1)
 
 
 def matches(gold: Node, other: Node, equal: Callable[[str, str], bool]) -> bool:

@@ -53,6 +53,8 @@ FUNCTIONS = frozenset(
         "lim",
     ]
 )
+PLAIN_FUNCTIONS = frozenset(("sin", "cos", "tan", "cot", "ln", "arcsin", "arccos", "arctan"))
+"""Functions that are no words of prose, as `log` and `sec` are."""
 FACTORS = frozenset(
     "\\pi \\theta \\alpha \\beta \\gamma \\lambda \\phi \\omega \\infty \\sin \\cos \\tan \\cot \\sec \\csc \\log \\ln "  # noqa: SIM905
     "\\exp "
