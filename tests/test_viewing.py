@@ -253,8 +253,21 @@ def test_a_port_in_use_is_one_sentence(tmp_path, capsys):
         port = server.server_address[1]
         assert main(["view", str(run), "--port", str(port)]) == 2
     assert f"--port {port}: is in use" in capsys.readouterr().err
-    assert main(["view", str(run), "--port", "70000"]) == 2
-    assert "from 0 (any free port) to 65535" in capsys.readouterr().err
+    for port in ("70000", "-1"):
+        assert main(["view", str(run), "--port", port]) == 2
+        assert "from 0 (any free port) to 65535" in capsys.readouterr().err
+
+
+def test_the_usual_port_in_use_gives_another_one(tmp_path, monkeypatch, capsys):
+    run = make(tmp_path / "run", 1, 1, seed=0)
+    with serving(run) as server:
+        monkeypatch.setattr(Server, "serve_forever", lambda _: None)
+        monkeypatch.setattr("ponder.cli.view.PORT", server.server_address[1])
+        assert main(["view", str(run)]) == 0
+    said = capsys.readouterr()
+    assert f"port {server.server_address[1]} is in use" in said.err
+    assert said.out.startswith("http://127.0.0.1:")
+    assert said.out.strip() != server.url
 
 
 def test_the_command_prints_its_address_and_ends_with_ctrl_c(tmp_path):
@@ -350,6 +363,38 @@ def test_a_reader_that_goes_away_does_not_end_the_server(tmp_path, capfd):
                 rude.sendall(b"GET /api/state?run=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert ask(server, "/api/runs")[0] == 200
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_bug_is_one_sentence_and_the_server_goes_on(tmp_path, monkeypatch):
+    with serving(make(tmp_path / "run", 1, 1, seed=0)) as server:
+        monkeypatch.setattr(Watched, "about", lambda _: {}[1])
+        assert ask(server, "/api/about?run=0")[0] == 400
+        monkeypatch.setattr(Watched, "about", lambda _: 1 / 0)
+        status, body, _ = ask(server, "/api/about?run=0")
+        assert (status, body["error"]) == (500, "ZeroDivisionError: division by zero; this is a bug of the viewer")
+        assert ask(server, "/api/runs")[0] == 200
+
+
+@pytest.mark.parametrize("name", ["config.toml", "rollouts.jsonl", "metrics.jsonl", "evaluation.json", "curves.json"])
+def test_a_link_out_of_a_run_is_not_followed(tmp_path, name):
+    run, secret = make(tmp_path / "run", 1, 1, seed=0), tmp_path / "secret"
+    secret.write_text('{"secret": 1, "train": [{"step": 1, "secret": 1}], "accuracy": {"secret": 1}}\n')
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(secret)
+    with serving(run) as server:
+        answers = [ask(server, f"/api/{question}?run=0")[1] for question in ("state", "about")]
+    assert 'secret"' not in json.dumps(answers)
+    if name != "curves.json":
+        assert "leads out of the run" in json.dumps(answers)
+
+
+def test_a_result_that_cannot_be_read_leaves_the_rows(tmp_path):
+    run = make(tmp_path / "run", 3, 1, seed=0)
+    (run / "evaluation.json").write_text('{"accuracy": 3}')
+    (run / "curves.json").write_text('{"train": 3}')
+    state = Watched(run, "run").state()
+    assert len(state["rows"]) == 3
+    assert "not the result of an evaluation that this version of ponder reads" in state["evaluation_error"]
 
 
 def test_the_paired_difference_is_that_of_ponder_report(tmp_path, capsys):

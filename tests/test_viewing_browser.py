@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import runs_fixture
 from browser import CHROMIUM, Browser, browser
 from viewing_play import line, make, rollout
 
@@ -21,6 +22,10 @@ from ponder.viewing.static import write
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
+TICKS = """[[0, 1], [0.26, 0.41], [-3, 8], [2.29e12, 3.51e12], [1e-7, 4e-7], [-1, 0]].map(([low, high]) => {
+  const {values, apart} = ticks(low, high);
+  return values.map((x) => tickLabel(x, apart));
+})"""
 BAD = (
     "</script><script>window.hit=1</script><img src=x onerror='window.hit=2'>"
     "<style>*{display:none}</style>&amp;\u202e\x07"
@@ -134,6 +139,7 @@ def test_keys_move_open_close_and_search(tmp_path, view):
 def test_the_address_keeps_what_is_looked_at(tmp_path, view):
     tab = view(make(tmp_path / "run", 30, 1, seed=0))
     tab.run("filter({verdict: 'wrong'}); go(2)")
+    tab.until("location.hash.includes('at=')")
     place, key = tab.run("location.href"), tab.run("state.at")
     before = counted(tab)
     tab.open(place)
@@ -206,6 +212,34 @@ def test_new_rows_and_metrics_appear_while_a_run_is_written(tmp_path, view):
         assert tab.run("document.querySelector('#page-training figcaption').textContent") == "reward1 step 2"
 
 
+def test_runs_of_a_folder_are_listed_and_ticked_to_be_compared(tmp_path, view):
+    make(tmp_path / "a", 20, 1, seed=1, right=0.3)
+    make(tmp_path / "b", 20, 1, seed=2, right=0.9)
+    tab = view(tmp_path)
+    assert tab.run("[...document.querySelectorAll('.runs tbody tr')].map(r => r.cells[3].textContent).every(Boolean)")
+    for number in (1, 2):
+        tab.run(f"document.querySelectorAll('.runs input')[{number - 1}].click()")
+        tab.until(f"document.querySelectorAll('.runs tr.picked').length === {number}")
+    tab.run("document.querySelector('button.primary').click()")
+    tab.until("document.querySelector('.card.pair .big')")
+    assert counted(tab) == "20 problems"
+
+
+def test_a_training_without_rollouts_opens_on_its_metrics_with_round_ticks(tmp_path, view):
+    tab = view(runs_fixture.make(tmp_path / "run"))
+    assert tab.run("state.tab") == "training"
+    titles = tab.run("[...document.querySelectorAll('figcaption b')].map(b => b.textContent)")
+    assert titles == ["held-out accuracy", "reward", "length", "entropy", "mismatch"]
+    assert tab.run(TICKS) == [
+        ["0", "0.5", "1"],
+        ["0.3", "0.35", "0.4"],
+        ["0", "5"],
+        ["2.5e12", "3e12", "3.5e12"],
+        ["1e-7", "2e-7", "3e-7", "4e-7"],
+        ["-1", "-0.5", "0"],
+    ]
+
+
 def test_a_run_that_is_deleted_leaves_its_rows_and_a_sentence(tmp_path, view):
     run = make(tmp_path / "run", 12, 1, seed=0)
     tab = view(run)
@@ -238,8 +272,7 @@ WIDE = """[...document.querySelectorAll('header *, #detail *, .plots *, .about *
   .map(e => e.className)"""
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_nothing_is_wider_than_the_screen(tmp_path, view, width, dark):
     odd = line(random.Random(0), 5, 0, 2, 3, "wrong")
     odd["samples"][0]["text"] = "x" * 3000

@@ -103,6 +103,9 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.BAD_REQUEST, {"error": said})
         except OSError as error:
             self._answer(HTTPStatus.GONE, {"error": f"{error.filename}: cannot be read: {error.strerror or error}"})
+        except Exception as error:  # the page says it, and the other questions are still answered
+            said = f"{type(error).__name__}: {error}; this is a bug of the viewer"
+            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": said})
 
     do_HEAD = do_GET
 

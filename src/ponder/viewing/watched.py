@@ -117,6 +117,13 @@ class Watched:
         for tail in self._tails.values():
             tail.restart()
 
+    def file(self, name: str) -> Path:
+        """A file of the run. Raises `UserError` for a link that leads out of it: only the run is shown."""
+        path = self.path / name
+        if path.is_symlink() and not path.resolve().is_relative_to(self.path.resolve()):
+            raise UserError(f"{path}: is a link that leads out of the run, and is not read")
+        return path
+
     def refresh(self) -> None:
         """Read what is new. Never raises for a run that has gone or cannot be read: `error` says so."""
         with self._lock:
@@ -136,6 +143,8 @@ class Watched:
             held = f"its {len(self.rows):,} rows are" if self.rows else "its facts are"
             raise UserError(f"{self.path}: was deleted while it was viewed; {held} what had been read before")
         self.manifest = read_manifest(self.path)
+        for name in (*self._tails, "manifest.json"):
+            self.file(name)
         if any(tail.changed() for tail in self._tails.values()):
             self._restart()
         for place, line in self._tails["rollouts.jsonl"].new():
@@ -195,13 +204,15 @@ class Watched:
         """`evaluation`, or `evaluation_error` where it cannot be read; neither where the run has none."""
         path = self.path / "evaluation.json"
         try:
-            facts = path.stat()
+            facts = self.file("evaluation.json").stat()
             stamp = (facts.st_mtime_ns, facts.st_size)
             if self._evaluation is None or self._evaluation[0] != stamp:
                 # With all its rows it can be large, so it is not read again for every question.
                 self._evaluation = (stamp, _evaluation(path))
         except FileNotFoundError:
             return {}
+        except UserError as error:
+            return {"evaluation_error": str(error)}
         except OSError as error:
             return {"evaluation_error": f"{path}: cannot be read: {error.strerror or error}"}
         return self._evaluation[1]
@@ -211,7 +222,7 @@ class Watched:
             return {}
         found = dict(self.evaluation())
         try:
-            curves = read_json(self.path / "curves.json")
+            curves = read_json(self.file("curves.json"))
             found["train"] = [p for p in curves["train"] if isinstance(p["step"], int | float)]
         except (UserError, KeyError, TypeError):
             pass
@@ -222,7 +233,9 @@ class Watched:
         configs = {}
         for name in SHOWN_CONFIGS:
             try:
-                configs[name] = (self.path / name).read_text(encoding="utf-8", errors="replace")
+                configs[name] = self.file(name).read_text(encoding="utf-8", errors="replace")
+            except UserError as error:
+                configs[name] = str(error)
             except OSError:
                 continue
         return {"manifest": self.manifest, "configs": configs}
@@ -236,7 +249,7 @@ class Watched:
             if generation != self.generation or not all(0 <= n < len(self.spans) for n in numbers):
                 raise UserError(f"{self.path}: was written anew while it was viewed; the list is being read again")
             found = []
-            with (self.path / "rollouts.jsonl").open("rb") as file:
+            with self.file("rollouts.jsonl").open("rb") as file:
                 for n in numbers:
                     place, length = self.spans[n]
                     file.seek(place)

@@ -5,7 +5,14 @@ const POLL = 2000, SLOW = 15000; // milliseconds, while a shown run is written a
 const TABS = [["runs", "Runs"], ["problems", "Problems"], ["training", "Training"], ["about", "About"]];
 const KEPT = ["tab", "at", "q", "verdict", "in", "change", "stop", "sort"];
 
+let rememberSoon;
 function remember() {
+  // Browsers refuse a new address for every key that is held down.
+  clearTimeout(rememberSoon);
+  rememberSoon = setTimeout(writeAddress, 150);
+}
+
+function writeAddress() {
   const given = new URLSearchParams();
   if (state.shown.length) given.set("runs", state.shown.map((n) => state.runs[n].name).join("\n"));
   for (const name of KEPT) if (state[name]) given.set(name, state[name]);
@@ -52,8 +59,11 @@ async function showOnly(numbers, tab) {
   document.body.classList.remove("reading");
   await Promise.all(shownRuns().map(update)).catch(trouble);
   rebuild();
-  openTab(tab || (shownRuns().some((r) => r.rows.length) || !shownRuns().some((r) => r.metrics.length) ? "problems" : "training"));
+  openTab(tab || firstTab());
 }
+
+// What a run has most to show on: an SFT has metrics and no rollouts.
+const firstTab = () => (!state.groups.length && shownRuns().some((r) => r.metrics.length || (r.train || []).length) ? "training" : "problems");
 
 function openTab(tab) {
   state.tab = state.shown.length || tab === "runs" ? tab : "runs";
@@ -188,7 +198,7 @@ async function start() {
     if (!state.shown.length) state.tab = "runs";
     await Promise.all(shownRuns().map(update));
     rebuild();
-    if (!new URLSearchParams(location.hash.slice(1)).has("tab") && shownRuns().length && !state.groups.length) state.tab = "training";
+    if (!new URLSearchParams(location.hash.slice(1)).has("tab") && shownRuns().length) state.tab = firstTab();
     $("search").value = state.q;
     if (state.q) await search(state.q, true);
     show();

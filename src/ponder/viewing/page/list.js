@@ -9,6 +9,7 @@ function showList() {
   sheet.style.height = `${state.seen.length * HEIGHT}px`;
   const first = Math.max(0, Math.floor(box.scrollTop / HEIGHT) - BEYOND);
   const last = Math.min(state.seen.length, Math.ceil((box.scrollTop + box.clientHeight) / HEIGHT) + BEYOND);
+  box.setAttribute("aria-activedescendant", placeOf(state.at) < 0 ? "" : "current");
   sheet.replaceChildren(...state.seen.slice(first, last).map((group, i) => listRow(group, first + i)));
   if (!state.seen.length)
     sheet.replaceChildren(el("p.nothing", null, state.groups.length ? "No problem passes the filters." : "No rows yet."));

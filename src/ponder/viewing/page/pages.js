@@ -24,12 +24,14 @@ const compared = new Map();
 function comparison(r) {
   const [a, b] = [state.runs[state.shown[0]], state.runs[state.shown[r]]];
   if (isTraining()) return null;
-  const key = [a, b].map((run) => `${run.number} ${run.generation} ${run.rows.length} ${run.status}`).join("|");
-  if (!compared.has(key)) {
-    compared.set(key, null);
-    source.compare(a.number, b.number).catch((e) => ({ error: e.message })).then((found) => { compared.set(key, found); showSummary(); });
+  const pair = `${a.number},${b.number}`, key = [a, b].map((run) => `${run.generation} ${run.rows.length} ${run.status}`).join("|");
+  const held = compared.get(pair) || {};
+  if (held.key !== key) {
+    // What was found before stays until the new figures are there.
+    compared.set(pair, { key, found: held.found });
+    source.compare(a.number, b.number).catch((e) => ({ error: e.message })).then((found) => { compared.set(pair, { key, found }); showSummary(); });
   }
-  const found = compared.get(key);
+  const found = held.found;
   const head = el("div.cardhead", null, badge(r), "−", badge(0), el("span.soft", null, "paired by problem"));
   if (!found) return el("div.card.pair", null, head, el("div.soft", null, "comparing …"));
   if (found.error) return el("div.card.pair", null, head, el("div.soft.why", { title: found.error }, visible(found.error)));
