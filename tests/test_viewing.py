@@ -411,6 +411,17 @@ def test_runs_that_cannot_be_compared_give_the_sentence_why(tmp_path):
     assert "did not answer the same problems" in body["error"]
 
 
+def test_an_evaluation_that_is_under_way_is_compared_when_it_is_done(tmp_path):
+    done = make(tmp_path / "done", 4, 1, seed=1)
+    with Run.create(tmp_path / "going", "", 0, ["ponder", "eval"]) as run, serving(done, run.path) as server:
+        for text in (done / "rollouts.jsonl").read_text().splitlines():
+            run.log_rollout(json.loads(text))
+        assert "is under way" in ask(server, "/api/compare?a=0&b=1")[1]["error"]
+        run.write_json("evaluation.json", json.loads((done / "evaluation.json").read_text()))
+        run.finish("done")
+        assert ask(server, "/api/compare?a=0&b=1")[1]["difference"]["value"] == 0
+
+
 def test_metrics_and_held_out_points_of_a_training_are_sent(tmp_path):
     with serving(runs_fixture.make(tmp_path / "run")) as server:
         state = ask(server, "/api/state?run=0")[1]

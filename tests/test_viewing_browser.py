@@ -286,6 +286,11 @@ def test_nothing_is_wider_than_the_screen(tmp_path, view, width, dark):
     tab.press("G")
     tab.press("Enter")
     tab.until("document.querySelector('#detail .response')")
+    if width < 500:
+        tab.run("history.back()")
+        tab.until("$('detail').offsetParent === null && $('listing').offsetParent !== null")
+        tab.press("Enter")
+        tab.until("$('detail').offsetParent !== null && $('listing').offsetParent === null")
     background = tab.run("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") is not dark
     for page in ("runs", "problems", "training", "about"):

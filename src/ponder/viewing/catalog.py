@@ -90,7 +90,10 @@ class Catalog:
         state = tuple(f"{r.generation} {len(r.rows)} {r.manifest.get('status')} {r.error}" for r in (first, second))
         held = self._compared.get((a, b))
         if held is None or held[0] != state:
+            under_way = [r for r in (first, second) if r.manifest.get("status") == "running" and not r.evaluation()]
             try:
+                if under_way:
+                    raise UserError(f"{under_way[0].name} is under way: the difference is shown when it is done")
                 found = plain(compare(first.path, second.path))
             except (UserError, OSError) as error:
                 found = {"error": str(error)}

@@ -16,7 +16,7 @@ function writeAddress() {
   const given = new URLSearchParams();
   if (state.shown.length) given.set("runs", state.shown.map((n) => state.runs[n].name).join("\n"));
   for (const name of KEPT) if (state[name]) given.set(name, state[name]);
-  history.replaceState(null, "", `#${given}`);
+  history.replaceState(history.state, "", `#${given}`);
 }
 
 function recall() {
@@ -150,11 +150,11 @@ const KEYS = {
   j: () => step(1), ArrowDown: () => step(1), k: () => step(-1), ArrowUp: () => step(-1),
   g: () => go(0), G: () => go(state.seen.length - 1), Home: () => go(0), End: () => go(state.seen.length - 1),
   PageDown: () => step(10), PageUp: () => step(-10),
-  Enter: () => { step(0); document.body.classList.add("reading"); $("detail").focus(); },
+  Enter: () => { step(0); read(); $("detail").focus(); },
   "[": () => otherSample(-1), "]": () => otherSample(1),
   w: () => filter({ verdict: state.verdict === "not right" ? "" : "not right" }),
   c: () => state.shown.length > 1 && filter({ change: state.change ? "" : "changed:1" }),
-  "/": () => { document.body.classList.remove("reading"); $("search").focus(); $("search").select(); },
+  "/": () => { if (document.body.classList.contains("reading")) leave(); $("search").focus(); $("search").select(); },
   Escape: back,
 };
 
@@ -185,6 +185,7 @@ async function start() {
   $("keys").addEventListener("click", () => $("help").showModal());
   $("rows").addEventListener("scroll", showList, { passive: true });
   addEventListener("resize", showList);
+  addEventListener("popstate", () => { leave(); remember(); });
   document.addEventListener("keydown", onKey);
   let timer;
   $("search").addEventListener("input", (e) => {
@@ -201,6 +202,7 @@ async function start() {
     if (!new URLSearchParams(location.hash.slice(1)).has("tab") && shownRuns().length) state.tab = firstTab();
     $("search").value = state.q;
     if (state.q) await search(state.q, true);
+    if (state.at && history.state && history.state.reading) document.body.classList.add("reading"); // a reload
     show();
   } catch (error) {
     trouble(error);

@@ -184,7 +184,19 @@ function branch(s, depth, parent, path, line, opened) {
   return item;
 }
 
+// On a narrow screen the problem takes the list's place, and the browser's own "back" leads to the list.
+function read() {
+  if (document.body.classList.contains("reading")) return;
+  document.body.classList.add("reading");
+  if (innerWidth <= 800) history.pushState({ reading: true }, "");
+}
+
 function back() {
+  if (history.state && history.state.reading) history.back();
+  else leave();
+}
+
+function leave() {
   document.body.classList.remove("reading");
   $("rows").focus();
   showList();

@@ -52,7 +52,7 @@ function go(place, enter = false) {
   const group = state.seen[place];
   if (group.key !== state.at) { state.at = group.key; state.sample = 0; }
   bring(place);
-  if (enter) document.body.classList.add("reading");
+  if (enter) read();
   showList();
   showDetail();
   remember();
