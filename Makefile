@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # For another build of PyTorch, such as: make install TORCH_FLAGS="--index-url URL"
 TORCH_FLAGS ?=
+# Tests that run at once; each has one thread, since two processes with two threads each would wait for one another.
+WORKERS ?= 2
 # Options for the commands: make quickstart ARGS="--minutes 4 --out runs/mine"
 ARGS ?=
 
@@ -37,7 +39,7 @@ quickstart: $(STAMP)
 	@$(BIN)/ponder quickstart $(ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
