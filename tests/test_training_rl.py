@@ -27,8 +27,9 @@ from ponder.training.advantages.mean_only import MeanOnly
 from ponder.training.credit import Credit
 from ponder.training.interrupt import Interrupted
 from ponder.training.rl import Trainer
+from ponder.training.rl_checks import source_of
 from ponder.training.rl_config import RLConfig
-from ponder.training.rl_run import source_of, train
+from ponder.training.rl_run import train
 from ponder.training.rollouts import has_signal
 from ponder.training.source import EngineSource
 from ponder.types import Verdict, VerdictKind
@@ -382,7 +383,7 @@ def test_bad_input_is_refused_before_a_directory_is_made(changes, reason, base, 
 
 
 @pytest.mark.parametrize(
-    "name", ["problems", "group_size", "steps", "learning_rate", "micro_tokens", "eval_problems", "minutes"]
+    "name", ["problems", "group_size", "steps", "learning_rate", "micro_tokens", "lora_alpha", "minutes"]
 )
 def test_a_value_of_zero_is_refused_by_name(name, base, tmp_path) -> None:
     with pytest.raises(UserError, match=name):

@@ -154,7 +154,7 @@ def test_a_stream_continued_from_any_position_equals_one_that_was_never_stopped(
         ("[1]", "line 2 is not a JSON object but list"),
         ('{"prompt": "x"}', "line 2: needs `prompt` and `response`"),
         ('{"ids": [1, 2], "mask": [true]}', "line 2: `ids` and `mask`"),
-        ('{"ids": [1, 99999], "mask": [false, true]}', "line 2: `ids` and `mask`"),
+        ('{"ids": [1, 99999], "mask": [false, true]}', "line 2: `ids` must be"),
     ],
 )
 def test_a_bad_line_is_named_by_its_number(line: str, reason: str, model, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(t
 def test_sft_learns_the_rows_of_a_file(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": "Say it.", "response": "</think>yes"}) for _ in range(200)))
-    monkeypatch.setattr("ponder.training.supervised.load", lambda spec: new_model(0))
+    monkeypatch.setattr("ponder.models.load.load", lambda spec, **rest: new_model(0))
     out = sft(SFTConfig(data=str(path), out=str(tmp_path / "run"), fit=small(max_tokens=12000), checkpoint_every=100))
     losses = [r["loss"] for r in read_lines(out.parent / "metrics.jsonl").rows]
     assert losses[-1] < 0.3 * losses[0]

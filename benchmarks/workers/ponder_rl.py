@@ -14,8 +14,8 @@ from ponder import sync
 from ponder.engines.torch import TorchEngine
 from ponder.models.load import load
 from ponder.training.rl import Trainer
+from ponder.training.rl_checks import source_of
 from ponder.training.rl_config import RLConfig
-from ponder.training.rl_run import source_of
 
 STRATEGY = f"{Path(__file__).parent / 'forced.py'}:ForcedLengths"
 PHASES = ("seconds_sample", "seconds_train", "seconds_publish")

@@ -152,16 +152,26 @@ def size(text: str, name: str) -> int | None:
 def refuse_changed(config: C, path: str | Path, free: Sequence[str], command: str = "") -> C:
     """A resumed run must be the same run: compare with the config in its directory, and return that.
 
-    Fields named in `free` may differ; `command` resumes it. Raises `UserError` that names the first other field that
-    does.
+    Fields named in `free` (of a nested table as `table.field`) may differ; `command` resumes it. Raises `UserError`
+    that names the first other field that does.
     """
     saved = from_mapping(type(config), load_toml(path), where=str(path))
-    for field in dataclasses.fields(saved):  # type: ignore[arg-type]
-        mine, theirs = getattr(config, field.name), getattr(saved, field.name)
-        if field.name not in free and mine != theirs:
+    given = _flat(config)
+    for name, theirs in _flat(saved).items():
+        if name not in free and given[name] != theirs:
             command = command or f"--config {path} --resume"
-            raise UserError(f"resume: {field.name} is {mine!r}, and the run has {theirs!r}; continue with {command}")
+            raise UserError(f"resume: {name} is {given[name]!r}, and the run has {theirs!r}; continue with {command}")
     return saved
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Fields by name, those of nested dataclasses as `table.field`."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        nested = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        found |= _flat(value, f"{prefix}{field.name}.") if nested else {prefix + field.name: value}
+    return found
 
 
 def parse(

@@ -25,7 +25,7 @@ from ponder.cli._eval_config import FREE, EvalConfig
 from ponder.cli._feedback import feedback_of
 from ponder.cli._output import note, say
 from ponder.config import parse, refuse_changed
-from ponder.environments.loading import first_problems, gold_of, size_of
+from ponder.environments.loading import first_problems, gold_of, size_of, with_data
 from ponder.errors import UserError
 from ponder.runs.progress import quantity
 from ponder.show import bracket, visible
@@ -95,7 +95,11 @@ def main(args: list[str]) -> int:
     )
     budget, total = budgets_of(config)
     check_opening(config, asked, budget, total)
-    environment: Environment = registry.build("environments", config.environment, _environment_options(config))
+    environment: Environment = registry.build(
+        "environments",
+        config.environment,
+        with_data(config.environment, config.environment_options, config.data),
+    )
     feedback = feedback_of(config, environment)
     from ponder.search.runner import check_turns
 
@@ -131,14 +135,6 @@ def main(args: list[str]) -> int:
         _, page = render(config.out)
         note(f"report: {page}")
     return 0
-
-
-def _environment_options(config: EvalConfig) -> dict[str, Any]:
-    if config.data is None:
-        return dict(config.environment_options)
-    if "data" in config.environment_options:
-        raise UserError("data is given twice, by --data and in --environment-options: give it once")
-    return {**config.environment_options, "data": config.data}
 
 
 def choose(environment: Environment, config: EvalConfig) -> list[Problem]:

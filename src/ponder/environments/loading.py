@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from ponder import outside
+from ponder import outside, registry
 from ponder.errors import PartFailed, UserError
 from ponder.protocols import Environment
 from ponder.types import Gold, Message, Problem, Split
+
+
+def with_data(name: str, options: Mapping[str, Any], data: str | None) -> dict[str, Any]:
+    """The options of an environment, with the file that `data` is short for.
+
+    Raises `UserError` if it is given twice, or if the environment reads no file.
+    """
+    if data is None:
+        return dict(options)
+    if "data" in options:
+        raise UserError("data is given twice, by --data and in --environment-options: give it once")
+    cls, _ = registry.find("environments", name)
+    if dataclasses.is_dataclass(cls) and "data" not in {f.name for f in dataclasses.fields(cls)}:
+        raise UserError(f"--data {data}: the environment {name!r} reads no file; give --environment jsonl for your own")
+    return {**options, "data": data}
 
 
 def problem_at(environment: Environment, split: Split, index: int) -> Problem:

@@ -29,6 +29,8 @@ BUILTIN = {
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
 STEP = re.compile(r"step-(\d+)")
+BASE = "base"
+"""The folder in an exported adapter's that holds its base model, where that is neither a folder nor on the hub."""
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt")
 
 
@@ -85,8 +87,33 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
+def base_name(spec: str) -> str:
+    """How an adapter's config names its base, so that it is found from any directory. Raises as `resolve` does."""
+    return _base_name(resolve(spec))
+
+
+def base_for_export(name: str) -> str | None:
+    """How other tools find the base of an adapter: its folder or hub id; None for one that they cannot load."""
+    source = resolve(name)
+    if source.kind == "hub":
+        return source.where
+    return None if source.kind == "gguf" or name in BUILTIN else str(source.path.resolve())
+
+
+def load_weights(model: LoadedModel, folder: str | Path) -> None:
+    """Put saved weights into a model of the same kind, in place: all of them, or those of its adapter.
+
+    Raises `UserError` for anything missing, broken or that does not fit.
+    """
+    if model.adapter is None:
+        model.module.load_state_dict(load(str(folder), device="cpu").module.state_dict())
+        return
+    from ponder.models import lora
+
+    lora.fill(lora.adapters_of(model.module), Path(folder))
+
+
 def _base_name(source: Source) -> str:
-    """How an adapter's config names its base, so that it is found from any directory."""
     if source.kind == "hub" or (source.name in BUILTIN and source == _builtin(source.name)):
         return source.name
     return str(source.path.resolve())
@@ -100,6 +127,8 @@ def _with_adapter(
     from ponder.models.hf import chat_template, read_folder
 
     config = lora.read_config(folder)
+    if base is None and _has_model(folder / BASE) and not Path(config.base).expanduser().exists():
+        base = str((folder / BASE).resolve())  # an exported adapter that was moved
     try:
         source = resolve(base or config.base)
         where = _download(source.where, network=base is not None) if source.kind == "hub" else source.path

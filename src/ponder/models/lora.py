@@ -1,7 +1,8 @@
-"""Low-rank adapters of a native model, applied in float32 and never merged: `y = W x + B A x · scale`.
+"""Low-rank adapters of a native model, applied in float32: `y = W x + B A x · scale`.
 
-`load("FOLDER")` takes PEFT's folder, whose config names the base; `load("BASE", adapter="FOLDER")` names it. The base's
-weights are frozen: training moves A and B only, and `save` (so every checkpoint) writes only the adapter.
+`load("FOLDER")` takes PEFT's folder, whose config names the base; `load("BASE", adapter="FOLDER")` names it;
+`new_adapter` begins one. The base's weights are frozen: training moves A and B only, and `save` (so every checkpoint)
+writes only the adapter. `merge` adds it to the base's weights.
 
 Reads and writes PEFT's folders (`adapter_config.json`, `adapter_model.safetensors`). Of PEFT's kinds only plain and
 rank-stabilised LoRA are supported: fields of others are refused by name. There is no dropout: sampler and trainer must
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ponder.errors import Unsupported, UserError
+from ponder.errors import Unsupported, UserError, nearest
 from ponder.models.adapter import ALL, LoraConfig
 from ponder.models.decoder import DecoderLM, Linear
 from ponder.models.weights import read_json, read_tensors, verify_checksums, write_json, write_tensors
@@ -39,7 +40,7 @@ PLAIN = {
     "runtime_config": ({"ephemeral_gpu_offload": False},),
 }
 """Fields of PEFT with values that are plain LoRA (besides null, false and empty)."""
-READ = ("r", "lora_alpha", "target_modules", "use_rslora", "base_model_name_or_path", "peft_type")
+READ = ("r", "lora_alpha", "target_modules", "use_rslora", "base_model_name_or_path", "revision", "peft_type")
 IGNORED = (
     "auto_mapping",
     "inference_mode",
@@ -47,7 +48,6 @@ IGNORED = (
     "megatron_core",
     "peft_version",
     "qalora_group_size",
-    "revision",
     "task_type",
 )
 """Fields that change nothing here, or only with others that are refused."""
@@ -90,23 +90,27 @@ def read_config(folder: Path) -> LoraConfig:
         targets = tuple(sorted(targets))
     elif not isinstance(targets, str) or not targets:
         raise UserError(f"{path}: target_modules is {targets!r}; it must be names of modules or a regular expression")
-    base = values.get("base_model_name_or_path")
-    return LoraConfig(
-        rank, float(alpha), targets, bool(values.get("use_rslora")), base if isinstance(base, str) else ""
-    )
+    base, revision = values.get("base_model_name_or_path"), values.get("revision")
+    base = base if isinstance(base, str) else ""
+    if isinstance(revision, str) and revision:
+        base = f"{base}@{revision}"
+    return LoraConfig(rank, float(alpha), targets, bool(values.get("use_rslora")), base)
 
 
-def attach(model: LoadedModel, config: LoraConfig, *, where: str = "the adapter") -> dict[str, Lora]:
+def attach(
+    model: LoadedModel, config: LoraConfig, *, where: str = "the adapter", instead: str = "merge the adapter with PEFT"
+) -> dict[str, Lora]:
     """Attach an adapter that changes nothing yet to a model's projections, and freeze the model's own weights.
 
-    Returns the adapters by the name of their projection. Raises `Unsupported` for a model that runs through
-    transformers and for targets that are not projections of a block, `UserError` if nothing is targeted.
+    Returns the adapters by the name of their projection. Raises `Unsupported`, which says what to do `instead`, for a
+    model that runs through transformers and for targets that are not projections of a block; `UserError` if nothing is
+    targeted.
     """
     module = model.module
     if not isinstance(module, DecoderLM):
         raise Unsupported(
             f"{where}: adapters need a model that ponder runs natively, and {model.info.name} runs through "
-            "transformers: merge the adapter with PEFT"
+            f"transformers: {instead}"
         )
     if model.adapter is not None:
         raise Unsupported(f"{where}: {model.info.name} has an adapter already; merge one of them with PEFT")
@@ -115,9 +119,7 @@ def attach(model: LoadedModel, config: LoraConfig, *, where: str = "the adapter"
         if not isinstance(part, nn.Linear | nn.Embedding) or not _targeted(name, part, config.targets, where):
             continue
         if not isinstance(part, Linear):
-            raise Unsupported(
-                f"{where}: it adapts {name}, and only projections of the blocks can be: merge it with PEFT"
-            )
+            raise Unsupported(f"{where}: it adapts {name}, and only projections of the blocks can be: {instead}")
         found[name] = Lora(part.in_features, part.out_features, config, part.weight.device)
     if not found:
         raise UserError(f"{where}: target_modules {config.targets!r} names no projection of {model.info.name}")
@@ -145,24 +147,78 @@ def _targeted(name: str, part: nn.Module, targets: Sequence[str] | str, where: s
 def new_adapter(model: LoadedModel, config: LoraConfig, seed: int) -> None:
     """Create a new adapter: A random, B zero, so that the model computes what it did before (Hu et al., §4.1).
 
-    Raises what `attach` raises.
+    Raises `UserError` for a target that no projection has (with the nearest name) and for a rank above the smaller
+    dimension of a projection; what `attach` raises.
     """
+    where = "lora_targets"
+    if isinstance(model.module, DecoderLM):
+        _refuse_unknown(model, config, where)
+        shapes = {n: min(p.weight.shape) for n, p in model.module.named_modules() if _adapted(n, p, config, where)}
+        smallest = min(shapes, key=lambda n: shapes[n], default=None)
+        if smallest is not None and config.rank > shapes[smallest]:
+            raise UserError(
+                f"lora_rank = {config.rank}: the smaller dimension of {smallest} of {model.info.name} is "
+                f"{shapes[smallest]}, so a larger rank adds nothing: give at most {shapes[smallest]}"
+            )
     generator = torch.Generator().manual_seed(seed)
-    for adapter in attach(model, config).values():
+    for adapter in attach(model, config, where=where, instead="train all weights, without a rank").values():
         bound = 1 / math.sqrt(adapter.A.shape[1])
         with torch.no_grad():
             adapter.A.copy_(torch.empty(adapter.A.shape).uniform_(-bound, bound, generator=generator))
 
 
+def _adapted(name: str, part: nn.Module, config: LoraConfig, where: str) -> bool:
+    return isinstance(part, Linear) and _targeted(name, part, config.targets, where)
+
+
+def _refuse_unknown(model: LoadedModel, config: LoraConfig, where: str) -> None:
+    """Each name must be of a part: one of several with a typing error would be left out in silence."""
+    if isinstance(config.targets, str):
+        return
+    parts = {n: p for n, p in model.module.named_modules() if isinstance(p, nn.Linear | nn.Embedding)}
+    for target in config.targets:
+        if not any(_targeted(name, part, (target,), where) for name, part in parts.items()):
+            known = dict.fromkeys(n.rpartition(".")[2] for n, p in parts.items() if isinstance(p, Linear))
+            raise UserError(f"{where}: {target!r} names no projection of {model.info.name}{nearest(target, known)}")
+
+
+def merge(model: LoadedModel) -> None:
+    """Add the adapter to the weights that it adapts, W + B A · scale in float32, and drop it: a whole model again.
+
+    Raises `UserError` if there is none.
+    """
+    if model.adapter is None:
+        raise UserError(f"{model.info.name} has no adapter to merge")
+    dropped = 0
+    for part in model.module.modules():
+        if isinstance(part, Linear) and isinstance(part.adapter, Lora):
+            adapter = part.adapter
+            with torch.no_grad():
+                change = adapter.B @ adapter.A * adapter.scale
+                part.weight.copy_((part.weight.float() + change).to(part.weight.dtype))
+            dropped += adapter.A.numel() + adapter.B.numel()
+            part.adapter = None
+    for parameter in model.module.parameters():
+        parameter.requires_grad_(True)
+    model.adapter = None
+    model.info = dataclasses.replace(model.info, flops_per_token=model.info.flops_per_token - 2.0 * dropped)
+
+
 def read_adapter(model: LoadedModel, folder: Path, config: LoraConfig) -> None:
     """Attach the adapter of a folder. Raises `UserError` for weights that are missing, broken or do not fit."""
+    adapters = attach(model, config, where=str(folder / CONFIG))
+    fill(adapters, folder)
+
+
+def fill(adapters: Mapping[str, Lora], folder: Path) -> None:
+    """Read an adapter's weights, in place. Raises `UserError` for weights that are missing, broken or do not fit."""
     verify_checksums(folder)
     path = folder / WEIGHTS
     if not path.is_file():
         pickle = " (only a pickle, which can run code when read)" if (folder / "adapter_model.bin").is_file() else ""
         raise UserError(f"{folder}: no {WEIGHTS} in it{pickle}: save the adapter again with PEFT")
     tensors = read_tensors(path)
-    wanted = _by_peft(attach(model, config, where=str(folder / CONFIG)))
+    wanted = _by_peft(adapters)
     for names, what in (
         (wanted.keys() - tensors.keys(), "is missing"),
         (tensors.keys() - wanted.keys(), "is too many"),
@@ -185,6 +241,15 @@ def read_adapter(model: LoadedModel, folder: Path, config: LoraConfig) -> None:
             parameter.copy_(tensor)
 
 
+def adapters_of(module: nn.Module) -> dict[str, Lora]:
+    """The adapters of a module by the name of their projection."""
+    return {
+        name: part.adapter
+        for name, part in module.named_modules()
+        if isinstance(part, Linear) and isinstance(part.adapter, Lora)
+    }
+
+
 def _by_peft(adapters: Mapping[str, Lora]) -> dict[str, nn.Parameter]:
     """Parameters under PEFT's names."""
     return {
@@ -198,18 +263,15 @@ def write_adapter(model: LoadedModel, folder: Path) -> None:
     """Write the adapter of a model as PEFT reads it; the weights of the base are not written."""
     config = model.adapter
     assert config is not None
-    adapters = {
-        name: part.adapter
-        for name, part in model.module.named_modules()
-        if isinstance(part, Linear) and isinstance(part.adapter, Lora)
-    }
-    write_tensors(folder / WEIGHTS, _by_peft(adapters))
+    write_tensors(folder / WEIGHTS, _by_peft(adapters_of(model.module)))
+    base, _, revision = config.base.partition("@")
     write_json(
         folder / CONFIG,
         {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": config.base,
+            "base_model_name_or_path": base,
+            "revision": revision or None,
             "r": config.rank,
             "lora_alpha": config.alpha,
             "lora_dropout": 0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,28 @@ def save(model: LoadedModel, folder: str | Path, *, replace: bool = False) -> Pa
         write_model(model, partial)
         write_checksums(partial)
     return folder
+
+
+def export_adapter(model: LoadedModel, folder: str | Path) -> str:
+    """Write an adapter so that PEFT loads it with its base, and return the base's folder or hub id.
+
+    A base that PEFT cannot load by its name (a built-in one, a GGUF file) is written beside the adapter, as `base/`.
+    Raises as `save` does.
+    """
+    from ponder.models.load import BASE, base_for_export, load
+
+    folder = Path(folder)
+    config = model.adapter
+    assert config is not None, "a model without an adapter is saved, not exported"
+    name = base_for_export(config.base)
+    with publish(folder) as partial:
+        if name is None:
+            base = load(config.base, device="cpu")
+            save(base, partial / BASE)
+            name = str((folder / BASE).absolute())
+        write_model(dataclasses.replace(model, adapter=dataclasses.replace(config, base=name)), partial)
+        write_checksums(partial)
+    return name
 
 
 def write_model(model: LoadedModel, folder: Path) -> None:

@@ -11,7 +11,7 @@ Every part may be missing, since an RL run, an evaluation and the quickstart wri
 - `rollouts.jsonl`: one search a line, as `search.record.to_row` writes it (those of a training have a `step` too:
   they are not shown);
 - `summary.json`: `"title"`, `"facts": {name: value}`, `"cost": [{"phase", "seconds", "sampled_tokens",
-  "trained_tokens", "flops"}]`, `"verdicts": {kind: count}`, `"next": [command]`.
+  "trained_tokens", "flops"}]`, `"verdicts": {kind: count}`, `"next": [command]`, `"warnings": [sentence]`.
 """
 
 from __future__ import annotations

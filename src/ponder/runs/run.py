@@ -1,6 +1,6 @@
 """`Run`: a directory that holds all that one command did, enough to resume and to repeat it.
 
-    config.toml  manifest.json  metrics.jsonl  rollouts.jsonl  checkpoints/step-000100/
+    config.toml  config-1.toml  manifest.json  metrics.jsonl  rollouts.jsonl  checkpoints/step-000100/
     model/  curves.json  evaluation.json  summary.json  samples.json  *.png  report.md  report.html
 
 A run is locked while a process has it open, so that two commands never write one directory.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,8 @@ SHOWN = (
     "mlflow.db",
 )
 FOLDERS = ("checkpoints", "model", "tensorboard", "trackio", "wandb")
+KEPT = re.compile(r"(config|rl)-\d+\.toml")
+"""Configs of a run's earlier starts."""
 
 
 def now() -> str:
@@ -69,6 +72,8 @@ class Run:
         self.path = path
         self._lock = lock
         self._trackers: Trackers | None = None
+        self._before = 0
+        """Which start of the run wrote what lies there, where it was opened to be continued."""
 
     @classmethod
     def create(
@@ -134,6 +139,7 @@ class Run:
             again = {"at": now(), "command": list(sys.argv if command is None else command), "git": machine.commit()}
             again["hardware"] = machine.hardware()
             resumed = [*manifest.get("resumed", []), again]
+            run._before = len(resumed)
             run._write_manifest({**manifest, "status": "running", "end": None, "resumed": resumed})
         except BaseException:
             _unlock(lock)
@@ -171,6 +177,16 @@ class Run:
         """Write `curves.json`, `summary.json`, `samples.json`, … atomically; returns the path."""
         write_json(self.path / name, value)
         return self.path / name
+
+    def write_config(self, name: str, text: str) -> None:
+        """Write a config. One with another content that an earlier start of this run wrote is kept: `config-1.toml` is
+        that of the first start, `config-2.toml` that of the first resume, and so on."""
+        path, file = self.path / name, Path(name)
+        if self._before and path.exists():
+            kept = self.path / f"{file.stem}-{self._before}{file.suffix}"
+            if not kept.exists() and path.read_text(encoding="utf-8") != text:
+                write_text(kept, path.read_text(encoding="utf-8"))
+        write_text(path, text)
 
     def write_text(self, name: str, text: str) -> Path:
         write_text(self.path / name, text)
@@ -291,6 +307,9 @@ def _clear(path: Path) -> None:
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
+        for kept in path.iterdir():
+            if KEPT.fullmatch(kept.name):
+                kept.unlink()
 
 
 def _lock(path: Path) -> int:

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 from ponder.runs.progress import duration, quantity
 from ponder.runs.results import Results, Row
+from ponder.runs.run import KEPT
 from ponder.runs.trees import Tree, prompt_text, tree
 from ponder.show import visible
 
@@ -111,7 +112,9 @@ def _number(value: Any) -> TypeGuard[float]:
 
 
 def _result(results: Results) -> list[Block]:
-    blocks: list[Block] = []
+    given = results.summary.get("warnings")
+    warnings = [w for w in given if isinstance(w, str)] if isinstance(given, list) else []
+    blocks: list[Block] = [Text(f"Warning: {visible(w.removeprefix('warning: '), 500)}.") for w in warnings]
     curves = results.curves
     base, trained = curves.get("base_accuracy"), curves.get("trained_accuracy")
     if len(results.train) > 1 and not (_number(base) and _number(trained)):
@@ -319,9 +322,10 @@ def _made(results: Results) -> list[Block]:
     command = shlex.join(str(w) for w in manifest.get("command") or [])
     made: list[Block] = [Commands((visible(command, 2000),))] if command else []
     made.append(Table(("", ""), tuple((k, visible(v, 500)) for k, v in rows)))
-    made.append(
-        Text("The complete configuration is in config.toml, every number above in curves.json and metrics.jsonl.")
-    )
+    earlier = sorted(p.name for p in results.path.glob("*.toml") if KEPT.fullmatch(p.name))
+    before = f" ({', '.join(earlier)}: before it was resumed)" if earlier else ""
+    numbers = "every number above in curves.json and metrics.jsonl"
+    made.append(Text(f"The complete configuration is in config.toml{before}, {numbers}."))
     return made
 
 

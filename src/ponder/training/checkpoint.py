@@ -109,6 +109,12 @@ def by_step(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[5:]))
 
 
+def last_step(folder: Path) -> int:
+    """The step of the newest checkpoint, by its name; 0 if there is none."""
+    found = by_step(folder)
+    return int(found[-1].name[5:]) if found else 0
+
+
 def last_name(folder: Path) -> str:
     """Names the newest checkpoint, for an error message."""
     found = by_step(folder)

@@ -139,10 +139,18 @@ class Transcripts:
 
     @classmethod
     def read(cls, path: str | Path, model: LoadedModel, seed: int, longest: int) -> Transcripts:
-        rows = [_row(model, value, where) for _, where, value in jsonl.objects(path)]
+        """The rows of a file that have at most `longest` ids. Raises `UserError` that names a bad line, or for none."""
+        return cls.of(read_rows(path), model, seed, longest, str(path))
+
+    @classmethod
+    def of(
+        cls, values: Sequence[tuple[str, dict[str, Any]]], model: LoadedModel, seed: int, longest: int, path: str
+    ) -> Transcripts:
+        """See `read`; the lines with where they are, as `read_rows` gives them."""
+        rows = [_row(model, value, where) for where, value in values]
         kept = tuple(r for r in rows if len(r.ids) <= longest)
         if not kept:
-            raise UserError(f"{path}: no row of at most {longest} tokens ({len(rows)} rows in all)")
+            raise UserError(f"{path}: no row of at most {longest} tokens ({len(rows)} rows in all); raise longest")
         return cls(kept, seed)
 
     def rows(self, start: int) -> Iterator[tuple[int, Row]]:
@@ -155,17 +163,33 @@ class Transcripts:
             epoch, offset = epoch + 1, 0
 
 
+def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of a file of transcripts, each with where it is; all is checked that needs no model.
+
+    Raises `UserError` that names the line.
+    """
+    found = []
+    for _, where, value in jsonl.objects(path):
+        if "ids" in value:
+            ids, mask = value["ids"], value.get("mask", ())
+            if not (isinstance(ids, list) and isinstance(mask, list) and len(ids) == len(mask) > 0):
+                raise UserError(f"{where}: `ids` and `mask` must be lists of the same length")
+            if not any(mask[1:]):
+                raise UserError(f"{where}: `mask` marks no id to learn (the first one cannot be)")
+        elif not isinstance(value.get("response"), str) or not value.get("prompt"):
+            raise UserError(f"{where}: needs `prompt` and `response` (text), or `ids` and `mask`")
+        else:
+            read_prompt(value["prompt"], where)
+        found.append((where, value))
+    return found
+
+
 def _row(model: LoadedModel, value: dict[str, Any], where: str) -> Row:
     if "ids" in value:
-        ids, mask = value["ids"], value.get("mask", ())
-        fits = isinstance(ids, list) and isinstance(mask, list) and len(ids) == len(mask) > 0
-        if not fits or not all(isinstance(i, int) and 0 <= i < model.tokenizer.vocab_size for i in ids):
-            raise UserError(f"{where}: `ids` and `mask` must be lists of the same length, ids within the vocabulary")
-        if not any(mask[1:]):
-            raise UserError(f"{where}: `mask` marks no id to learn (the first one cannot be)")
-        return Row(tuple(ids), tuple(bool(m) for m in mask))
-    if not isinstance(value.get("response"), str) or not value.get("prompt"):
-        raise UserError(f"{where}: needs `prompt` and `response` (text), or `ids` and `mask`")
+        ids, size = value["ids"], model.tokenizer.vocab_size
+        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < size for i in ids):
+            raise UserError(f"{where}: `ids` must be whole numbers from 0 to below the vocabulary of {size:,}")
+        return Row(tuple(ids), tuple(bool(m) for m in value["mask"]))
     prompt = model.prompt_ids(read_prompt(value["prompt"], where))
     response = [*model.tokenizer.encode(value["response"], special=True, continues=True), model.end_ids[0]]
     return Row((*prompt, *response), (False,) * len(prompt) + (True,) * len(response))
@@ -179,15 +203,37 @@ class Position:
     done: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """The rows that are one pass over a finite set, and those of all passes together."""
+
+    rows: int
+    total: int
+
+    def ends(self, position: int) -> bool:
+        return position % self.rows == 0 or position == self.total
+
+
 def batches(
-    source: RowSource, start: Position, tokens: int, pad_id: int, pool: int = 8
+    source: RowSource, start: Position, tokens: int, pad_id: int, pool: int = 8, *, epoch: Epoch | None = None
 ) -> Iterator[tuple[Position, Batch]]:
     """Batches of about `tokens` ids, rows of like length together; with each the position after it.
 
-    Rows for `pool` batches are sorted together by length and given out in a shuffled order that depends on the
-    position alone, so that a stream continued from a position equals one that was never stopped.
+    Rows for `pool` batches, fewer at the end of an epoch, are sorted together by length and given out in a shuffled
+    order that depends on the position alone, so that a stream continued from a position equals one that was never
+    stopped.
     """
-    at, skip = start.pool, start.done
+    skip = start.done
+    for at, following, made in _pools(source, start.pool, tokens, pool, epoch):
+        for i, part in enumerate(made[skip:], skip + 1):
+            yield Position(following, 0) if i == len(made) else Position(at, i), collate(part, pad_id)
+        skip = 0
+
+
+def _pools(
+    source: RowSource, at: int, tokens: int, pool: int, epoch: Epoch | None
+) -> Iterator[tuple[int, int, list[list[Row]]]]:
+    """The position before a pool, the one after it, and its batches."""
     rows = source.rows(at)
     while True:
         group: list[Row] = []
@@ -196,6 +242,8 @@ def batches(
             following, row = next(rows)
             group.append(row)
             size += len(row.ids)
+            if epoch is not None and epoch.ends(following):
+                break
         group.sort(key=lambda r: len(r.ids))
         made: list[list[Row]] = [[]]
         for row in group:
@@ -203,6 +251,15 @@ def batches(
                 made.append([])
             made[-1].append(row)
         random.Random(at).shuffle(made)
-        for i, part in enumerate(made[skip:], skip + 1):
-            yield Position(following, 0) if i == len(made) else Position(at, i), collate(part, pad_id)
-        at, skip = following, 0
+        yield at, following, made
+        at = following
+
+
+def steps_of(source: RowSource, tokens: int, epoch: Epoch, pool: int = 8) -> int:
+    """How many batches the passes of `epoch` are."""
+    steps = 0
+    for _, following, made in _pools(source, 0, tokens, pool, epoch):
+        steps += len(made)
+        if following >= epoch.total:
+            break
+    return steps

@@ -2,7 +2,8 @@
 
 Leaves out gradient accumulation (a batch is what fits), mixed precision and several devices. The schedule is
 warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395): the stable phase ends by itself when the validation loss no
-longer improves, or at `max_tokens`; then the rate falls linearly to zero over `decay` of the tokens seen so far.
+longer improves, or at `max_tokens`; then the rate falls linearly to zero over `decay` of the tokens seen so far. With a
+number of `steps` instead, the last of them are the decay, and the validation loss is only measured.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ponder.errors import TrainingDiverged, UserError
-from ponder.training.data import Batch, Position, RowSource, batches
+from ponder.training.data import Batch, Epoch, Position, RowSource, batches
 from ponder.training.head import summed_logprob
 from ponder.training.interrupt import Interrupt
 from ponder.training.optim import adamw, clip_gradients, set_rate, step
@@ -27,19 +28,22 @@ if TYPE_CHECKING:
 
     from ponder.models.base import LoadedModel
 
+MAX_TOKENS = 20_000_000
+
 
 @dataclass(frozen=True)
 class LMConfig:
     """How to fit a model to text."""
 
-    learning_rate: float = 2e-3
-    """Learning rate of the stable phase (AdamW)."""
+    learning_rate: float | None = None
+    """Learning rate of the stable phase of AdamW (default: by the model's size, 2e-3 for ponder-tiny; it is shown at
+    the start)."""
     batch_tokens: int = 16384
     """Tokens of a batch, padding included."""
     warmup_steps: int = 50
-    """Steps of linear warm-up."""
-    max_tokens: int = 8_000_000
-    """Most tokens before the decay begins, padding included."""
+    """Steps of linear warm-up; at most a tenth of a fixed number of steps."""
+    max_tokens: int | None = None
+    """Most tokens before the decay begins, padding included (default: 20 million, where there are no fixed steps)."""
     decay: float = 0.25
     """Tokens of the decay as a share of those before it."""
     eval_every: int = 50
@@ -59,8 +63,9 @@ class LMConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_tokens", "max_tokens", "eval_every", "patience", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"fit.{name} = {getattr(self, name)}: give more than 0")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"fit.{name} = {value}: give more than 0")
         for name in ("warmup_steps", "decay", "min_gain", "weight_decay", "max_grad_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"fit.{name} = {getattr(self, name)}: give 0 or more")
@@ -103,20 +108,29 @@ def mean_loss(module: nn.Module, held_out: Sequence[Batch]) -> float:
     return total / count
 
 
-def rate_at(config: LMConfig, state: LMState) -> float:
-    """The learning rate of the next step; 0 when the decay is over."""
-    if state.step < config.warmup_steps:
-        return config.learning_rate * (state.step + 1) / config.warmup_steps
+def rate_at(config: LMConfig, state: LMState, steps: int | None = None) -> float:
+    """The learning rate of the next step; 0 when the decay is over, or all `steps` are done."""
+    rate = peak(config)
+    warmup = config.warmup_steps if steps is None else min(config.warmup_steps, max(1, steps // 10))
+    if state.step < warmup:
+        return rate * (state.step + 1) / warmup
+    if steps is not None:
+        length = steps - round(steps / (1 + config.decay))
+        return rate * max(0.0, min(1.0, (steps - state.step) / max(1, length)))
     if state.decay_from is None:
-        return config.learning_rate
-    length = max(1.0, config.decay * state.decay_from)
-    return config.learning_rate * max(0.0, 1.0 - (state.tokens - state.decay_from) / length)
+        return rate
+    span = max(1.0, config.decay * state.decay_from)
+    return rate * max(0.0, 1.0 - (state.tokens - state.decay_from) / span)
+
+
+def peak(config: LMConfig) -> float:
+    """The rate of the stable phase."""
+    assert config.learning_rate is not None, "the default is by the model's size (training.rates)"
+    return config.learning_rate
 
 
 def make_optimiser(module: nn.Module, config: LMConfig) -> torch.optim.Optimizer:
-    return adamw(
-        module, learning_rate=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, config.beta2)
-    )
+    return adamw(module, learning_rate=peak(config), weight_decay=config.weight_decay, betas=(0.9, config.beta2))
 
 
 def train(
@@ -127,19 +141,26 @@ def train(
     state: LMState,
     *,
     optimiser: torch.optim.Optimizer,
+    steps: int | None = None,
+    epoch: Epoch | None = None,
     on_step: Callable[[LMState, dict[str, Any]], None] = lambda state, row: None,
     interrupt: Interrupt | None = None,
 ) -> None:
-    """Train until the decay is over (or an interrupt asks to stop); `state` is updated.
+    """Train until the decay is over, or for `steps` (or until an interrupt asks to stop); `state` is updated.
 
-    `on_step` gets each step's metrics: loss, rate, gradient norm, tokens/s, and `validation_loss` where it was
-    measured. Raises `TrainingDiverged` with the step if the loss is not finite; the step is not taken.
+    With an `epoch` no batch holds rows of two of them. Without `held_out` rows nothing is validated, and `steps` must
+    be given. `on_step` gets each step's metrics: loss, rate, gradient norm, tokens/s, and `validation_loss` where it
+    was measured. Raises `TrainingDiverged` with the step if the loss is not finite; the step is not taken.
     """
     module = model.module
-    stream: Iterator[tuple[Position, Batch]] = batches(source, state.position, config.batch_tokens, model.pad_id)
+    stream: Iterator[tuple[Position, Batch]] = batches(
+        source, state.position, config.batch_tokens, model.pad_id, epoch=epoch
+    )
+    limit = config.max_tokens if config.max_tokens is not None else MAX_TOKENS
+    every = config.eval_every if steps is None else min(config.eval_every, max(1, steps // 5))
     while not (interrupt and interrupt.requested):
-        rate = rate_at(config, state)
-        if state.decay_from is not None and rate <= 0:
+        rate = rate_at(config, state, steps)
+        if (state.decay_from is not None and rate <= 0) or (steps is not None and state.step >= steps):
             break
         began = time.perf_counter()
         position, batch = next(stream)
@@ -168,13 +189,13 @@ def train(
             "seconds_data": made - began,
             "tokens_per_second": batch.ids_BT.numel() / seconds,
         }
-        if state.step % config.eval_every == 0:
+        if held_out and (state.step % every == 0 or state.step == steps):
             row["validation_loss"] = held = mean_loss(module, held_out)
             if held < state.best * (1 - config.min_gain):
                 state.best, state.stale = held, 0
             else:
                 state.stale += 1
-        if state.decay_from is None and (state.stale >= config.patience or state.tokens >= config.max_tokens):
+        if steps is None and state.decay_from is None and (state.stale >= config.patience or state.tokens >= limit):
             state.decay_from = state.tokens
             row["decay_began"] = True
         on_step(state, row)

@@ -22,7 +22,7 @@ from ponder.models.base import forward_flops
 from ponder.protocols import WeightsUpdate
 from ponder.runs.manifest import peak_memory_bytes
 from ponder.search.seeds import derive
-from ponder.training import optim
+from ponder.training import optim, rates
 from ponder.training.batch import TokenBatch, token_batch
 from ponder.training.policy import Known, UpdateStats, measure, update
 from ponder.training.reference import Reference
@@ -76,6 +76,7 @@ class Trainer:
     """A model and its optimiser, where its rollouts come from, and the state of the loop."""
 
     config: RLConfig
+    """Its learning rate is filled in."""
     model: LoadedModel
     source: RolloutSource
     state: RLState = field(default_factory=RLState)
@@ -86,16 +87,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         """Raises `UserError` for an estimator or a loss that does not exist, or does not fit the config."""
-        c = self.config
-        self.advantage: Advantage = registry.build("training.advantages", c.advantage, c.advantage_options)
-        self.loss: PolicyLoss = registry.build("training.losses", c.loss, c.loss_options)
-        for name in ("needs_old", "needs_reference", "takes_weights"):
-            if not isinstance(getattr(self.loss, name, None), bool):
-                raise UserError(f"loss {c.loss!r} does not declare {name}: derive it from losses.base.BaseLoss")
-        if c.importance_cap and not self.loss.takes_weights:
-            raise UserError(f"importance_cap = {c.importance_cap:g}: the loss {c.loss!r} takes no importance weights")
+        self.advantage, self.loss = parts_of(self.config)
+        adapted = self.model.adapter is not None
+        self.rate = rates.rate(self.config.learning_rate, "rl", self.model.info.parameters, adapted)
+        self.config = c = dataclasses.replace(self.config, learning_rate=self.rate.value)
         self.optimiser = optim.adamw(
-            self.model.module, learning_rate=c.learning_rate, weight_decay=c.weight_decay, betas=(0.9, c.beta2)
+            self.model.module, learning_rate=self.rate.value, weight_decay=c.weight_decay, betas=(0.9, c.beta2)
         )
         self.reference = Reference(self.model.module) if self.loss.needs_reference else None
 
@@ -187,11 +184,11 @@ class Trainer:
     def _rate(self) -> float:
         c, step = self.config, self.state.step
         if step < c.warmup_steps:
-            return c.learning_rate * (step + 1) / c.warmup_steps
+            return self.rate.value * (step + 1) / c.warmup_steps
         # The decay begins after the steps that may have been timed before the number of steps was known.
         first = max(c.warmup_steps, PROBE_STEPS)
         share = max(0, step - first) / max(1, c.steps - first) if c.minutes is None else 0.0
-        return c.learning_rate * (1 - (1 - c.final_share) * min(1.0, share))
+        return self.rate.value * (1 - (1 - c.final_share) * min(1.0, share))
 
     def _known(self, batches: Sequence[TokenBatch], temperature: float) -> tuple[list[Known], int]:
         """What the loss needs of each batch, measured before the first update; and how many ids that took."""
@@ -241,8 +238,10 @@ class Trainer:
         computed = sum(u.computed_tokens for u in stats)
         lengths = [len(s.transcript.ids) for g in collected.groups for s in g.samples]
         context = sum(lengths) / len(lengths) / 2
-        # Forward once, backward twice that (Kaplan et al. 2020, §2.1).
-        flops = (3 * computed + measured) * flops_per_token(self.model, context)
+        # Forward once, backward twice that (Kaplan et al. 2020, §2.1): half for the activations, half for the weights,
+        # which frozen ones do not need.
+        passes = 3 if self.model.adapter is None else 2
+        flops = (passes * computed + measured) * flops_per_token(self.model, context)
         response_tokens = spend.response_tokens
         total = self.state.spend + spend + Spend(trained_tokens=trained, flops=flops)
         self.state.spend = dataclasses.replace(total, seconds=self.state.spend.seconds)
@@ -261,6 +260,7 @@ class Trainer:
             "groups": len(collected.groups),
             "groups_without_signal": sum(not has_signal(g) for g in collected.groups),
             "groups_replaced": len(collected.replaced),
+            "signal": sum(has_signal(g) for g in collected.all) / len(collected.all),
             "rounds": collected.rounds,
             "entropy": mean("entropy"),
             "loss": mean("loss"),
@@ -280,6 +280,23 @@ class Trainer:
             "peak_memory_bytes": peak_memory_bytes(),
             **metrics,
         }
+
+
+def parts_of(config: RLConfig) -> tuple[Advantage, PolicyLoss]:
+    """The advantage estimator and the loss of a config.
+
+    Raises `UserError` for one that does not exist, or does not fit the config.
+    """
+    advantage: Advantage = registry.build("training.advantages", config.advantage, config.advantage_options)
+    loss: PolicyLoss = registry.build("training.losses", config.loss, config.loss_options)
+    for name in ("needs_old", "needs_reference", "takes_weights"):
+        if not isinstance(getattr(loss, name, None), bool):
+            raise UserError(f"loss {config.loss!r} does not declare {name}: derive it from losses.base.BaseLoss")
+    if config.importance_cap and not loss.takes_weights:
+        raise UserError(
+            f"importance_cap = {config.importance_cap:g}: the loss {config.loss!r} takes no importance weights"
+        )
+    return advantage, loss
 
 
 def flops_per_token(model: LoadedModel, context: float) -> float:

@@ -8,20 +8,21 @@ from typing import Literal
 
 from ponder.config import Options, size
 from ponder.errors import UserError
+from ponder.training.start import StartOptions
 
 
 @dataclass(frozen=True)
-class RLConfig:
+class RLConfig(StartOptions):
     """Teach a model by reinforcement learning on answers that can be checked."""
 
-    model: str = "ponder-tiny"
-    """Folder, GGUF file, hub id, run directory or built-in name of the model to start from."""
     out: str = "runs/rl"
     """Run directory to make."""
     environment: str = "countdown"
     """Where the problems come from (see `ponder list environments`), or ./FILE.py:Class."""
     environment_options: Options = field(default_factory=dict)
     """Options of the environment."""
+    data: str | None = None
+    """Short for the environment's option data: the file of problems, as of the environment jsonl."""
     raw_prompts: bool = False
     """Continue plain-text prompts as they are, without the chat template (for few-shot text)."""
     strategy: str = "budget_forcing"
@@ -37,8 +38,8 @@ class RLConfig:
     minutes: float | None = None
     """Time for the whole loop instead of `steps`: resolved to a number of steps after the first few, and written to the
     run's config, so that a repeated run does the same."""
-    learning_rate: float = 2e-4
-    """Learning rate (AdamW)."""
+    learning_rate: float | None = None
+    """Learning rate of AdamW (default: by the model's size, 2e-4 for ponder-tiny; it is shown at the start)."""
     warmup_steps: int = 5
     """Steps of linear warm-up."""
     final_share: float = 1.0
@@ -72,7 +73,7 @@ class RLConfig:
     eval_every: int = 20
     """Steps between held-out evaluations; 0 is only before and after."""
     eval_problems: int = 500
-    """Held-out problems, the same each time."""
+    """Held-out problems, the same each time; 0 is no evaluation at all."""
     eval_strategy: str = ""
     """Strategy of the held-out evaluation; empty for the one of the rollouts."""
     eval_strategy_options: Options = field(default_factory=dict)
@@ -118,20 +119,22 @@ class RLConfig:
         return name, self.rollout_options if same else self.eval_strategy_options
 
     def __post_init__(self) -> None:
+        StartOptions.__post_init__(self)
         for name, least in (
             ("problems", 1),
             ("group_size", 2),
             ("steps", 1),
             ("updates", 1),
-            ("eval_problems", 1),
             ("keep_checkpoints", 1),
         ):
             if getattr(self, name) < least:
                 raise UserError(f"{name} = {getattr(self, name)}: give at least {least}")
-        for name in ("learning_rate", "micro_tokens", "max_rows", "checkpoint_every"):
+        for name in ("micro_tokens", "max_rows", "checkpoint_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} = {getattr(self, name)}: give more than 0")
-        for name in ("resample", "eval_every", "warmup_steps"):
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning_rate = {self.learning_rate}: give more than 0")
+        for name in ("resample", "eval_every", "eval_problems", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
         for name in ("weight_decay", "max_grad_norm", "final_share", "importance_cap"):

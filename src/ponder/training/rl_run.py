@@ -7,7 +7,7 @@ import dataclasses
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,31 +15,32 @@ from typing import TYPE_CHECKING, Any
 from ponder import config as configs
 from ponder import registry, sync
 from ponder.engines.torch.engine import TorchEngine
-from ponder.environments.loading import first_problems, size_of
+from ponder.environments.loading import problem_at
 from ponder.errors import PonderError, TrainingDiverged, UserError
 from ponder.evaluation.compare import moves
 from ponder.evaluation.evaluate import Evaluation, Plan, evaluate
 from ponder.evaluation.intervals import OF_PROBLEMS, paired_difference
 from ponder.models.host import release_threads, reuse_freed_memory
-from ponder.models.load import load
+from ponder.models.load import load_weights
 from ponder.models.save import save
-from ponder.protocols import Feedback, Generate, SearchContext
 from ponder.runs import trackers
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run, refuse_existing
 from ponder.search.record import to_row
-from ponder.search.runner import check_turns
 from ponder.training import checkpoint
 from ponder.training.interrupt import Interrupt, Interrupted
 from ponder.training.rl import PROBE_STEPS, RLState, Step, Trainer
+from ponder.training.rl_checks import environment_of, first_requests, held_out_of, refuse_unknown_parts, source_of
 from ponder.training.rl_config import RLConfig
 from ponder.training.rollouts import refuse_untrainable
+from ponder.training.signal import RECENT, signal, warning
 from ponder.training.source import EngineSource
+from ponder.training.start import trained
 from ponder.types import VerdictKind, to_json
 
 if TYPE_CHECKING:
-    from ponder.protocols import Engine, Environment, Strategy
-    from ponder.types import Problem, Request
+    from ponder.protocols import Strategy
+    from ponder.types import Estimate, Problem
 
 
 @dataclass
@@ -58,9 +59,14 @@ class RLRun:
     """Held-out evaluations of this process, by step."""
     before: tuple[str, ...] = ()
     """Verdicts of the first evaluation, by problem."""
+    after: tuple[str, ...] = ()
+    """Verdicts of the newest evaluation, by problem."""
     config_name: str = "config.toml"
     command: str = ""
     """What continues an interrupted run; empty for `ponder train rl` with the run's config."""
+    recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """Metrics of this process's newest steps."""
+    warned: bool = False
 
     @classmethod
     def prepare(cls, config: RLConfig) -> RLRun:
@@ -68,23 +74,23 @@ class RLRun:
         trackers.names(config.track)
         reuse_freed_memory()
         if config.resume:
-            configs.refuse_changed(config, _config_path(config.out), FREE)
-        environment: Environment = registry.build("environments", config.environment, config.environment_options)
-        model = load(config.model)
+            config = _continued(config)
+        # What needs no model comes first: loading one takes long.
+        environment = environment_of(config)
+        refuse_unknown_parts(config)
+        held_out = held_out_of(config, environment)
+        model = config.load(config.seed)
         if config.raw_prompts:
             model.take_plain_prompts()
         engine = TorchEngine(model, max_rows=config.max_rows, kv_memory=configs.size(config.kv_memory, "kv_memory"))
         source = source_of(config, environment, engine)
         trainer = Trainer(config, model, source)
         eval_strategy: Strategy = registry.build("search.strategies", *config.evaluation)
-        size = size_of(environment, "test")
-        if size is not None and size < config.eval_problems:
-            raise UserError(f"eval_problems = {config.eval_problems}: {config.environment} has {size} test problems")
-        held_out = tuple(first_problems(environment, "test", config.eval_problems))
-        for request in _first_requests(source.strategy, engine, held_out, source.feedback):
+        seen = held_out or (problem_at(environment, "train", 0),)
+        for request in first_requests(source.strategy, engine, seen, source.feedback):
             refuse_untrainable(request.params)
-        _first_requests(eval_strategy, engine, held_out, environment.feedback)
-        return cls(config, trainer, source, eval_strategy, held_out)
+        first_requests(eval_strategy, engine, seen, environment.feedback)
+        return cls(trainer.config, trainer, source, eval_strategy, held_out)
 
     def start(self, run: Run | None = None) -> None:
         """Make or reopen the run directory; within another command's `run` the config is written as `rl.toml`.
@@ -114,11 +120,11 @@ class RLRun:
 
     def _restore(self, saved: checkpoint.Checkpoint) -> None:
         trainer = self.trainer
-        trainer.model.module.load_state_dict(load(str(saved.model)).module.state_dict())
+        load_weights(trainer.model, saved.model)
         saved.restore_optimiser(trainer.optimiser)
         trainer.state = configs.from_mapping(RLState, saved.state["loop"], where=str(saved.path))
         self.evaluations = list(saved.state["evaluations"])
-        self.before = tuple(saved.state["before"])
+        self.before, self.after = (tuple(saved.state.get(k, ())) for k in ("before", "after"))
         sync.run(trainer.publish())
         self.run.truncate_after(trainer.state.step)
 
@@ -142,8 +148,11 @@ class RLRun:
         settings = configs.to_mapping(self.config)
         self.run.track(self.config.track, settings, lambda t: print(t, file=sys.stderr), resumed=self.config.resume)
         with Interrupt() as interrupt, Progress("rl", self._total(), unit="steps") as progress:
-            if not self.evaluations:
-                progress.note(f"before training: held-out accuracy {show(self.evaluate())}")
+            for line in (*trained(self.trainer.model), self.trainer.rate.said):
+                progress.note(line)
+            if not state.step and not self.evaluations:
+                if self.held_out:
+                    progress.note(f"before training: held-out accuracy {show(self.evaluate())}")
                 self.checkpoint()
             while (state.step < self.config.steps or self.config.minutes is not None) and not interrupt.requested:
                 step = self._step()
@@ -151,14 +160,19 @@ class RLRun:
                 if self.config.minutes is not None and len(seconds) >= PROBE_STEPS:
                     self._resolve(sorted(seconds[2:])[len(seconds[2:]) // 2], time.monotonic() - began)
                     progress.note(f"{self.config.steps} steps fit the time")
-                if self._due(self.config.eval_every):
+                if self.held_out and self._due(self.config.eval_every):
                     progress.note(f"step {state.step}: held-out accuracy {show(self.evaluate())}")
                 if self._due(self.config.checkpoint_every) or interrupt.requested:
                     self.checkpoint()
                 self._show(progress, step)
+                self._warn(progress)
             if interrupt.requested:
                 self.run.finish("interrupted")
                 raise Interrupted(f"stopped at step {state.step}; continue with: {self._command()}")
+            if self.held_out and self.evaluations[-1]["step"] != state.step:
+                # Of an older run, or one that was stopped between its last step and its evaluation.
+                progress.note(f"step {state.step}: held-out accuracy {show(self.evaluate())}")
+                self.checkpoint()
         final = self.run.path / "model"
         save(self.trainer.model, final, replace=True)
         release_threads()
@@ -204,7 +218,7 @@ class RLRun:
         self._write_config()
 
     def _write_config(self) -> None:
-        self.run.write_text(self.config_name, configs.to_toml(dataclasses.replace(self.config, resume=False)))
+        self.run.write_config(self.config_name, configs.to_toml(dataclasses.replace(self.config, resume=False)))
 
     def evaluate(self) -> Evaluation:
         """Evaluate on the held-out problems, the same seeds each time, and add a point to the train-compute curve."""
@@ -231,7 +245,8 @@ class RLRun:
         self.run.write_json(
             "curves.json", {"train": self.evaluations, "seed": self.config.seed, "interval": OF_PROBLEMS}
         )
-        self.before = self.before or tuple(r.kinds[0].value for r in result.rows)
+        self.after = tuple(r.kinds[0].value for r in result.rows)
+        self.before = self.before or self.after
         return result
 
     def checkpoint(self) -> checkpoint.Checkpoint:
@@ -245,6 +260,7 @@ class RLRun:
                 "loop": dataclasses.asdict(state),
                 "evaluations": self.evaluations,
                 "before": self.before,
+                "after": self.after,
             },
             keep=self.config.keep_checkpoints,
         )
@@ -255,6 +271,7 @@ class RLRun:
 
     def _record(self, step: Step) -> None:
         self.run.log(step.row)
+        self.recent.append(step.row)
         count = self.config.record_problems
         for group, credits in list(zip(step.groups, step.credits, strict=True))[: None if count < 0 else count]:
             extra = {
@@ -272,9 +289,19 @@ class RLRun:
             reward=f"{row['reward']:.3f}",
             length=f"{row['length']:.1f}",
             truncated=f"{row['truncated']:.0%}" if row["truncated"] else None,
+            signal=f"{row['signal']:.0%}",
             entropy=None if row["entropy"] is None else f"{row['entropy']:.2f}",
             tokens_per_s=row["response_tokens"] / row["seconds"],
         )
+
+    def _warn(self, progress: Progress) -> None:
+        """Say once that there is hardly anything to learn."""
+        last = self.config.minutes is None and self.trainer.state.step >= self.config.steps
+        if self.warned or not (last or len(self.recent) == RECENT):
+            return
+        if said := warning(signal(self.recent)):
+            progress.note(f"warning: {said}")
+            self.warned = True
 
     def close(self) -> None:
         sync.run(self.source.engine.close())
@@ -287,62 +314,29 @@ def _config_path(out: str) -> Path:
 
 
 FREE = (
-    "resume",
-    "out",
-    "steps",
-    "minutes",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "record_problems",
-    "record_tokens",
-    "track",
+    *("resume", "out", "steps", "minutes", "device", "track"),
+    *("checkpoint_every", "keep_checkpoints", "record_problems", "record_tokens"),
 )
 """Fields that may differ when a run is continued."""
 
 
-def source_of(config: RLConfig, environment: Environment, engine: Engine) -> EngineSource:
-    """The rollouts of a run. Raises `UserError` if the strategy cannot make them, or there are too few problems."""
-    if "n" in config.strategy_options:
-        raise UserError("strategy_options: n is the group size; give it as group_size")
-    options = {**config.rollout_options, "n": config.group_size}
-    strategy: Strategy = registry.build("search.strategies", config.strategy, options)
-    size = size_of(environment, "train")
-    if size is not None and size < config.problems:
-        raise UserError(
-            f"{config.environment}: {size} training problems are fewer than the {config.problems} of a step"
-        )
-    return EngineSource(strategy, environment, engine, config.group_size, config.resample, config.seed)
+def _continued(config: RLConfig) -> RLConfig:
+    """The config of a run that goes on, a learning rate that was not given filled in.
 
-
-def _first_requests(
-    strategy: Strategy, engine: Engine, held_out: Sequence[Problem], feedback: Feedback
-) -> list[Request]:
-    """What a search would request first for the longest problem; nothing is sent to the engine.
-
-    Raises `UserError` if its responses do not fit the context.
+    Raises `UserError` if the run has another config, or has done more steps than this one asks for.
     """
-    longest = max(held_out, key=lambda p: engine.count_tokens(p.prompt))
-    check_turns(strategy, feedback, longest)
-    search = strategy.start(
-        longest,
-        SearchContext(
-            engine.info,
-            engine.capabilities,
-            0,
-            bool(feedback.checker),
-            bool(feedback.scorer),
-            turns=feedback.episode is not None,
-        ),
-    )
-    requests = [ask.work.request for ask in search.ask() if isinstance(ask.work, Generate)]
-    for request in requests:
-        prompt, response = engine.count_tokens(request.prompt), request.params.max_tokens
-        if prompt + response > engine.info.context:
-            raise UserError(
-                f"strategy_options: prompts of {prompt} tokens and responses of {response} do not fit the context of "
-                f"{engine.info.context} tokens of {engine.info.name}"
-            )
-    return requests
+    path = _config_path(config.out)
+    if config.learning_rate is None:
+        saved = configs.from_mapping(RLConfig, configs.load_toml(path), where=str(path))
+        config = dataclasses.replace(config, learning_rate=saved.learning_rate)
+    configs.refuse_changed(config, path, FREE)
+    done = checkpoint.last_step(Path(config.out) / "checkpoints")
+    if config.minutes is None and config.steps < done:
+        raise UserError(
+            f"steps = {config.steps}: {config.out} has done {done} steps already; give at least {done}, or begin "
+            "another run with another out"
+        )
+    return config
 
 
 def show(result: Evaluation) -> str:
@@ -353,33 +347,47 @@ def show(result: Evaluation) -> str:
 
 def summary(loop: RLRun) -> dict[str, Any]:
     """What the report says of a finished run."""
-    first, last, state = loop.evaluations[0], loop.evaluations[-1], loop.trainer.state
-
-    def cell(point: dict[str, Any]) -> str:
-        return f"{point['accuracy']:.1%} ({point['low']:.1%} to {point['high']:.1%}, n {point['n']})"
-
-    facts: dict[str, Any] = {"Held-out accuracy before": cell(first), "Held-out accuracy after": cell(last)}
-    after = loop.results.get(state.step)
-    if after is not None:  # not so where a finished run was continued
-        kinds = [r.kinds[0].value for r in after.rows]
-        right, was_right = ([float(k == VerdictKind.CORRECT) for k in side] for side in (kinds, loop.before))
-        gain = paired_difference(right, was_right)
-        facts["Gain (paired)"] = f"{gain.value * 100:+.1f} points ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})"
-        facts.update(moves(loop.before, kinds))
+    facts: dict[str, Any] = {}
+    if loop.evaluations:
+        first, last = loop.evaluations[0], loop.evaluations[-1]
+        facts |= {"Held-out accuracy before": _cell(first), "Held-out accuracy after": _cell(last)}
+    if loop.after and len(loop.after) == len(loop.before):
+        right, was_right = ([float(k == VerdictKind.CORRECT) for k in side] for side in (loop.after, loop.before))
+        facts["Gain (paired)"] = _gain(paired_difference(right, was_right))
+        facts |= moves(loop.before, loop.after)
+    rows = loop.run.metrics().rows
+    found = signal(rows)
+    facts["Steps"] = loop.trainer.state.step
+    if found.groups:
+        facts["Groups with a signal"] = f"{found.share:.1%} ({found.with_signal:,} of {found.groups:,})"
+        ends = [sum(r["reward"] for r in part) / len(part) for part in (rows[:RECENT], rows[-RECENT:])]
+        facts[f"Mean reward, first and last {min(RECENT, len(rows))} steps"] = f"{ends[0]:.3f} and {ends[1]:.3f}"
+    few = warning(found) or warning(signal(rows[-RECENT:]))
     return {
         "title": f"RL: {loop.config.model} on {loop.config.environment}",
-        "facts": {**facts, "Steps": state.step},
+        "facts": facts,
+        "warnings": [w for w in (few, loop.trainer.rate.said if loop.trainer.rate.far else "") if w],
         "cost": cost(loop),
     }
+
+
+def _cell(point: dict[str, Any]) -> str:
+    return f"{point['accuracy']:.1%} ({point['low']:.1%} to {point['high']:.1%}, n {point['n']})"
+
+
+def _gain(gain: Estimate) -> str:
+    few = gain.method.partition(";")[2]
+    said = f"{gain.value * 100:+.1f} points ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})"
+    return f"{said};{few}" if few else said
 
 
 def cost(loop: RLRun) -> list[dict[str, Any]]:
     """What training and the evaluations during it took, as the report shows it."""
     state = loop.trainer.state
-    return [
-        {"phase": "training", **to_json(state.spend)},
-        {"phase": "evaluation during training", **to_json(state.evaluation)},
-    ]
+    phases = [{"phase": "training", **to_json(state.spend)}]
+    if loop.held_out:
+        phases.append({"phase": "evaluation during training", **to_json(state.evaluation)})
+    return phases
 
 
 def train(config: RLConfig) -> Path:

@@ -9,20 +9,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ponder import config as configs
 from ponder.errors import TrainingDiverged, UserError
 from ponder.models.host import reuse_freed_memory
-from ponder.models.load import load
+from ponder.models.load import load_weights
 from ponder.models.save import save
 from ponder.runs import trackers
 from ponder.runs.progress import Progress
-from ponder.runs.run import Run
-from ponder.training import checkpoint, lm
+from ponder.runs.run import Run, refuse_existing
+from ponder.training import checkpoint, lm, rates
 from ponder.training.corpus.base import mixture
-from ponder.training.data import Batch, ProceduralChats, ProceduralText, RowSource, Transcripts
+from ponder.training.data import (
+    Batch,
+    Epoch,
+    ProceduralChats,
+    ProceduralText,
+    RowSource,
+    Transcripts,
+    read_rows,
+    steps_of,
+)
 from ponder.training.interrupt import Interrupt, Interrupted
+from ponder.training.start import StartOptions, trained
 
 if TYPE_CHECKING:
     from ponder.models.base import LoadedModel
@@ -38,6 +48,7 @@ FAMILIES = (
     "letters=0.04",
     "reverse=0.03",
 )
+PRETRAIN_RATE = 3e-3
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class PretrainConfig:
     length: int = 256
     """Ids of a packed row."""
     fit: lm.LMConfig = field(
-        default_factory=lambda: lm.LMConfig(learning_rate=3e-3, batch_tokens=8192, max_tokens=4_000_000)
+        default_factory=lambda: lm.LMConfig(learning_rate=PRETRAIN_RATE, batch_tokens=8192, max_tokens=4_000_000)
     )
     """How to fit."""
     seed: int = 0
@@ -70,11 +81,9 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
-class SFTConfig:
+class SFTConfig(StartOptions):
     """Fine-tune a model on chats: procedural ones, or the prompts and responses of a file."""
 
-    model: str = "ponder-tiny"
-    """Folder, GGUF file, hub id, run directory or built-in name of the model to start from."""
     out: str = "runs/sft"
     """Run directory to make."""
     data: str = ""
@@ -86,10 +95,12 @@ class SFTConfig:
     longest: int = 512
     """Rows of more ids are skipped."""
     held_out: float = 0.05
-    """Share of the rows of `data` that is kept for validation."""
-    fit: lm.LMConfig = field(
-        default_factory=lambda: lm.LMConfig(batch_tokens=8192, max_tokens=20_000_000, eval_every=100, patience=8)
-    )
+    """Share of the rows of `data` that is kept for validation, one row at least; 0 is none."""
+    epochs: float | None = None
+    """Passes over the rows of `data` (default: 3, where neither `steps` nor `fit.max_tokens` is given)."""
+    steps: int | None = None
+    """Training steps, instead of epochs."""
+    fit: lm.LMConfig = field(default_factory=lambda: lm.LMConfig(batch_tokens=8192, eval_every=100, patience=8))
     """How to fit."""
     seed: int = 0
     """Seed of the text and its order."""
@@ -103,14 +114,33 @@ class SFTConfig:
     """Continue the run in `out` from its last checkpoint."""
 
     def __post_init__(self) -> None:
+        StartOptions.__post_init__(self)
         _check(self, "longest", "checkpoint_every")
-        if not 0 < self.held_out < 1:
-            raise UserError(f"held_out = {self.held_out}: give a share between 0 and 1")
+        if not 0 <= self.held_out < 1:
+            raise UserError(f"held_out = {self.held_out}: give a share from 0 to below 1")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise UserError(f"epochs = {self.epochs}: give more than 0")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"steps = {self.steps}: give at least 1")
+        given = [name for name in ("epochs", "steps") if getattr(self, name) is not None]
+        given += ["fit.max_tokens"] if self.fit.max_tokens is not None else []
+        if len(given) > 1:
+            raise UserError(f"{given[0]} and {given[1]} both say how long to train; give one (None leaves one out)")
+        if self.epochs is not None and not self.data:
+            raise UserError("epochs are passes over the rows of a file, and procedural chats have no end: give steps")
+        if not self.held_out and self.data and self.fit.max_tokens is not None:
+            raise UserError(
+                "held_out = 0 with fit.max_tokens: what ends the training is the validation loss; give steps"
+            )
         if self.raw_prompts and not self.data:
             raise UserError("raw_prompts is for the prompts of a file, and procedural chats have none: give --data")
 
 
 HELD_OUT_ROWS = 512
+EPOCHS = 3.0
+"""Of a file, where nothing else says how long to train; Hugging Face's Trainer takes as many."""
+FEW_STEPS = 20
+"""Fewer steps than this say how to have more."""
 
 
 def _check(config: PretrainConfig | SFTConfig, *positive: str) -> None:
@@ -121,43 +151,107 @@ def _check(config: PretrainConfig | SFTConfig, *positive: str) -> None:
         raise UserError(f"seed = {config.seed}: give 0 or more")
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on, what is measured on, and for how long."""
+
+    source: RowSource
+    held_out: Sequence[Batch]
+    steps: int | None = None
+    """None: until the validation loss no longer improves, or `fit.max_tokens`."""
+    epoch: Epoch | None = None
+    notes: tuple[str, ...] = ()
+    """For the console, before the first step."""
+
+
 def pretrain(config: PretrainConfig) -> Path:
     """Run `ponder train pretrain`; returns the folder of the finished model."""
     from ponder.models.tiny import new_model
 
     trackers.names(config.track)
+    if config.resume:
+        config = _continued(config)
     model = new_model(config.seed)
     if config.length > model.info.context:
         raise UserError(f"length: {config.length} is more than the model's context of {model.info.context} tokens")
     text = ProceduralText(mixture(config.families, config.seed), model, config.length)
     other = ProceduralText(mixture(config.families, config.seed + 500_009), model, config.length)
-    return _run(config, model, text, _held_out(other, model), "ponder train pretrain")
+    if config.fit.learning_rate is None:
+        config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, learning_rate=PRETRAIN_RATE))
+    return _run(config, model, Plan(text, _held_out(other, model)), "ponder train pretrain")
 
 
 def sft(config: SFTConfig) -> Path:
     """Run `ponder train sft`; returns the folder of the finished model."""
     trackers.names(config.track)
-    model = load(config.model)
+    if config.resume:
+        config = _continued(_length_of(config))
+    lines = _lines(config) if config.data else []
+    if not config.resume:
+        refuse_existing(config.out)
+    model = config.load(config.seed)
     if config.raw_prompts:
         model.take_plain_prompts()
     if config.longest > model.info.context:
         raise UserError(f"longest: {config.longest} is more than the model's context of {model.info.context} tokens")
-    source: RowSource
+    rate = rates.rate(config.fit.learning_rate, "sft", model.info.parameters, model.adapter is not None)
+    config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, learning_rate=rate.value))
     if config.data:
-        rows = Transcripts.read(config.data, model, config.seed, config.longest)
-        count = max(1, round(config.held_out * len(rows.items)))
-        if count >= len(rows.items):
-            raise UserError(f"{config.data}: {len(rows.items)} rows are too few to hold {count} out for validation")
-        source = Transcripts(rows.items[count:], config.seed)
-        held_out = _fixed(Transcripts(rows.items[:count], 0), count, model)
+        if (config.epochs, config.steps, config.fit.max_tokens) == (None, None, None):
+            config = dataclasses.replace(config, epochs=EPOCHS)
+        plan = _file_plan(config, model, lines)
     else:
         if model.thought is None:
             raise UserError(f"{config.model} has no thought markers for procedural chats; give --data FILE.jsonl")
-        source = ProceduralChats(mixture(config.families, config.seed), model, config.longest)
-        held_out = _held_out(
-            ProceduralChats(mixture(config.families, config.seed + 500_009), model, config.longest), model
+        source, other = (
+            ProceduralChats(mixture(config.families, seed), model, config.longest)
+            for seed in (config.seed, config.seed + 500_009)
         )
-    return _run(config, model, source, held_out, "ponder train sft")
+        plan = Plan(source, _held_out(other, model), config.steps)
+    plan = dataclasses.replace(plan, notes=(*plan.notes, *trained(model), rate.said))
+    return _run(config, model, plan, "ponder train sft")
+
+
+def _lines(config: SFTConfig) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of the data, checked as far as that needs no model."""
+    lines = read_rows(config.data)
+    _held_out_count(config, len(lines), "")
+    return lines
+
+
+def _held_out_count(config: SFTConfig, rows: int, left: str) -> int:
+    """How many rows are for validation. Raises `UserError` if none is left for training."""
+    count = max(1, round(config.held_out * rows)) if config.held_out else 0
+    if count >= rows:
+        number = f"{rows} row{'s are' if rows != 1 else ' is'}"
+        raise UserError(
+            f"{config.data}: {number} too few{left} to hold {count} out for validation; give more rows, or "
+            "held_out = 0 for no validation"
+        )
+    return count
+
+
+def _file_plan(config: SFTConfig, model: LoadedModel, lines: Sequence[tuple[str, dict[str, Any]]]) -> Plan:
+    rows = Transcripts.of(lines, model, config.seed, config.longest, config.data)
+    long = len(lines) - len(rows.items)
+    left = f" (and {long:,} longer than {config.longest:,} tokens)" if long else ""
+    count = _held_out_count(config, len(rows.items), left)
+    source = Transcripts(rows.items[count:], config.seed)
+    held_out = _fixed(Transcripts(rows.items[:count], 0), count, model) if count else []
+    notes = [f"rows to train on: {len(source.items):,}, for validation: {count:,}"]
+    if long:
+        notes.append(f"warning: {long:,} rows of more than {config.longest:,} tokens are left out; longest raises that")
+    if config.fit.max_tokens is not None:
+        return Plan(source, held_out, notes=tuple(notes))
+    if config.steps is not None:
+        return Plan(source, held_out, config.steps, notes=tuple(notes))
+    assert config.epochs is not None
+    epoch = Epoch(len(source.items), max(1, round(config.epochs * len(source.items))))
+    steps = steps_of(source, config.fit.batch_tokens, epoch)
+    notes.append(f"epochs: {config.epochs:g}, steps: {steps:,}, of at most {config.fit.batch_tokens:,} tokens each")
+    if steps < FEW_STEPS:
+        notes.append("note: that is few steps; more epochs or a smaller fit.batch_tokens give more")
+    return Plan(source, held_out, steps, epoch, tuple(notes))
 
 
 def _held_out(source: RowSource, model: LoadedModel) -> list[Batch]:
@@ -171,25 +265,72 @@ def _fixed(source: RowSource, count: int, model: LoadedModel) -> list[Batch]:
     return [collate(rows[i : i + 32], model.pad_id) for i in range(0, len(rows), 32)]
 
 
-def _run(
-    config: PretrainConfig | SFTConfig, model: LoadedModel, source: RowSource, held_out: Sequence[Batch], verb: str
-) -> Path:
+FREE = ("resume", "out", "device", "track", "checkpoint_every", "epochs", "steps", "fit.max_tokens")
+"""Fields that may differ when a run is continued."""
+
+T = TypeVar("T", PretrainConfig, SFTConfig)
+
+
+def _saved(config: T) -> T:
+    path = Path(config.out) / "config.toml"
+    return configs.from_mapping(type(config), configs.load_toml(path), where=str(path))
+
+
+def _length_of(config: SFTConfig) -> SFTConfig:
+    """The config of a run that goes on; it trains for as long as the run was to where nothing else is given."""
+    if (config.epochs, config.steps, config.fit.max_tokens) != (None, None, None):
+        return config
+    saved = _saved(config)
+    fit = dataclasses.replace(config.fit, max_tokens=saved.fit.max_tokens)
+    return dataclasses.replace(config, epochs=saved.epochs, steps=saved.steps, fit=fit)
+
+
+def _continued(config: T) -> T:
+    """The config of a run that goes on, with its learning rate where none is given.
+
+    Raises `UserError` if the run has another config.
+    """
+    if config.fit.learning_rate is None:
+        fit = dataclasses.replace(config.fit, learning_rate=_saved(config).fit.learning_rate)
+        config = dataclasses.replace(config, fit=fit)
+    configs.refuse_changed(config, Path(config.out) / "config.toml", FREE)
+    return config
+
+
+def _refuse_less(config: PretrainConfig | SFTConfig, state: lm.LMState, steps: int | None) -> None:
+    """Raises `UserError` for a run that is to end before the point where it is."""
+    wanted, done, what = (steps, state.step, "steps") if steps is not None else (_limit(config), state.tokens, "tokens")
+    if wanted < done and state.decay_from is None:
+        raise UserError(
+            f"{what} = {wanted:,}: {config.out} has done {done:,} {what} already; train for at least as many, or begin "
+            "another run with another out"
+        )
+
+
+def _limit(config: PretrainConfig | SFTConfig) -> int:
+    return lm.MAX_TOKENS if config.fit.max_tokens is None else config.fit.max_tokens
+
+
+def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, verb: str) -> Path:
     reuse_freed_memory()
     state = lm.LMState()
     optimiser = lm.make_optimiser(model.module, config.fit)
+    written = configs.to_toml(dataclasses.replace(config, resume=False))
     if config.resume:
-        run = Run.open(config.out)
-        saved = checkpoint.last(run.checkpoints)
+        saved = checkpoint.last(Path(config.out) / "checkpoints")
         if saved is not None:
-            model.module.load_state_dict(load(str(saved.model)).module.state_dict())
-            saved.restore_optimiser(optimiser)
             state = configs.from_mapping(lm.LMState, saved.state["loop"], where=str(saved.path))
             state.best = state.best if math.isfinite(state.best) else math.inf
-        else:  # killed before its first checkpoint
+            _refuse_less(config, state, plan.steps)
+            load_weights(model, saved.model)
+            saved.restore_optimiser(optimiser)
+        run = Run.open(config.out)
+        if saved is None:  # killed before its first checkpoint
             run.note(model=model.facts())
         run.truncate_after(state.step)
+        run.write_config("config.toml", written)
     else:
-        run = Run.create(config.out, configs.to_toml(dataclasses.replace(config, resume=False)), config.seed)
+        run = Run.create(config.out, written, config.seed)
         run.note(model=model.facts())
 
     settings = configs.to_mapping(config)
@@ -203,22 +344,33 @@ def _run(
     def on_step(now: lm.LMState, row: dict[str, Any]) -> None:
         run.log(row)
         progress.update(
-            now.tokens,
+            now.tokens if plan.steps is None else now.step,
             loss=row["loss"],
             validation=row.get("validation_loss"),
             tokens_per_s=row["tokens_per_second"],
-            phase="decay" if now.decay_from is not None else None,
+            phase="decay" if now.decay_from is not None and plan.steps is None else None,
         )
         if "validation_loss" in row:
             progress.note(f"step {now.step}: validation loss {row['validation_loss']:.4f}")
         if now.step % config.checkpoint_every == 0:
             keep()
 
-    total = config.fit.max_tokens * (1 + config.fit.decay)
-    with run, Interrupt() as interrupt, Progress(verb, total, unit="tokens") as progress:
+    total, unit = (_limit(config) * (1 + config.fit.decay), "tokens") if plan.steps is None else (plan.steps, "steps")
+    with run, Interrupt() as interrupt, Progress(verb, total, unit=unit) as progress:
+        for line in plan.notes:
+            progress.note(line)
         try:
             lm.train(
-                model, source, held_out, config.fit, state, optimiser=optimiser, on_step=on_step, interrupt=interrupt
+                model,
+                plan.source,
+                plan.held_out,
+                config.fit,
+                state,
+                optimiser=optimiser,
+                steps=plan.steps,
+                epoch=plan.epoch,
+                on_step=on_step,
+                interrupt=interrupt,
             )
         except TrainingDiverged as error:
             raise TrainingDiverged(f"{error}; {checkpoint.last_name(run.checkpoints)}") from None
@@ -235,7 +387,7 @@ def _run(
             {
                 "steps": state.step,
                 "tokens": state.tokens,
-                "validation_loss": lm.mean_loss(model.module, held_out),
+                "validation_loss": lm.mean_loss(model.module, plan.held_out) if plan.held_out else None,
                 "checkpoint": str(saved.path),
             },
         )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Divisor = Literal["tokens", "sequences"] | float
 _ROW = """
-step reward verdicts length truncated groups groups_without_signal groups_replaced rounds entropy loss
+step reward verdicts length truncated groups groups_without_signal groups_replaced signal rounds entropy loss
 mismatch_mean mismatch_max mismatch_k3 gradient_norm learning_rate response_tokens sampled_tokens trained_tokens
 computed_tokens flops total_flops total_sampled_tokens peak_memory_bytes staleness_max weights_version seconds
 seconds_sample seconds_train seconds_publish sampled_tokens_per_second trained_tokens_per_second
