@@ -14,11 +14,12 @@ from ponder.cli import export
 from ponder.cli.main import main
 from ponder.errors import Unsupported, UserError
 from ponder.models import tiny
+from ponder.models.adapter import ALL
 from ponder.models.base import LoadedModel
 from ponder.models.decoder import DecoderLM
 from ponder.models.decoder_config import DecoderConfig
 from ponder.models.load import load, resolve, why_slower
-from ponder.models.lora import Lora, LoraConfig, new_adapter, read_config
+from ponder.models.lora import Lora, LoraConfig, merge, new_adapter, read_config
 from ponder.models.save import save
 from ponder.models.weights import CHECKSUMS
 from ponder.runs.files import read_lines
@@ -323,3 +324,74 @@ def test_a_model_that_runs_through_transformers_takes_no_adapter(tmp_path: Path,
     write(tmp_path / "adapter", str(base), PLAIN)
     with pytest.raises(Unsupported, match="runs through transformers: merge the adapter with PEFT"):
         load(str(tmp_path / "adapter"), device="cpu")
+
+
+def grown(base: Path, config: LoraConfig) -> LoadedModel:
+    """A model whose new adapter has moved."""
+    model = load(str(base), device="cpu")
+    new_adapter(model, config, seed=3)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+    return model
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_merged_model_computes_what_the_adapter_did_and_is_whole(tmp_path: Path, base: Path, rslora: bool) -> None:
+    model, plain = grown(base, LoraConfig(4, 8.0, ALL, rslora=rslora, base=str(base))), load(str(base), device="cpu")
+    before = logits(model)
+    assert (before - logits(plain)).abs().max() > 0.1
+    save(model, tmp_path / "adapter")
+    assert export.main([str(tmp_path / "adapter"), str(tmp_path / "merged"), "--merge"]) == 0
+    merge(model)
+    assert (logits(model) - before).abs().max() < 1e-4
+    assert model.adapter is None
+    assert model.info.flops_per_token == plain.info.flops_per_token
+    assert all(p.requires_grad for p in model.module.parameters())
+    merged = load(str(tmp_path / "merged"), device="cpu")
+    assert torch.equal(logits(merged), logits(model))
+    assert export.main([str(tmp_path / "adapter"), str(tmp_path / "half"), "--merge", "--dtype", "bfloat16"]) == 0
+    assert load_file(tmp_path / "half" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+    with pytest.raises(UserError, match="has no adapter to merge"):
+        export.main([str(base), str(tmp_path / "again"), "--merge"])
+    assert not (tmp_path / "again").exists()
+
+
+def test_an_exported_adapter_names_a_base_that_others_load(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A built-in base is written beside it, and found there when the folder has moved; a folder is named."""
+    model = grown(Path("ponder-tiny"), LoraConfig(4, 8.0, ALL, base="ponder-tiny"))
+    save(model, tmp_path / "tiny")
+    assert export.main([str(tmp_path / "tiny"), str(tmp_path / "out"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    inner = tmp_path / "out" / "base"
+    assert said["base"] == str(inner)
+    assert said["bytes"] > (inner / "model.safetensors").stat().st_size
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(inner)
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    assert torch.equal(logits(load(str(moved), device="cpu")), logits(model))
+    own = grown(base, LoraConfig(4, 8.0, ("q_proj",), base=str(base)))
+    save(own, tmp_path / "own")
+    assert export.main([str(tmp_path / "own"), str(tmp_path / "second")]) == 0
+    assert "peft.AutoPeftModelForCausalLM.from_pretrained" in (out := capsys.readouterr().out)
+    assert f"its base is {base}" in out
+    assert not (tmp_path / "second" / "base").exists()
+
+
+def test_the_printed_command_loads_an_exported_adapter(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    model = grown(Path("ponder-tiny"), LoraConfig(4, 8.0, ALL, base="ponder-tiny"))
+    save(model, tmp_path / "tiny")
+    export.main([str(tmp_path / "tiny"), str(tmp_path / "out")])
+    theirs = peft.AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "out")).eval()
+    with torch.no_grad():
+        assert (theirs(IDS).logits - logits(model)).abs().max() < 1e-4
+
+
+def test_the_revision_of_a_hub_base_is_kept(tmp_path: Path, base: Path) -> None:
+    model = grown(base, LoraConfig(4, 8.0, ("q_proj",), base="owner/name@abc"))
+    save(model, tmp_path / "adapter")
+    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (written["base_model_name_or_path"], written["revision"]) == ("owner/name", "abc")
+    assert read_config(tmp_path / "adapter").base == "owner/name@abc"

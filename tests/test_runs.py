@@ -134,6 +134,22 @@ def test_the_manifest_says_how_a_run_ended(tmp_path: Path, error: BaseException,
     assert read_manifest(tmp_path)["status"] == status
 
 
+def test_a_config_that_an_earlier_start_wrote_is_kept(tmp_path: Path) -> None:
+    with Run.create(tmp_path / "run", "steps = 1\n", 0) as run:
+        run.write_config("config.toml", "steps = 2\n")  # resolved by the same start
+    for steps in (2, 3, 3, 4):
+        with Run.open(tmp_path / "run") as run:
+            run.write_config("config.toml", f"steps = {steps}\n")
+            run.write_config("config.toml", f"steps = {steps}\nresolved = true\n")
+    kept = {p.name: p.read_text() for p in (tmp_path / "run").glob("config*.toml")}
+    assert list(kept.values()).count("steps = 2\n") == 1
+    assert kept["config-1.toml"] == "steps = 2\n"
+    assert kept["config-2.toml"] == "steps = 2\nresolved = true\n"
+    assert kept["config.toml"] == "steps = 4\nresolved = true\n"
+    Run.create(tmp_path / "run", "steps = 9\n", 0, overwrite=True).close()
+    assert [p.name for p in (tmp_path / "run").glob("config*.toml")] == ["config.toml"]
+
+
 def test_resuming_drops_what_the_checkpoint_does_not_know(tmp_path: Path) -> None:
     with new(tmp_path / "whole") as whole:
         for step in range(1, 7):

@@ -348,6 +348,109 @@ def test_a_resumed_run_must_be_the_same_run(base, tmp_path) -> None:
     assert len(read_lines(tmp_path / "run" / "metrics.jsonl").rows) == 7
 
 
+def test_resuming_never_rewrites_history(base, tmp_path) -> None:
+    """Fewer steps than done are refused, earlier configs kept, and the last step is evaluated whatever was before."""
+    run = tmp_path / "run"
+    train(config(base, run, steps=3, eval_every=0))
+    written = {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
+    with pytest.raises(UserError, match=r"steps = 2: .* has done 3 steps already; give at least 3"):
+        train(config(base, run, steps=2, eval_every=0, resume=True))
+    assert {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()} == written
+    # A finished run that is continued with as many steps says what it said before.
+    facts = summary(run)
+    train(config(base, run, steps=3, eval_every=0, resume=True))
+    assert summary(run) == facts
+    assert not list(run.glob("config-*.toml"))
+    # The learning rate need not be given again.
+    train(config(base, run, steps=4, eval_every=0, learning_rate=None, resume=True))
+    train(config(base, run, steps=5, eval_every=0, resume=True))
+    configs = [run / f"config{k}.toml" for k in ("-2", "-3", "")]
+    assert [load_toml(c)["steps"] for c in configs] == [3, 4, 5]
+    assert {load_toml(c)["learning_rate"] for c in configs} == {1e-3}
+    assert [p["step"] for p in json.loads((run / "curves.json").read_text())["train"]] == [0, 3, 4, 5]
+    assert summary(run)["Steps"] == 5
+
+
+def test_the_last_step_of_a_run_that_was_stopped_before_its_evaluation_is_evaluated(
+    base, tmp_path, monkeypatch
+) -> None:
+    with monkeypatch.context() as patched:
+        due = rl_run.RLRun._due
+        patched.setattr(rl_run.RLRun, "_due", lambda self, every: every != 3 and due(self, every))
+        patched.setattr(rl_run.RLRun, "_last", lambda self, progress: None)
+        train(config(base, tmp_path / "run", steps=2, eval_every=3))
+    points = json.loads((tmp_path / "run" / "curves.json").read_text())["train"]
+    assert [p["step"] for p in points] == [0]
+    train(config(base, tmp_path / "run", steps=2, eval_every=3, resume=True))
+    points = json.loads((tmp_path / "run" / "curves.json").read_text())["train"]
+    assert [p["step"] for p in points] == [0, 2]
+    assert "Gain (paired)" in summary(tmp_path / "run")
+
+
+def test_a_run_without_evaluation_trains_and_its_report_says_what_it_knows(base, tmp_path) -> None:
+    train(config(base, tmp_path / "run", steps=2, eval_problems=0))
+    made = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert not any("accuracy" in name for name in made["facts"])
+    assert made["facts"]["Steps"] == 2
+    assert [c["phase"] for c in made["cost"]] == ["training"]
+    from ponder.runs.report import render
+
+    text = render(tmp_path / "run")[0].read_text()
+    assert "Groups with a signal" in text
+
+
+def test_a_run_without_a_signal_warns_on_the_console_and_in_the_report(base, tmp_path, capsys) -> None:
+    same = f"{__file__}:Same"
+    train(config(base, tmp_path / "run", steps=5, environment=same, eval_problems=2))
+    console = capsys.readouterr().err
+    says = "no group of 5 steps had rewards that differ, so there is little to learn: 100% of the responses are right"
+    assert console.count(f"warning: {says}") == 1
+    assert "signal 0%" in console
+    made = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert made["warnings"][0].startswith(says)
+    assert made["facts"]["Groups with a signal"] == "0.0% (0 of 20)"
+    # Two problems that never change are no proof of anything.
+    assert "2 problems: too few" in made["facts"]["Gain (paired)"]
+    from ponder.runs.report import render
+
+    assert f"Warning: {says}" in render(tmp_path / "run")[0].read_text()
+
+
+@dataclass(frozen=True)
+class Same(Even):
+    """Every response is right."""
+
+    name = "same"
+
+    def judge(self, problem, response):
+        return Verdict(VerdictKind.CORRECT, 1.0, "")
+
+
+def test_data_is_short_for_the_option_and_a_small_file_is_refused_before_the_model_is_loaded(
+    base, tmp_path, monkeypatch
+) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(f'{{"prompt": "{i} + 1", "answer": {i + 1}}}\n' for i in range(30)))
+    own = {"environment": "jsonl", "data": str(path), "problems": 2, "steps": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr("ponder.models.load.load", lambda *args, **rest: pytest.fail("the model was loaded"))
+        for changes, says in (
+            (
+                {},
+                r"eval_problems = 8: jsonl has \d test problems?; give at most \d, or 0 for no evaluation, .*test_data",
+            ),
+            ({"problems": 100}, r"jsonl: \d+ training problems are fewer than the 100 of a step; give problems = \d+"),
+            ({"environment": "countdown"}, "the environment 'countdown' reads no file; give --environment jsonl"),
+            ({"environment_options": {"data": "x"}}, "data is given twice"),
+            ({"loss": "grop"}, "did you mean 'grpo'"),
+            ({"eval_strategy": "direkt"}, "did you mean 'direct'"),
+        ):
+            with pytest.raises(UserError, match=says):
+                train(config(base, tmp_path / "run", **{**own, **changes}))
+    train(config(base, tmp_path / "run", **own, eval_problems=0))
+    assert load_toml(tmp_path / "run" / "config.toml")["data"] == str(path)
+
+
 def test_a_diverged_step_names_itself_and_the_last_good_checkpoint(base, tmp_path, monkeypatch) -> None:
     step = Trainer.step
 
@@ -371,7 +474,7 @@ def test_a_diverged_step_names_itself_and_the_last_good_checkpoint(base, tmp_pat
         ({"environment": "countdwn"}, "did you mean 'countdown'"),
         ({"advantage": "meanonly_"}, "mean_only"),
         ({"loss_options": {"clip_hi": 0.3}}, "did you mean 'clip_high'"),
-        ({"eval_problems": 1000}, "has 40 test problems"),
+        ({"eval_problems": 1000}, "has 40 test problems; give at most 40, or 0 for no evaluation"),
         ({"problems": 100}, "fewer than the 100 of a step"),
         ({"strategy_options": {"thought_tokens": 6, "n": 3}}, "n is the group size"),
     ],

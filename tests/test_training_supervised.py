@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ponder import registry
+from ponder.config import load_toml
 from ponder.environments.countdown import check
 from ponder.errors import TrainingDiverged, UserError
 from ponder.models.tiny import new_model
@@ -25,7 +26,16 @@ from ponder.training import checkpoint, lm
 from ponder.training.corpus.arithmetic import steps as arithmetic_steps
 from ponder.training.corpus.base import mixture
 from ponder.training.corpus.countdown import Countdown, expression, random_try
-from ponder.training.data import Position, ProceduralChats, ProceduralText, Transcripts, batches, collate
+from ponder.training.data import (
+    Epoch,
+    Position,
+    ProceduralChats,
+    ProceduralText,
+    Transcripts,
+    batches,
+    collate,
+    steps_of,
+)
 from ponder.training.interrupt import Interrupt, Interrupted
 from ponder.training.supervised import FAMILIES, PretrainConfig, SFTConfig, pretrain, sft
 from ponder.types import Problem
@@ -183,6 +193,18 @@ def test_the_rate_warms_up_stays_and_falls_to_zero() -> None:
     assert lm.rate_at(config, state) == 0.0
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 57, 1000])
+def test_a_number_of_steps_warms_up_and_decays_within_it(steps: int) -> None:
+    config = small(warmup_steps=50, decay=0.25)
+    rates = [lm.rate_at(config, lm.LMState(step=i), steps) for i in range(steps)]
+    assert max(rates) == config.learning_rate
+    assert all(0 < r <= config.learning_rate for r in rates)
+    assert lm.rate_at(config, lm.LMState(step=steps), steps) == 0.0
+    top = [i for i, r in enumerate(rates) if r == config.learning_rate]
+    assert top == list(range(top[0], top[-1] + 1))
+    assert top[0] <= steps // 10 + 1
+
+
 def test_training_stops_when_the_validation_loss_no_longer_improves(model) -> None:
     fresh = new_model(1)
     source = ProceduralText(mixture(("reverse",), 0), fresh, 64)
@@ -276,6 +298,83 @@ def test_sft_learns_the_rows_of_a_file(tmp_path: Path, monkeypatch) -> None:
     losses = [r["loss"] for r in read_lines(out.parent / "metrics.jsonl").rows]
     assert losses[-1] < 0.3 * losses[0]
     assert json.loads((out.parent / "manifest.json").read_text())["model"]["forward"] == "native"
+
+
+def rows_file(path: Path, count: int, response: str = "</think>yes") -> Path:
+    path.write_text("".join(json.dumps({"prompt": f"Say {i}.", "response": response}) + "\n" for i in range(count)))
+    return path
+
+
+@pytest.mark.parametrize(("rows", "epochs", "tokens"), [(10, 3.0, 8192), (40, 2.0, 100), (40, 0.5, 60), (7, 1.3, 40)])
+def test_epochs_are_passes_over_each_row_and_as_many_steps_as_were_planned(
+    rows: int, epochs: float, tokens: int, model, tmp_path: Path
+) -> None:
+    source = Transcripts.read(rows_file(tmp_path / "rows.jsonl", rows), model, 0, 200)
+    epoch = Epoch(rows, round(epochs * rows))
+    steps = steps_of(source, tokens, epoch)
+    stream = batches(source, Position(), tokens, 0, epoch=epoch)
+    made = [next(stream) for _ in range(steps)]
+    assert sum(len(b.ids_BT) for _, b in made) == epoch.total == made[-1][0].pool
+    ids = [tuple(r.ids) for r in source.items]
+    seen = [tuple(row[: len(row)].tolist()) for _, b in made for row in b.ids_BT]
+    # Rows differ in a digit or two, and padding follows them: each is seen as often as another, give or take a pass.
+    counts = [sum(s[: len(i)] == i for s in seen) for i in ids]
+    assert max(counts) - min(counts) <= 1
+    assert min(counts) >= int(epochs)
+
+
+def test_a_file_of_ten_rows_is_three_passes_and_not_hours(tmp_path: Path, monkeypatch, capsys) -> None:
+    path = rows_file(tmp_path / "rows.jsonl", 10)
+    sft(SFTConfig(data=str(path), out=str(tmp_path / "run"), fit=lm.LMConfig(batch_tokens=64), device="cpu"))
+    console = capsys.readouterr().err
+    assert "rows to train on: 9, for validation: 1" in console
+    assert "learning rate 0.002 (the default for 0.9 million parameters)" in console
+    metrics = read_lines(tmp_path / "run" / "metrics.jsonl").rows
+    assert f"epochs: 3, steps: {len(metrics)}, of at most 64 tokens" in console
+    assert len(metrics) < 30
+    assert "validation_loss" in metrics[-1]
+    assert sum("validation_loss" in r for r in metrics) >= 5
+    written = load_toml(tmp_path / "run" / "config.toml")
+    assert (written["epochs"], written["fit"]["learning_rate"]) == (3.0, 2e-3)
+    again = {"data": str(path), "out": str(tmp_path / "run"), "fit": lm.LMConfig(batch_tokens=64), "resume": True}
+    with pytest.raises(UserError, match=rf"has done {len(metrics)} steps already"):
+        sft(SFTConfig(**again, epochs=1.0))
+    with pytest.raises(UserError, match=r"resume: fit.batch_tokens is 32, and the run has 64"):
+        sft(SFTConfig(**{**again, "fit": lm.LMConfig(batch_tokens=32)}))
+    sft(SFTConfig(**again, steps=len(metrics) + 2))
+    assert len(read_lines(tmp_path / "run" / "metrics.jsonl").rows) == len(metrics) + 2
+    assert load_toml(tmp_path / "run" / "config-1.toml")["epochs"] == 3.0
+
+
+def test_one_row_is_too_few_unless_none_is_held_out_and_that_is_said_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch
+) -> None:
+    path = rows_file(tmp_path / "rows.jsonl", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr("ponder.models.load.load", lambda *args, **rest: pytest.fail("the model was loaded"))
+        with pytest.raises(UserError, match=r"rows.jsonl: 1 row is too few to hold 1 out .* held_out = 0"):
+            sft(SFTConfig(data=str(path), out=str(tmp_path / "run")))
+        with pytest.raises(UserError, match=r"nowhere.jsonl"):
+            sft(SFTConfig(data=str(tmp_path / "nowhere.jsonl"), out=str(tmp_path / "run")))
+    final = sft(SFTConfig(data=str(path), out=str(tmp_path / "run"), held_out=0.0, steps=2, device="cpu"))
+    assert json.loads((final.parent / "summary.json").read_text())["validation_loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"epochs": 2.0, "steps": 3}, "epochs and steps both say how long to train"),
+        ({"steps": 3, "fit": lm.LMConfig(max_tokens=100)}, "steps and fit.max_tokens both say"),
+        ({"epochs": 2.0, "data": ""}, "procedural chats have no end"),
+        ({"epochs": 0.0}, "epochs = 0.0: give more than 0"),
+        ({"steps": 0}, "steps = 0: give at least 1"),
+        ({"held_out": 1.0}, "held_out = 1.0"),
+        ({"held_out": 0.0, "fit": lm.LMConfig(max_tokens=100)}, "the validation loss ends such a training"),
+    ],
+)
+def test_lengths_that_contradict_each_other_are_refused(changes, says) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        SFTConfig(**{"data": "rows.jsonl", **changes})
 
 
 def test_a_flipped_byte_in_a_checkpoint_is_an_error_that_names_the_file(tmp_path: Path, model) -> None:

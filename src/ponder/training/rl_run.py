@@ -169,14 +169,18 @@ class RLRun:
             if interrupt.requested:
                 self.run.finish("interrupted")
                 raise Interrupted(f"stopped at step {state.step}; continue with: {self._command()}")
-            if self.held_out and self.evaluations[-1]["step"] != state.step:
-                # Of an older run, or one that was stopped between its last step and its evaluation.
-                progress.note(f"step {state.step}: held-out accuracy {show(self.evaluate())}")
-                self.checkpoint()
+            self._last(progress)
         final = self.run.path / "model"
         save(self.trainer.model, final, replace=True)
         release_threads()
         return final
+
+    def _last(self, progress: Progress) -> None:
+        """Evaluate the last step, where that was not done: of a run that was made with another number of steps."""
+        step = self.trainer.state.step
+        if self.held_out and self.evaluations[-1]["step"] != step:
+            progress.note(f"step {step}: held-out accuracy {show(self.evaluate())}")
+            self.checkpoint()
 
     def _step(self) -> Step:
         """One step; on an error the run can be resumed."""

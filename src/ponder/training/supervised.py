@@ -129,9 +129,7 @@ class SFTConfig(StartOptions):
         if self.epochs is not None and not self.data:
             raise UserError("epochs are passes over the rows of a file, and procedural chats have no end: give steps")
         if not self.held_out and self.data and self.fit.max_tokens is not None:
-            raise UserError(
-                "held_out = 0 with fit.max_tokens: what ends the training is the validation loss; give steps"
-            )
+            raise UserError("held_out = 0 with fit.max_tokens: the validation loss ends such a training; give steps")
         if self.raw_prompts and not self.data:
             raise UserError("raw_prompts is for the prompts of a file, and procedural chats have none: give --data")
 
