@@ -126,7 +126,7 @@ def test_the_config_of_a_run_says_which_options_its_engine_was_asked_for(engine:
         (["--max-tokens", "9", "--strategy", "budget_forcing", "--strategy-options", "thought_tokens=3"],
          "--max-tokens: the strategy 'budget_forcing' has no option 'max_tokens'"),
         (["--data", "a", "--environment-options", "data=b"], "data is given twice"),
-        (["--environment", "countdown", "--data", "x.jsonl"], "--data x.jsonl: the environment 'countdown' reads no file"),
+        (["--environment", "countdown", "--data", "x.jsonl"], "the environment 'countdown' reads no file"),
         (["--config", "nowhere.toml"], "nowhere.toml: no such config file"),
         (["--engine", "simulatd"], "unknown engine 'simulatd'; did you mean 'simulated'?"),
         (["--engine", "simulated", "--dtype", "bfloat16"], "--dtype: the engine 'simulated' has no option 'dtype'"),
