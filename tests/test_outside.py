@@ -191,7 +191,12 @@ def test_marks_that_a_terminal_acts_on_are_made_visible() -> None:
 def test_the_first_signal_stops_softly_and_the_second_at_once(mood, cls, sent, tmp_path) -> None:
     out = tmp_path / "run"
     args = [*EVAL, "--environment", f"{PARTS}:{cls}", "--environment-options", f"mood={mood}", "--out", str(out)]
-    with subprocess.Popen([*PONDER, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [*PONDER, *args],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
+    ) as process:
         assert process.stderr is not None
         try:
             while b"READY" not in (line := process.stderr.readline()):
