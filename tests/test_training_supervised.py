@@ -360,6 +360,15 @@ def test_one_row_is_too_few_unless_none_is_held_out_and_that_is_said_before_the_
     assert json.loads((final.parent / "summary.json").read_text())["validation_loss"] is None
 
 
+def test_no_batch_of_a_small_file_holds_a_row_twice(tmp_path: Path) -> None:
+    """Else ten rows fill a batch of thousands of tokens, and the memory of a large model, with copies."""
+    path = rows_file(tmp_path / "rows.jsonl", 10)
+    sft(SFTConfig(data=str(path), out=str(tmp_path / "run"), steps=2, device="cpu"))
+    metrics = read_lines(tmp_path / "run" / "metrics.jsonl").rows
+    assert metrics[0]["tokens"] < 300
+    assert metrics[1]["tokens"] == 2 * metrics[0]["tokens"]
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -242,7 +242,9 @@ def _file_plan(config: SFTConfig, model: LoadedModel, lines: Sequence[tuple[str,
     if config.fit.max_tokens is not None:
         return Plan(source, held_out, notes=tuple(notes))
     if config.steps is not None:
-        return Plan(source, held_out, config.steps, notes=tuple(notes))
+        # No batch holds a row twice, so a small file makes small batches.
+        endless = Epoch(len(source.items), len(source.items) * config.steps)
+        return Plan(source, held_out, config.steps, endless, tuple(notes))
     assert config.epochs is not None
     epoch = Epoch(len(source.items), max(1, round(config.epochs * len(source.items))))
     steps = steps_of(source, config.fit.batch_tokens, epoch)
