@@ -31,7 +31,7 @@ ARCHITECTURES = ("llama", "qwen2", "qwen3")
 MAGIC = b"GGUF"
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-_PIECE = 1 << 19
+_PIECE = 1 << 18
 """Values that are dequantised at once."""
 _THREADS = 4
 """Tensors that are dequantised at once."""
