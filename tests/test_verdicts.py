@@ -308,6 +308,7 @@ def test_a_vote_holds_what_the_judge_calls_equal():
         ("B", "The answer is (B)."),
         ("B", "\\text{B}"),
         ("no", "Answer: No\nThe two sums differ by one."),
+        ("no", "Answer: No\nIt is so."),
         ("don't", "don’t"),
         ("Zo\u00eb", "Zoe\u0308"),
         ("“yes”", '"yes"'),

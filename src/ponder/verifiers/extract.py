@@ -226,7 +226,10 @@ def _after(text: str, marker: re.Match[str]) -> tuple[str, int]:
 def _is_bare(line: str) -> bool:
     """True for a line that is a number or a formula and says nothing else."""
     words = re.sub(r"\\[A-Za-z]+", " ", line)
-    return any(c.isalnum() for c in words) and not re.search(r"[A-Za-z]{3}", words)
+    if not any(c.isalnum() for c in words) or re.search(r"[A-Za-z]{3}", words):
+        return False
+    # `It is so.` has no long word either, and is no formula.
+    return len(words.split()) == 1 or re.search(r"[^A-Za-z\s.,;:!?'\"]", line) is not None
 
 
 def last_line(text: str) -> str:
