@@ -52,7 +52,7 @@ SHOWN = (
     "training.png",
     "mlflow.db",
 )
-FOLDERS = ("checkpoints", "model", "tensorboard", "trackio", "wandb")
+FOLDERS = ("checkpoints", "model", "inspect", "tensorboard", "trackio", "wandb")
 KEPT = re.compile(r"(config|rl)-\d+\.toml")
 """Configs of a run's earlier starts."""
 
