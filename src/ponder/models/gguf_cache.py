@@ -9,7 +9,6 @@ cache and `ponder doctor --clear-cache` empties it.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -18,6 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ponder.models.weights import sha256
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,8 +105,7 @@ def _digest(where: Path, path: Path) -> str:
     known = index.get(name)
     if isinstance(known, list) and known[:2] == now and len(known) == 3:
         return str(known[2])
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256(path)
     where.mkdir(parents=True, exist_ok=True)
     partial = where / f".{_INDEX}.{os.getpid()}"
     partial.write_text(json.dumps({**index, name: [*now, digest]}), encoding="utf-8")

@@ -99,7 +99,7 @@ def _is_unit(match: re.Match[str]) -> bool:
 
 def _equations_equal(golds: list[str], answers: list[str]) -> bool:
     if len(golds) == 1 or len(answers) == 1:
-        return _equal(_value(golds), _value(answers), (golds[-1], answers[-1]))
+        return _equal(_parsed(golds[-1]), _parsed(answers[-1]), (golds[-1], answers[-1]))
     if len(golds) == len(answers) == 2:
         (a, b), (c, d) = map(_parsed, golds), map(_parsed, answers)
         if all(isinstance(e, sympy.Expr) for e in (a, b, c, d)):
@@ -107,11 +107,6 @@ def _equations_equal(golds: list[str], answers: list[str]) -> bool:
     return all(_equal(_parsed(g), _parsed(a), (g, a)) for g, a in zip(golds, answers, strict=False)) and (
         len(golds) == len(answers)
     )
-
-
-def _value(sides: list[str]) -> Any:
-    """The right-hand side of an equation, the last of several."""
-    return _parsed(sides[-1])
 
 
 @functools.lru_cache(maxsize=512)
