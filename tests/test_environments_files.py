@@ -6,11 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ponder import registry
-from ponder.environments._rows import key_of
 from ponder.environments.selfcheck import self_check
 from ponder.errors import UserError
 from ponder.types import Message, Response
@@ -79,39 +76,6 @@ def test_verifier_options_reach_the_verifier(tmp_path):
         build("jsonl", data=data, verifier_options={"absolut": 0.01})
     with pytest.raises(UserError, match="did you mean 'numeric'"):
         build("jsonl", data=data, verifier="numerik")
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.integers(0, 2), st.booleans()), min_size=1, max_size=30))
-@settings(max_examples=50, deadline=None)
-def test_duplicates_of_a_prompt_never_straddle_the_splits(tmp_path_factory, rows):
-    path = tmp_path_factory.mktemp("d") / "d.jsonl"
-    data = write(path, [{"prompt": f"{'  Say' if loud else 'say'} {p}", "answer": n} for p, n, loud in rows])
-    environment = build("jsonl", data=data, test_share=0.5)
-    keys = {
-        split: [key_of(environment.problem(split, i).prompt) for i in range(environment.size(split))]
-        for split in ("train", "test")
-    }
-    assert not set(keys["train"]) & set(keys["test"])
-    assert set(keys["train"]) | set(keys["test"]) == {f"say {p}" for p, _, _ in rows}
-    assert len(keys["train"]) + len(keys["test"]) == len({(p, n) for p, n, _ in rows})
-
-
-def test_training_rows_that_ask_what_a_test_row_asks_are_left_out(tmp_path):
-    environment = build(
-        "jsonl", data=write(tmp_path / "a.jsonl", sums(20)), test_data=write(tmp_path / "b.jsonl", sums(10, start=15))
-    )
-    assert (environment.size("train"), environment.size("test")) == (15, 10)
-
-
-def test_the_split_of_a_row_depends_neither_on_the_seed_nor_on_other_rows(tmp_path):
-    def tests(rows, seed):
-        environment = build("jsonl", data=write(tmp_path / "d.jsonl", rows), test_share=0.3, seed=seed)
-        return {environment.problem("test", i).prompt for i in range(environment.size("test"))}
-
-    few = tests(sums(50), 0)
-    assert few == tests(sums(50), 1)
-    assert few == {p for p in tests(sums(100), 0) if p in {r["prompt"] for r in sums(50)}}
-    assert 5 <= len(few) <= 25
 
 
 BAD = {

@@ -1,4 +1,8 @@
-"""Environments whose problems are rows of files: their fields, and splits that share no prompt."""
+"""Environments whose problems are rows of files: their fields, and splits that share no prompt.
+
+The split belongs to the row. It is what the row itself says (a field `split`), or follows from a hash of the row as it
+stands in the file: no option that changes how a row is asked or judged moves it to the other side.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from typing import Any
 from ponder.environments.base import SingleTurn, check_address, stable_int
 from ponder.errors import UserError
 from ponder.types import Gold, Problem, Prompt, Split
+from ponder.verifiers.base import clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +25,29 @@ class Row:
     source: str
     """`FILE:LINE`."""
     prompt: Prompt
+    """As it is in the file."""
     gold: Gold
+    mark: int
+    """A hash of the whole row (`mark_of`)."""
+    split: Split | None = None
+    """What the row says itself."""
+
+
+def mark_of(row: dict[str, Any]) -> int:
+    """A hash of all that a row holds, in whatever order its fields are written."""
+    return stable_int("split", json.dumps(row, sort_keys=True, default=str))
+
+
+def split_in(row: dict[str, Any], field: str, where: str) -> Split | None:
+    """What a row's own field says; None if it has none. Raises `UserError` for another word than train and test."""
+    if not field or field not in row:
+        return None
+    said = row[field].strip().casefold() if isinstance(row[field], str) else None
+    if said == "train":
+        return "train"
+    if said == "test":
+        return "test"
+    raise UserError(f"{where}: the field {field!r} holds {clip(repr(row[field]), 60)}: it must be train or test")
 
 
 def take(row: dict[str, Any], field: str, where: str) -> Any:
@@ -36,14 +63,47 @@ def key_of(prompt: Prompt) -> str:
     return " ".join(text.split()).casefold()
 
 
-def split_by_hash(rows: Iterable[Row], test_share: float) -> tuple[list[Row], list[Row]]:
-    """Training and test rows; the same prompt always falls on the same side, whatever else the file holds."""
-    train: list[Row] = []
-    test: list[Row] = []
+def divide(rows: Sequence[Row], share: float | None, path: str, instead: str) -> tuple[list[Row], list[Row]]:
+    """Training and test rows, as the rows say themselves; else the share of them that come first by their hash.
+
+    Rows with one prompt are on one side, and each side has one prompt at least, unless the share (default: 0.1) is 0
+    or 1. Rows that are added to a file may move the border between the sides, and with it a few rows of one side.
+
+    Raises `UserError` if only some rows say their split, if a share is given as well, or if there is one prompt alone;
+    `instead` says what to do then.
+    """
+    if any(r.split for r in rows):
+        silent = next((r for r in rows if r.split is None), None)
+        if silent is not None:
+            said = next(r for r in rows if r.split)
+            raise UserError(
+                f"{path}: {said.source} says its split and {silent.source} does not: every row must say it, or none"
+            )
+        if share is not None:
+            raise UserError(f"{path}: the rows say their split themselves: leave test_share out")
+        return [r for r in rows if r.split == "train"], [r for r in rows if r.split == "test"]
+    share = 0.1 if share is None else share
+    groups: dict[str, list[Row]] = {}
     for row in rows:
-        is_test = stable_int("split", key_of(row.prompt)) % 1_000_000 < test_share * 1_000_000
-        (test if is_test else train).append(row)
-    return train, test
+        groups.setdefault(key_of(row.prompt), []).append(row)
+    ranked = sorted(groups, key=lambda key: (min(r.mark for r in groups[key]), key))
+    count = round(share * len(ranked))
+    if 0 < share < 1:
+        if len(ranked) < 2:
+            raise UserError(
+                f"{path}: one question cannot be divided into training and test problems: give more, or {instead}"
+            )
+        count = min(max(1, count), len(ranked) - 1)
+    tests = set(ranked[:count])
+    train = [r for r in rows if key_of(r.prompt) not in tests]
+    return train, [r for r in rows if key_of(r.prompt) in tests]
+
+
+def refuse_split(rows: Iterable[Row], other: Split, why: str) -> None:
+    """Raises `UserError` for a row that says it is of the other split than the one that its file is for."""
+    for row in rows:
+        if row.split == other:
+            raise UserError(f"{row.source} says that it is of the {other} split, and {why}: leave it out there")
 
 
 class Rows(SingleTurn):

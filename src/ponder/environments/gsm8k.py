@@ -11,7 +11,7 @@ from typing import Any
 
 from ponder import jsonl
 from ponder.environments._fewshot import Style, few_shot_prompt
-from ponder.environments._rows import Row, Rows, split_by_hash, take
+from ponder.environments._rows import Row, Rows, divide, mark_of, refuse_split, split_in, take
 from ponder.environments.base import stable_int
 from ponder.errors import MissingExtra, UserError
 from ponder.types import Gold, Problem, Split, Verdict
@@ -27,7 +27,7 @@ class Gsm8k(Rows):
     """Grade-school word problems, from a local file or the hub; the final number is judged.
 
     A file whose name says `test` is the test split, with the file beside it that says `train`, if there is one. Any
-    other single file is divided by a hash of each question.
+    other single file is divided by the field `split` of its rows, or by a hash of each row, a tenth for testing.
     """
 
     data: str = ""
@@ -51,10 +51,12 @@ class Gsm8k(Rows):
             raise UserError("few_shot must be from 0 to 64")
         files = _files(self.data)
         if "all" in files:
-            train, test = split_by_hash(_read(files["all"]), 0.1)
+            train, test = divide(list(_read(files["all"])), None, self.data, "name the file test.jsonl to test on it")
         else:
             train = list(_read(files["train"])) if "train" in files else []
             test = list(_read(files["test"])) if "test" in files else []
+            refuse_split(train, "test", "its file is named as training problems")
+            refuse_split(test, "train", "its file is named as test problems")
         self._keep(train, test, self.seed)
         if self.few_shot > self.size("train"):
             raise UserError(
@@ -93,7 +95,8 @@ def _read(path: Path) -> Iterator[Row]:
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         worked = f"{_CALCULATOR.sub('', worked).rstrip()}\n#### {final.strip()}"
-        yield Row(f"{path.name}:{number}", question.strip(), Gold(final.strip(), {"worked": worked}))
+        gold = Gold(final.strip(), {"worked": worked})
+        yield Row(f"{path.name}:{number}", question.strip(), gold, mark_of(row), split_in(row, "split", where))
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ponder import jsonl, registry
 from ponder.config import Options
-from ponder.environments._rows import Row, Rows, key_of, split_by_hash, take
+from ponder.environments._rows import Row, Rows, divide, key_of, mark_of, refuse_split, split_in, take
 from ponder.errors import UserError
 from ponder.messages import read_prompt
 from ponder.types import Gold, Message, Problem, Prompt, Split, Verdict
@@ -23,8 +23,10 @@ class Jsonl(Rows):
 
     The answer is text or a number; a list holds alternatives, each of them right: `["Paris", "City of Paris"]`.
 
-    Without `test_data` a hash of each prompt decides its split, so a prompt that comes twice is never in both. With it,
-    training rows that ask what a test row asks are left out.
+    A row that holds `"split": "train"` or `"split": "test"` says itself what it is for. Else a share of the rows is
+    held out for testing, those that come first by a hash of the whole row, or `test_data` is a file of its own. No
+    other option moves a row to the other side, but adding or changing rows may: write the split into the rows, or use
+    `test_data`, where a file grows. A question is never in both splits: training rows that ask it are left out.
     """
 
     data: str = ""
@@ -39,8 +41,11 @@ class Jsonl(Rows):
     """Options of the verifier."""
     test_data: str = ""
     """A second file for the test split; without it a share of `data` is held out."""
-    test_share: float = 0.1
-    """Share of `data` that is held out for testing, without `test_data`."""
+    test_share: float | None = None
+    """Share of the questions of `data` that is held out for testing (default: 0.1), one at least; 0 or 1 is none or
+    all. Not for rows that say their split, nor with `test_data`."""
+    split_field: str = "split"
+    """Field that says train or test, in every row or in none; empty if the field of this name means something else."""
     instructions: str = ""
     """Added after each question, on a line of its own."""
     seed: int = 0
@@ -51,17 +56,26 @@ class Jsonl(Rows):
     def __post_init__(self) -> None:
         if not self.data:
             raise UserError("jsonl needs a file: give it as data=PATH")
-        if not 0.0 <= self.test_share <= 1.0:
+        if self.test_share is not None and not 0.0 <= self.test_share <= 1.0:
             raise UserError(f"test_share must be between 0 and 1, not {self.test_share}")
+        if self.test_share is not None and self.test_data:
+            raise UserError("test_share and test_data both say what is for testing: give one of them")
         verifier = registry.build("verifiers", self.verifier, self.verifier_options)
         self.__dict__.update(_verify=verifier, _answers=VerifierAnswers(verifier))
         check = getattr(verifier, "check_gold", lambda gold: None)
         rows = list(self._read(self.data, check))
         if self.test_data:
             train, test = rows, list(self._read(self.test_data, check))
+            refuse_split(train, "test", "with test_data, data holds the training problems")
+            refuse_split(test, "train", "test_data holds the test problems")
         else:
-            train, test = split_by_hash(rows, self.test_share)
+            train, test = divide(rows, self.test_share, self.data, "test_share = 1 (test it) or 0 (train on it)")
         self._keep(train, test, self.seed)
+        if self.test_data and not self.size("train"):
+            raise UserError(
+                f"test_data = {self.test_data}: it asks all that {self.data} asks, so nothing is left to train on; "
+                "give other problems, or leave test_data out (test_share = 1 tests on all of data)"
+            )
 
     def _read(self, path: str, check: Callable[[Any], None]) -> Iterator[Row]:
         for number, where, row in jsonl.objects(path):
@@ -82,7 +96,8 @@ class Jsonl(Rows):
                     check(one)
                 except UserError as error:
                     raise UserError(f"{where}: {error}") from None
-            yield Row(f"{Path(path).name}:{number}", self._with_instructions(prompt), Gold(answer))
+            split = split_in(row, self.split_field, where)
+            yield Row(f"{Path(path).name}:{number}", prompt, Gold(answer), mark_of(row), split)
 
     def _with_instructions(self, prompt: Prompt) -> Prompt:
         if not self.instructions:
@@ -94,7 +109,8 @@ class Jsonl(Rows):
 
     def problem(self, split: Split, index: int) -> Problem:
         row = self.row(split, index)
-        return Problem(f"{self.name}-{split}-{index}", row.prompt, {}, {"family": "jsonl", "source": row.source})
+        prompt = self._with_instructions(row.prompt)
+        return Problem(f"{self.name}-{split}-{index}", prompt, {}, {"family": "jsonl", "source": row.source})
 
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         gold = self.gold(problem).answer
