@@ -100,7 +100,7 @@ def cases(pool: str | None) -> Iterator[tuple[str, Callable[[Path], Found]]]:
     yield "eval tiny, default mode", evaluated(words)
     yield "record and replay", recorded
     if pool:
-        yield "replay", lambda folder: replayed(folder, pool, ["--verifier", "math"])
+        yield "replay", lambda _: replayed(pool, ["--verifier", "math"])
     direct = ["--strategy", "direct", *optional(["max_tokens=48"])]
     yield "rl", trained(RL)
     yield "rl, several updates", trained([*RL, "--updates", "2", "--resample", "1", "--seed", "3"])
@@ -155,15 +155,14 @@ def recorded(folder: Path) -> Found:
         "--strategies",
         "direct,majority,best_of_n:logprob,weighted:logprob,adaptive,live:best_of_n",
     ]
-    values, words = replayed(folder, str(pool), more)
+    values, words = replayed(str(pool), more)
     kept = [[named(row), [pooled(s) for s in row["samples"]]] for row in rows]
     return [kept, values], words
 
 
-def replayed(folder: Path, pool: str, words: list[str]) -> Found:
-    result = folder / "replay.json"
-    text = ponder("replay", pool, *words, "--json", str(result))
-    values = json.loads(result.read_text())
+def replayed(pool: str, words: list[str]) -> Found:
+    text = ponder("replay", pool, *words)
+    values = json.loads(ponder("replay", pool, *words, "--json"))
     said = [d.pop("reason", None) for d in values.get("disagreements", ())]
     return [values], [said, text.replace(pool, "POOL")]
 

@@ -88,3 +88,28 @@ def test_the_words_below_a_field_are_found_in_bases_too():
         """And more."""
 
     assert flags.field_docs(Below) == {"rate": "How fast.", "more": "And more."}
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--coumt", "; did you mean --count?"),
+        ("--inner.rat=2", "; did you mean --inner.rate?"),
+        ("--rate", "; did you mean --inner.rate?"),
+        ("--nonsense", "; see outer --help"),
+        # A flag that only shares letters with what was given is no suggestion.
+        ("--e", "; see outer --help"),
+        ("--out", "; see outer --help"),
+    ],
+)
+def test_an_unknown_flag_is_one_sentence_with_what_is_meant_alone(flag, said):
+    with pytest.raises(UserError) as caught:
+        configs.parse(Outer, [flag, "3"], prog="outer")
+    assert str(caught.value) == f"there is no option {flag.partition('=')[0]}{said}"
+
+
+def test_every_flag_that_tyro_makes_is_known():
+    words = [*("--name", "n", "--kind", "b", "--count", "4", "--words", "x", "--on", "--options", "a=1")]
+    assert configs.parse(Outer, [*words, "--inner.rate", "2"], prog="outer").inner.rate == 2.0
+    assert not configs.parse(Outer, ["--no-on"], prog="outer").on
+    assert set(flags.names(Outer)) >= {w for w in words if w.startswith("--")}

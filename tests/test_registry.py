@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import ponder
-from ponder import registry
+from ponder import errors, registry
 from ponder.cli.list import ROOMS
 from ponder.errors import UserError
 
@@ -45,3 +45,31 @@ def test_every_room_that_is_asked_for_is_known():
     }
     assert "environments" in asked
     assert asked | set(ROOMS.values()) <= set(registry.ROOMS)
+
+
+def test_a_file_of_problems_is_an_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.jsonl").write_text('{"prompt": "2 + 2?", "answer": 4}\n')
+    for name in ("mine.jsonl", "./mine.jsonl", str(tmp_path / "mine.jsonl")):
+        environment = registry.build("environments", name, {"test_share": 1.0})
+        assert (environment.name, environment.problem("test", 0).prompt) == ("jsonl", "2 + 2?")
+    with pytest.raises(UserError, match=r"^jsonl: none\.jsonl: no such file"):
+        registry.build("environments", "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("spec", "options"), [("mine.jsonl", {"data": "other.jsonl"}), ("reasoning_gym:chain_sum", {"task": "maze"})]
+)
+def test_what_the_name_gives_is_not_given_again(spec, options):
+    with pytest.raises(UserError, match=r"is given twice, in the name and as an option: give it once"):
+        registry.build("environments", spec, options)
+
+
+def test_a_suggestion_is_a_slip_or_a_part_of_the_name_and_nothing_far_fetched():
+    known = ["max_tokens", "answer_tokens", "temperature", "top_k", "seed"]
+    assert errors.alike("temprature", known) == ["temperature"]
+    assert errors.alike("temp", known) == ["temperature"]
+    assert errors.alike("tokens", known) == ["answer_tokens", "max_tokens"]
+    assert errors.nearest("tokens", known) == "; did you mean 'answer_tokens' or 'max_tokens'?"
+    for nonsense in ("qwertz", "e", "max_steps", "banana"):
+        assert errors.alike(nonsense, known) == []

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ponder import flags, reading
-from ponder.errors import UserError, nearest
+from ponder.errors import UserError, alike, nearest
 
 C = TypeVar("C")
 
@@ -179,12 +179,14 @@ def parse(
 ) -> C:
     """Read a config from the command line: the file of `--config` first (else `default`), then the flags.
 
-    `--help` prints and exits 0; bad flags print the reason and exit 2 (`SystemExit`, by tyro).
+    `--help` prints and exits 0; a wrong value prints the reason and exits 2 (`SystemExit`, by tyro). Raises `UserError`
+    for an unknown flag.
     """
     import tyro
     from tyro.constructors import ConstructorRegistry
 
     arguments = list(args)
+    _refuse_unknown(arguments, cls, prog)
     file = _take_config(arguments)
     base: dict[str, Any] = {} if default is None else {"default": default}
     if file is not None:
@@ -202,6 +204,20 @@ def parse(
     with registry:
         read = tyro.cli(shown, prog=prog, description=description, args=arguments, **base)
     return flags.taken(cls, read)
+
+
+def _refuse_unknown(arguments: Sequence[str], cls: type, prog: str) -> None:
+    """Refuse a flag that there is none of. tyro would list every flag that shares a letter with it."""
+    known = {*flags.names(cls), "--config", "--help"}
+    for word in arguments:
+        if word == "--":
+            return
+        name = word.partition("=")[0]
+        if not name.startswith("--") or name.startswith("--tyro-") or name.replace("_", "-") in known:
+            continue
+        meant = [f"--{n}" for n in alike(name[2:].replace("_", "-"), [k[2:] for k in known])]
+        said = f"; did you mean {' or '.join(meant)}?" if meant else f"; see {prog} --help"
+        raise UserError(f"there is no option {name}{said}")
 
 
 def _take_config(arguments: list[str]) -> str | None:

@@ -7,6 +7,7 @@ is any other deliberate end of the work. The command line prints the sentence, n
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -96,10 +97,30 @@ class TrainingDiverged(PonderError):
     """A loss or gradient was not finite."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the closest known name, or the list of known names."""
+ALIKE = 0.75
+"""Least likeness of a known name that is suggested, if it begins with the same letter: a slip of the fingers."""
+NEARLY = 0.85
+"""The same for one that begins otherwise."""
+MOST_MEANT = 4
+"""Names of which the given one is a part and that are suggested together; more are no suggestion."""
+SHORTEST = 3
+"""Characters of a part."""
+
+
+def alike(name: str, known: Iterable[str]) -> list[str]:
+    """What may have been meant by a name: the known ones of which it is a part (`tokens`, `temp`), or the closest."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
+    part = re.compile(rf"(?:^|[-_.]){re.escape(name)}")
+    holding = [n for n in names if part.search(n)] if len(name) >= SHORTEST else []
+    if 0 < len(holding) <= MOST_MEANT:
+        return holding
+    first = [n for n in names if n[:1] == name[:1]]
+    return difflib.get_close_matches(name, first, 1, ALIKE) or difflib.get_close_matches(name, names, 1, NEARLY)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the known names that are `alike`, or the list of known names."""
+    names = sorted(known)
+    if meant := [repr(n) for n in alike(name, names)]:
+        return f"; did you mean {', '.join(meant[:-1])}{' or ' * (len(meant) > 1)}{meant[-1]}?"
     return f"; known: {', '.join(names)}" if names else ""

@@ -91,6 +91,25 @@ def taken(cls: type[C], shown: Any) -> C:
     return cls(**values)
 
 
+def names(cls: type, prefix: str = "--") -> list[str]:
+    """The long flags of a config, those of nested ones as `--part.field`."""
+    found = []
+    for field in dataclasses.fields(cls):
+        hint = typing.get_type_hints(cls, include_extras=True)[field.name]
+        if not field.init or "Positional" in str(hint):
+            continue
+        settings = getattr(hint, "__metadata__", ())
+        renamed = next((s.name for s in settings if getattr(s, "name", None)), None)
+        name = prefix + (renamed or field.name).replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            found += names(typing.cast(type, hint), f"{name}.")
+            continue
+        found.append(name)
+        if hint is bool:
+            found.append(f"{prefix}no-{name.removeprefix(prefix)}")
+    return found
+
+
 def _has_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 

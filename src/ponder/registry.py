@@ -6,6 +6,7 @@ A part is a class in its own file. Its name on the command line is the file's na
   whatever its capitals);
 - `reasoning-gym:chain_sum` is `ponder/environments/reasoning_gym.py`; what follows the colon goes to the first field;
 - `./mine.py:Mine` and `/path/mine.py:Mine` are a class in a file outside the repo;
+- `FILE.jsonl` as an environment is the data of the environment `jsonl`;
 - an installed package may offer parts under the entry point group `ponder.environments` and so on.
 
 There is no list to update: adding a part adds a file.
@@ -37,6 +38,10 @@ ROOMS = (
     *("search.strategies", "training.advantages", "training.losses", "training.corpus"),
 )
 """Packages whose modules are parts."""
+
+
+DATA = (".jsonl", ".jsonl.gz")
+"""An environment of such a name is a file of problems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,8 @@ def names(room: str) -> list[str]:
 def find(room: str, spec: str) -> tuple[type, str | None]:
     """The class that a spec names and the argument after the colon. Raises `UserError` if there is no such part."""
     _check_room(room)
+    if room == "environments" and spec.endswith(DATA):
+        return find(room, "jsonl")[0], spec
     head, colon, argument = spec.partition(":")
     if head.endswith(".py") or "/" in head:
         return _from_file(Path(head), argument, room), None
@@ -151,8 +158,11 @@ def build(room: str, spec: str, options: Mapping[str, Any] | None = None) -> Any
         fields = [f.name for f in dataclasses.fields(cls) if not f.kw_only] if dataclasses.is_dataclass(cls) else []
         if not fields:
             raise UserError(f"{spec!r}: {spec.partition(':')[0]} takes nothing after the colon")
+        if fields[0] in values:
+            raise UserError(f"{spec}: {fields[0]} is given twice, in the name and as an option: give it once")
         values[fields[0]] = argument
-    part = outside.call(f"{spec}: making {cls.__name__}", _made, cls, values, spec)
+    where = "jsonl" if spec.endswith(DATA) else spec
+    part = outside.call(f"{spec}: making {cls.__name__}", _made, cls, values, where)
     missing = [name for name in _NEEDED.get(room, ()) if inspect.getattr_static(part, name, None) is None]
     if missing:
         raise UserError(f"{spec}: {cls.__name__} has no {', '.join(missing)}; {_BASES[room]}")

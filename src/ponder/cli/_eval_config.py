@@ -18,7 +18,7 @@ class EvalConfig(TotalOptions, ScorerOptions, ModelOptions):
     """Options of `ponder eval`."""
 
     environment: str = "countdown"
-    """A name of `ponder list environments`, or PATH.py:Class."""
+    """A name of `ponder list environments`, PATH.py:Class, or a FILE.jsonl with a prompt and an answer a line."""
     environment_options: Options = field(default_factory=dict)
     """Options of the environment."""
     data: str | None = None

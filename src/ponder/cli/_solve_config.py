@@ -20,7 +20,7 @@ class SolveConfig(BudgetOptions, ScorerOptions, ModelOptions):
     question: tyro.conf.Positional[str] = ""
     """The question; - reads it from stdin."""
     environment: str | None = None
-    """An environment, in place of a question. The search may use its checker, its scorer and how it compares answers;
+    """An environment (a name, PATH.py:Class or FILE.jsonl), in place of a question. The search may use its checker, its scorer and how it compares answers;
     its judge judges the outcome."""
     environment_options: Options = field(default_factory=dict)
     """Options of the environment."""

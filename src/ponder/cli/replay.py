@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ponder import registry
-from ponder.cli._common import check_target
-from ponder.cli._output import note, say
+from ponder.cli._common import value_of
+from ponder.cli._output import say
 from ponder.config import Options, parse
 from ponder.errors import UserError
-from ponder.runs.files import write_json
+from ponder.runs.files import plain
 from ponder.runs.progress import Progress, quantity
 from ponder.show import estimate, visible
 
@@ -41,7 +41,7 @@ point of several is marked as chosen, with an interval that allows for the choic
 
 examples:
   ponder replay pool.jsonl
-  ponder replay pool.jsonl --strategies majority,best_of_n:score,adaptive --json replay.json
+  ponder replay pool.jsonl --strategies majority,best_of_n:score,adaptive --json > replay.json
   ponder replay pool.jsonl --environment countdown --strategies majority,live:best_of_n
   ponder replay runs/majority-of-8/rollouts.jsonl --environment countdown
 """
@@ -79,11 +79,13 @@ class ReplayConfig:
     """Seed of those orders."""
     show: int = 10
     """How many recorded judgements that differ from the judge's to show; --json has all."""
-    json: str | None = None
-    """Write the result to this file, as JSON."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the result as JSON, all recorded judgements that differ included."""
 
 
 def main(args: list[str]) -> int:
+    if (file := value_of(args, "--json")) is not None and file.endswith(".json"):
+        raise UserError(f"--json prints to stdout: give --json alone and redirect it, as in --json > {file}")
     config = parse(ReplayConfig, args, prog="ponder replay", description=DESCRIPTION)
     check(config)
     from ponder.evaluation.pools import analysis
@@ -105,10 +107,7 @@ def main(args: list[str]) -> int:
         strategy.check(rows)
     pool = _judged(config, recorded, judge)
     result = analysis.replay(pool, strategies, counts)
-    say("\n".join(text(config, pool, result)))
-    if config.json is not None:
-        write_json(Path(config.json), result.to_json())
-        note(f"written: {config.json}")
+    say(json.dumps(plain(result.to_json()), indent=1) if config.json else "\n".join(text(config, pool, result)))
     return 0
 
 
@@ -124,8 +123,6 @@ def check(config: ReplayConfig) -> None:
         raise UserError("--environment-options needs --environment")
     if config.environment is not None and config.trust_recorded:
         raise UserError("--trust-recorded is for problems without a gold; --environment has all golds: give one")
-    if config.json is not None:
-        check_target("--json", config.json)
 
 
 def judge_of(config: ReplayConfig, pool: RecordedPool) -> Judge:

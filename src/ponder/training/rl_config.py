@@ -18,7 +18,7 @@ class RLConfig(StartOptions):
     out: str = "runs/rl"
     """Run directory to make."""
     environment: str = "countdown"
-    """Where the problems come from (see `ponder list environments`), or ./FILE.py:Class."""
+    """Where the problems come from (see `ponder list environments`), ./FILE.py:Class or FILE.jsonl."""
     environment_options: Options = field(default_factory=dict)
     """Options of the environment."""
     data: str | None = None
