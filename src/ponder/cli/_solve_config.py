@@ -20,8 +20,8 @@ class SolveConfig(BudgetOptions, ScorerOptions, ModelOptions):
     question: tyro.conf.Positional[str] = ""
     """The question; - reads it from stdin."""
     environment: str | None = None
-    """An environment (a name, PATH.py:Class or FILE.jsonl), in place of a question. The search may use its checker, its scorer and how it compares answers;
-    its judge judges the outcome."""
+    """An environment (a name, PATH.py:Class or FILE.jsonl), in place of a question. The search may use its checker,
+    its scorer and how it compares answers; its judge judges the outcome."""
     environment_options: Options = field(default_factory=dict)
     """Options of the environment."""
     problem: str = "test:0"
