@@ -224,7 +224,6 @@ def rl_config(config: QuickstartConfig) -> RLConfig:
         learning_rate=2e-4,
         updates=4,
         final_share=0.5,
-        eval_every=20,
         eval_problems=config.problems,
         checkpoint_every=50,
         seed=config.seed,

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ponder.models.base import LoadedModel
 
 MAX_TOKENS = 20_000_000
+SHARE = 0.15
+"""Of the training: the most that measuring on generated text costs."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class LMConfig:
     decay: float = 0.25
     """Tokens of the decay as a share of those before it."""
     eval_every: int = 50
-    """Steps between measurements of the validation loss."""
+    """Steps between measurements of the validation loss; fewer in a training so short that it would have less than
+    five."""
     patience: int = 4
     """Measurements without an improvement of `min_gain` after which the decay begins."""
     min_gain: float = 0.002
@@ -129,6 +132,26 @@ def peak(config: LMConfig) -> float:
     return config.learning_rate
 
 
+def eval_every(config: LMConfig, steps: int | None = None) -> int:
+    """Steps between measurements of the validation loss: five measurements or more, from five steps on."""
+    if steps is None:
+        steps = round(most_tokens(config) * (1 + config.decay) / config.batch_tokens)
+    return min(config.eval_every, max(1, steps // 5))
+
+
+def held_out_tokens(config: LMConfig, steps: int | None = None) -> int:
+    """Most tokens to measure on, so that it costs at most `SHARE` of the training between two measurements.
+
+    A forward pass takes a third of forward and backward.
+    """
+    return int(SHARE * 3 * eval_every(config, steps) * config.batch_tokens)
+
+
+def most_tokens(config: LMConfig) -> int:
+    """Tokens before the decay, where there are no fixed steps."""
+    return MAX_TOKENS if config.max_tokens is None else config.max_tokens
+
+
 def make_optimiser(module: nn.Module, config: LMConfig) -> torch.optim.Optimizer:
     return adamw(module, learning_rate=peak(config), weight_decay=config.weight_decay, betas=(0.9, config.beta2))
 
@@ -156,8 +179,7 @@ def train(
     stream: Iterator[tuple[Position, Batch]] = batches(
         source, state.position, config.batch_tokens, model.pad_id, epoch=epoch
     )
-    limit = config.max_tokens if config.max_tokens is not None else MAX_TOKENS
-    every = config.eval_every if steps is None else min(config.eval_every, max(1, steps // 5))
+    limit, every = most_tokens(config), eval_every(config, steps)
     while not (interrupt and interrupt.requested):
         rate = rate_at(config, state, steps)
         if (state.decay_from is not None and rate <= 0) or (steps is not None and state.step >= steps):
@@ -189,7 +211,8 @@ def train(
             "seconds_data": made - began,
             "tokens_per_second": batch.ids_BT.numel() / seconds,
         }
-        if held_out and (state.step % every == 0 or state.step == steps):
+        ended = rate_at(config, state, steps) <= 0 if state.decay_from is not None else state.step == steps
+        if held_out and (state.step % every == 0 or ended):
             row["validation_loss"] = held = mean_loss(module, held_out)
             if held < state.best * (1 - config.min_gain):
                 state.best, state.stale = held, 0

@@ -70,10 +70,12 @@ class RLConfig(StartOptions):
     """Dynamic sampling: most extra rounds that replace groups without signal by new problems."""
     rewards: Literal["judge", "shuffled"] = "judge"
     """`shuffled` permutes the rewards within each group: a control that cannot learn what is right."""
-    eval_every: int = 20
-    """Steps between held-out evaluations; 0 is only before and after."""
-    eval_problems: int = 500
-    """Held-out problems, the same each time; 0 is no evaluation at all."""
+    eval_every: int | None = None
+    """Steps between held-out evaluations; 0 is only before and after (default: a fifth of the steps; of `minutes` as
+    often as 15 % of the time allows, five times at most)."""
+    eval_problems: int | None = None
+    """Held-out problems, the same each time; 0 is no evaluation at all (default: 500, or as few, from 50 on, as keep
+    the evaluations at about 15 % of the training)."""
     eval_strategy: str = ""
     """Strategy of the held-out evaluation; empty for the one of the rollouts."""
     eval_strategy_options: Options = field(default_factory=dict)
@@ -135,7 +137,7 @@ class RLConfig(StartOptions):
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise UserError(f"learning_rate = {self.learning_rate}: give more than 0")
         for name in ("resample", "eval_every", "eval_problems", "warmup_steps"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
         for name in ("weight_decay", "max_grad_norm", "final_share", "importance_cap"):
             if not 0 <= getattr(self, name) < math.inf:

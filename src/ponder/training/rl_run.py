@@ -27,7 +27,7 @@ from ponder.runs import trackers
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run, refuse_existing
 from ponder.search.record import to_row
-from ponder.training import checkpoint
+from ponder.training import cadence, checkpoint
 from ponder.training.interrupt import Interrupt, Interrupted
 from ponder.training.rl import PROBE_STEPS, RLState, Step, Trainer
 from ponder.training.rl_checks import environment_of, first_requests, held_out_of, refuse_unknown_parts, source_of
@@ -75,6 +75,7 @@ class RLRun:
         reuse_freed_memory()
         if config.resume:
             config = _continued(config)
+        config = with_held_out(config)
         # What needs no model comes first: loading one takes long.
         environment = environment_of(config)
         refuse_unknown_parts(config)
@@ -143,6 +144,8 @@ class RLRun:
         """
         state = self.trainer.state
         began, seconds = time.monotonic() - state.spend.seconds, []
+        if self.config.eval_every is None and self.config.minutes is None:
+            self._evaluate_every(cadence.eval_every(self.config.steps))
         self.trainer.record = self._record
         self._write_config()
         settings = configs.to_mapping(self.config)
@@ -205,19 +208,25 @@ class RLRun:
     def _total(self) -> float | None:
         return None if self.config.minutes is not None else self.config.steps
 
-    def _due(self, every: int) -> bool:
+    def _evaluate_every(self, steps: int) -> None:
+        self.config = self.trainer.config = dataclasses.replace(self.config, eval_every=steps)
+
+    def _due(self, every: int | None) -> bool:
         step = self.trainer.state.step
         last = self.config.minutes is None and step == self.config.steps
-        return last or (every > 0 and step % every == 0)
+        return last or (every is not None and every > 0 and step % every == 0)
 
     def _resolve(self, step_seconds: float, elapsed: float) -> None:
         """Turn the minutes that are left into steps, less the time of the evaluations during and after training."""
         assert self.config.minutes is not None
         looks = [e.seconds for e in self.results.values()]
         look = sum(looks) / max(1, len(looks))
-        left = self.config.minutes * 60 - elapsed - look
-        step_seconds += look / self.config.eval_every if self.config.eval_every else 0.0
-        steps = self.trainer.state.step + max(0, int(left / step_seconds))
+        left, every = self.config.minutes * 60 - elapsed, self.config.eval_every
+        times = cadence.affordable(left, look) if every is None else 1
+        step_seconds += look / every if every else 0.0
+        steps = self.trainer.state.step + max(0, int((left - times * look) / step_seconds))
+        if every is None:
+            self._evaluate_every(-(-steps // times))
         self.config = self.trainer.config = dataclasses.replace(self.config, steps=steps, minutes=None)
         self._write_config()
 
@@ -324,15 +333,26 @@ FREE = (
 """Fields that may differ when a run is continued."""
 
 
+def with_held_out(config: RLConfig) -> RLConfig:
+    """The config with its number of held-out problems."""
+    if config.eval_problems is not None:
+        return config
+    if config.minutes is not None:
+        return dataclasses.replace(config, eval_problems=cadence.MOST_PROBLEMS)
+    responses = config.problems * config.group_size
+    return dataclasses.replace(config, eval_problems=cadence.eval_problems(config.steps, responses, config.eval_every))
+
+
 def _continued(config: RLConfig) -> RLConfig:
-    """The config of a run that goes on, a learning rate that was not given filled in.
+    """The config of a run that goes on; what was not given and follows from the run is filled in.
 
     Raises `UserError` if the run has another config, or has done more steps than this one asks for.
     """
     path = _config_path(config.out)
-    if config.learning_rate is None:
-        saved = configs.from_mapping(RLConfig, configs.load_toml(path), where=str(path))
-        config = dataclasses.replace(config, learning_rate=saved.learning_rate)
+    saved = configs.from_mapping(RLConfig, configs.load_toml(path), where=str(path))
+    filled = ("learning_rate", "eval_every", "eval_problems")
+    missing = {name: getattr(saved, name) for name in filled if getattr(config, name) is None}
+    config = dataclasses.replace(config, **missing)
     configs.refuse_changed(config, path, FREE)
     done = checkpoint.last_step(Path(config.out) / "checkpoints")
     if config.minutes is None and config.steps < done:

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -176,7 +176,7 @@ def pretrain(config: PretrainConfig) -> Path:
     other = ProceduralText(mixture(config.families, config.seed + 500_009), model, config.length)
     if config.fit.learning_rate is None:
         config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, learning_rate=PRETRAIN_RATE))
-    return _run(config, model, Plan(text, _held_out(other, model)), "ponder train pretrain")
+    return _run(config, model, Plan(text, _held_out(other, model, config.fit)), "ponder train pretrain")
 
 
 def sft(config: SFTConfig) -> Path:
@@ -205,7 +205,7 @@ def sft(config: SFTConfig) -> Path:
             ProceduralChats(mixture(config.families, seed), model, config.longest)
             for seed in (config.seed, config.seed + 500_009)
         )
-        plan = Plan(source, _held_out(other, model), config.steps)
+        plan = Plan(source, _held_out(other, model, config.fit, config.steps), config.steps)
     plan = dataclasses.replace(plan, notes=(*plan.notes, *trained(model), rate.said))
     return _run(config, model, plan, "ponder train sft")
 
@@ -254,14 +254,17 @@ def _file_plan(config: SFTConfig, model: LoadedModel, lines: Sequence[tuple[str,
     return Plan(source, held_out, steps, epoch, tuple(notes))
 
 
-def _held_out(source: RowSource, model: LoadedModel) -> list[Batch]:
-    return _fixed(source, HELD_OUT_ROWS, model)
+def _held_out(source: RowSource, model: LoadedModel, fit: lm.LMConfig, steps: int | None = None) -> list[Batch]:
+    return _fixed(source, HELD_OUT_ROWS, model, lm.held_out_tokens(fit, steps))
 
 
-def _fixed(source: RowSource, count: int, model: LoadedModel) -> list[Batch]:
+def _fixed(source: RowSource, count: int, model: LoadedModel, most_tokens: float = math.inf) -> list[Batch]:
+    """The first rows, of at most so many tokens; one row at least."""
     from ponder.training.data import collate
 
-    rows = sorted((row for _, row in islice(source.rows(0), count)), key=lambda r: len(r.ids))
+    taken = [row for _, row in islice(source.rows(0), count)]
+    ends = accumulate(len(row.ids) for row in taken)
+    rows = sorted(taken[: max(1, sum(end <= most_tokens for end in ends))], key=lambda r: len(r.ids))
     return [collate(rows[i : i + 32], model.pad_id) for i in range(0, len(rows), 32)]
 
 
@@ -299,16 +302,14 @@ def _continued(config: T) -> T:
 
 def _refuse_less(config: PretrainConfig | SFTConfig, state: lm.LMState, steps: int | None) -> None:
     """Raises `UserError` for a run that is to end before the point where it is."""
-    wanted, done, what = (steps, state.step, "steps") if steps is not None else (_limit(config), state.tokens, "tokens")
+    wanted, done, what = (
+        (steps, state.step, "steps") if steps is not None else (lm.most_tokens(config.fit), state.tokens, "tokens")
+    )
     if wanted < done and state.decay_from is None:
         raise UserError(
             f"{what} = {wanted:,}: {config.out} has done {done:,} {what} already; train for at least as many, or begin "
             "another run with another out"
         )
-
-
-def _limit(config: PretrainConfig | SFTConfig) -> int:
-    return lm.MAX_TOKENS if config.fit.max_tokens is None else config.fit.max_tokens
 
 
 def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, verb: str) -> Path:
@@ -355,7 +356,9 @@ def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, ver
         if now.step % config.checkpoint_every == 0:
             keep()
 
-    total, unit = (_limit(config) * (1 + config.fit.decay), "tokens") if plan.steps is None else (plan.steps, "steps")
+    total, unit = (
+        (lm.most_tokens(config.fit) * (1 + config.fit.decay), "tokens") if plan.steps is None else (plan.steps, "steps")
+    )
     with run, Interrupt() as interrupt, Progress(verb, total, unit=unit) as progress:
         for line in plan.notes:
             progress.note(line)
