@@ -61,7 +61,9 @@ def test_a_directory_with_a_run_is_refused_and_left_as_it_is(tmp_path: Path) -> 
     with new(tmp_path) as run:
         run.log({"step": 1})
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(UserError, match="already holds a run; continue it with --resume, or choose another --out"):
+    with pytest.raises(
+        UserError, match="already holds a run; continue it with --resume, replace it with --overwrite, or"
+    ):
         new(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 

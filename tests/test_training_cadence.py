@@ -18,8 +18,9 @@ from ponder.models.tiny import VOCAB_SIZE, new_model
 from ponder.training import cadence, lm
 from ponder.training.corpus.base import mixture
 from ponder.training.data import ProceduralText, collate
+from ponder.training.rl_checks import checked, held_out_count
 from ponder.training.rl_config import RLConfig
-from ponder.training.rl_run import train, with_held_out
+from ponder.training.rl_run import train
 
 ENVIRONMENT = f"{Path(__file__).parent / 'rl_environment.py'}:Even"
 SHAPE = DecoderConfig(VOCAB_SIZE, 32, 64, 2, 2, 1, 16, 256, tie_word_embeddings=True)
@@ -53,12 +54,12 @@ def test_a_training_of_minutes_gives_its_evaluations_a_share_of_the_time(seconds
 
 
 def test_the_number_of_problems_follows_the_length_unless_it_is_given() -> None:
-    assert with_held_out(RLConfig()).eval_problems == 500
-    assert with_held_out(RLConfig(steps=6)).eval_problems == 111
-    assert with_held_out(RLConfig(steps=6, eval_every=0)).eval_problems == 391
-    assert with_held_out(RLConfig(steps=6, minutes=3)).eval_problems == 500
-    assert with_held_out(RLConfig(steps=6, eval_problems=8)).eval_problems == 8
-    assert with_held_out(RLConfig(steps=6, eval_problems=0)).eval_problems == 0
+    assert held_out_count(RLConfig(), 32) == 500
+    assert held_out_count(RLConfig(steps=6), 32) == 111
+    assert held_out_count(RLConfig(steps=6, eval_every=0), 32) == 391
+    assert held_out_count(RLConfig(steps=6, minutes=3), 32) == 500
+    for options, problems in (({}, 111), ({"eval_problems": 8}, 8), ({"eval_problems": 0}, 0)):
+        assert len(checked(RLConfig(steps=6, **options)).held_out) == problems
 
 
 @pytest.mark.parametrize("length", [{"steps": 5}, {"minutes": 0.03}])

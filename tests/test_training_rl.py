@@ -50,6 +50,7 @@ def config(base: str, out: Path, **changes) -> RLConfig:
         "model": base,
         "out": str(out),
         "environment": ENVIRONMENT,
+        "strategy": "budget_forcing",
         "strategy_options": {"thought_tokens": 6, "answer_tokens": 4},
         "problems": 4,
         "group_size": 4,

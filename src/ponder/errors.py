@@ -6,9 +6,10 @@ is any other deliberate end of the work. The command line prints the sentence, n
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -95,6 +96,32 @@ class EngineClosed(PonderError):
 
 class TrainingDiverged(PonderError):
     """A loss or gradient was not finite."""
+
+
+class Refusals:
+    """What is refused by several checks, collected so that a user is told all of it at once."""
+
+    def __init__(self) -> None:
+        self.found: list[UserError] = []
+
+    @contextlib.contextmanager
+    def collected(self) -> Iterator[None]:
+        """While open, a `UserError` is kept in place of being raised."""
+        try:
+            yield
+        except UserError as error:
+            self.found.append(error)
+
+    def add(self, sentence: str) -> None:
+        self.found.append(UserError(sentence))
+
+    def raise_all(self) -> None:
+        """Raises the one `UserError` there is, or one that lists them, a line each; nothing if there is none."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            lines = "".join(f"\n  {number}. {error}" for number, error in enumerate(self.found, 1))
+            raise UserError(f"{len(self.found)} things have to be changed:{lines}")
 
 
 ALIKE = 0.75

@@ -88,10 +88,10 @@ def main(args: list[str]) -> int:
 
     if config.resume:
         config = _resumed(config)
-        rl = RLRun.prepare(_resumed_rl(config))
+        rl = RLRun.prepare(_resumed_rl(config), within=True)
     else:
         refuse_existing(config.out, config.overwrite)
-        rl = RLRun.prepare(rl_config(config))
+        rl = RLRun.prepare(rl_config(config), within=True)
     try:
         with _open(config) as run:
             try:

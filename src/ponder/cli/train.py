@@ -17,7 +17,8 @@ examples:
   ponder train sft --model runs/pretrain --out runs/sft
   ponder train sft --model MODEL --data rows.jsonl --epochs 2 --lora-rank 32 --out runs/lora-sft
   ponder train rl --model ponder-tiny --environment countdown --steps 100 --out runs/rl
-  ponder train rl --model MODEL --environment jsonl --data problems.jsonl --lora-rank 8 --out runs/lora
+  ponder train rl --model MODEL --data problems.jsonl
+  ponder train rl --model MODEL --data problems.jsonl --lora-rank 8 --out runs/lora
   ponder train rl --config runs/rl/config.toml --resume
 
 `ponder train KIND --help` lists every flag.

@@ -12,6 +12,11 @@ from ponder.protocols import Environment
 from ponder.types import Gold, Message, Problem, Split
 
 
+def name_of(name: str, options: Mapping[str, Any], data: str | None) -> str:
+    """The environment's name where none is given: a file of one's own is read by jsonl, else it is countdown."""
+    return name or ("jsonl" if data is not None or "data" in options else "countdown")
+
+
 def with_data(name: str, options: Mapping[str, Any], data: str | None) -> dict[str, Any]:
     """The options of an environment, with the file that `data` is short for.
 
@@ -65,19 +70,22 @@ def gold_of(environment: Environment, problem: Problem) -> Gold:
     return gold
 
 
-def first_problems(environment: Environment, split: Split, n: int) -> list[Problem]:
+def first_problems(environment: Environment, split: Split, n: int, *, exact: bool = True) -> list[Problem]:
     """The first `n` problems of a split; all of them if there are fewer.
 
-    Raises `UserError` if there are none, if a split of unknown size ends before, or if two have the same id;
-    `PartFailed`.
+    Raises `UserError` if there are none, if a split of unknown size ends before (unless `exact` is False), or if two
+    have the same id; `PartFailed`.
     """
     size = size_of(environment, split)
     if size == 0:
         raise UserError(f"{environment.name} has no {split} problems; choose another split or other data")
+    found: list[Problem] = []
     try:
-        found = [problem_at(environment, split, i) for i in range(n if size is None else min(n, size))]
+        for index in range(n if size is None else min(n, size)):
+            found.append(problem_at(environment, split, index))
     except IndexError as error:
-        raise UserError(f"{n} {split} problems: {error}; give fewer") from None
+        if exact or not found:
+            raise UserError(f"{n} {split} problems: {error}; give fewer") from None
     refuse_same_ids(found, f"{outside.whose(environment, 'environment')}: {split} ")
     return found
 

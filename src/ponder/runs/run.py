@@ -284,7 +284,10 @@ def refuse_existing(path: str | Path, overwrite: bool = False) -> None:
     read_manifest(path)
     # Killed as it began: there is nothing to continue.
     if not overwrite and (path / "config.toml").exists():
-        raise UserError(f"{path}: already holds a run; continue it with --resume, or choose another --out")
+        raise UserError(
+            f"{path}: already holds a run; continue it with --resume, replace it with --overwrite, or choose another "
+            "--out"
+        )
 
 
 def _is_left(path: Path) -> bool:

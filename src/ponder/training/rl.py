@@ -26,7 +26,7 @@ from ponder.training import optim, rates
 from ponder.training.batch import TokenBatch, token_batch
 from ponder.training.policy import Known, UpdateStats, measure, update
 from ponder.training.reference import Reference
-from ponder.training.rl_config import RLConfig
+from ponder.training.rl_config import PROBLEMS, RLConfig
 from ponder.training.rollouts import Group, has_signal, temperature_of, without_truncated
 from ponder.types import Spend, VerdictKind
 
@@ -132,7 +132,7 @@ class Trainer:
 
     async def collect(self) -> Collected:
         """Groups to learn from. The state does not change: what fails before an update can be repeated."""
-        return await self.source.groups(self.config.problems, self.state.drawn)
+        return await self.source.groups(self.config.problems or PROBLEMS, self.state.drawn)
 
     def learn(self, collected: Collected) -> Step:
         """Update the weights from groups; the state advances by one step.

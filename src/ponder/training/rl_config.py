@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ponder.config import Options, size
-from ponder.errors import UserError
+from ponder.errors import Refusals
 from ponder.training.start import StartOptions
+
+PROBLEMS = 32
+"""Of a step, where there are as many."""
+THOUGHT_TOKENS = 64
+MAX_TOKENS = 256
+"""Of a response of a model that marks no thoughts, as in TRL's GRPO."""
 
 
 @dataclass(frozen=True)
@@ -17,20 +23,24 @@ class RLConfig(StartOptions):
 
     out: str = "runs/rl"
     """Run directory to make."""
-    environment: str = "countdown"
-    """Where the problems come from (see `ponder list environments`), ./FILE.py:Class or FILE.jsonl."""
+    environment: str = ""
+    """Where the problems come from (see `ponder list environments`), ./FILE.py:Class or FILE.jsonl (default: jsonl
+    with `data`, else countdown)."""
     environment_options: Options = field(default_factory=dict)
     """Options of the environment."""
     data: str | None = None
-    """Short for the environment's option data: the file of problems, as of the environment jsonl."""
+    """Your own problems: a JSON Lines file with a prompt and an answer in each line. Short for the environment's option
+    data."""
     raw_prompts: bool = False
     """Continue plain-text prompts as they are, without the chat template (for few-shot text)."""
-    strategy: str = "budget_forcing"
-    """How the rollouts are sampled (see `ponder list strategies`); it must draw `n` samples of its own."""
+    strategy: str = ""
+    """How the rollouts are sampled (see `ponder list strategies`); it must draw `n` samples of its own (default:
+    budget_forcing for a model with thought markers, else direct)."""
     strategy_options: Options = field(default_factory=dict)
-    """Options of the strategy; empty for budget_forcing is thought_tokens=64."""
-    problems: int = 32
-    """Problems of a step."""
+    """Options of the strategy; without any, budget_forcing takes thought_tokens=64, and direct, where it is the
+    default, max_tokens=256."""
+    problems: int | None = None
+    """Problems of a step (default: 32, or all training problems if there are fewer)."""
     group_size: int = 16
     """Samples of a problem."""
     steps: int = 100
@@ -75,7 +85,7 @@ class RLConfig(StartOptions):
     often as 15 % of the time allows, five times at most)."""
     eval_problems: int | None = None
     """Held-out problems, the same each time; 0 is no evaluation at all (default: 500, or as few, from 50 on, as keep
-    the evaluations at about 15 % of the training)."""
+    the evaluations at about 15 % of the training; or all there are, if they are fewer)."""
     eval_strategy: str = ""
     """Strategy of the held-out evaluation; empty for the one of the rollouts."""
     eval_strategy_options: Options = field(default_factory=dict)
@@ -103,6 +113,8 @@ class RLConfig(StartOptions):
     """Trackers that get every row of metrics too: tensorboard, trackio, wandb or mlflow, several as tensorboard,wandb.
     They write to files of the run; nothing is sent anywhere unless the tool's own settings say so (WANDB_MODE=online,
     MLFLOW_TRACKING_URI)."""
+    overwrite: bool = False
+    """Replace the run that `out` holds."""
     resume: bool = False
     """Continue the run in `out` from its last checkpoint."""
 
@@ -111,7 +123,7 @@ class RLConfig(StartOptions):
         """Options of the strategy, the default filled in."""
         if self.strategy_options or self.strategy.replace("-", "_") != "budget_forcing":
             return self.strategy_options
-        return {"thought_tokens": 64}
+        return {"thought_tokens": THOUGHT_TOKENS}
 
     @property
     def evaluation(self) -> tuple[str, Options]:
@@ -121,33 +133,35 @@ class RLConfig(StartOptions):
         return name, self.rollout_options if same else self.eval_strategy_options
 
     def __post_init__(self) -> None:
-        StartOptions.__post_init__(self)
-        for name, least in (
-            ("problems", 1),
-            ("group_size", 2),
-            ("steps", 1),
-            ("updates", 1),
-            ("keep_checkpoints", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} = {getattr(self, name)}: give at least {least}")
-        for name in ("micro_tokens", "max_rows", "checkpoint_every"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} = {getattr(self, name)}: give more than 0")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise UserError(f"learning_rate = {self.learning_rate}: give more than 0")
-        for name in ("resample", "eval_every", "eval_problems", "warmup_steps"):
-            if (getattr(self, name) or 0) < 0:
-                raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
+        refused = Refusals()
+        with refused.collected():
+            StartOptions.__post_init__(self)
+        for least, names in LEAST.items():
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and value < least:
+                    refused.add(f"{name} = {value}: give {f'at least {least}' if least else '0 or more'}")
+        for name in ("learning_rate", "minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                refused.add(f"{name} = {value}: give more than 0")
         for name in ("weight_decay", "max_grad_norm", "final_share", "importance_cap"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} = {getattr(self, name)}: give 0 or more")
+                refused.add(f"{name} = {getattr(self, name)}: give 0 or more")
         if not 0 <= self.beta2 < 1:
-            raise UserError(f"beta2 = {self.beta2}: give a number from 0 to below 1")
-        if self.minutes is not None and not 0 < self.minutes < math.inf:
-            raise UserError(f"minutes = {self.minutes}: give more than 0")
-        size(self.kv_memory, "kv_memory")
-        if self.seed < 0:
-            raise UserError(f"seed = {self.seed}: give 0 or more")
+            refused.add(f"beta2 = {self.beta2}: give a number from 0 to below 1")
+        with refused.collected():
+            size(self.kv_memory, "kv_memory")
         if self.record_problems < -1:
-            raise UserError(f"record_problems = {self.record_problems}: give -1 (all), 0 (none) or more")
+            refused.add(f"record_problems = {self.record_problems}: give -1 (all), 0 (none) or more")
+        if self.resume and self.overwrite:
+            refused.add("resume and overwrite contradict each other: give one of them")
+        refused.raise_all()
+
+
+LEAST = {
+    2: ("group_size",),
+    1: ("problems", "steps", "updates", "keep_checkpoints", "micro_tokens", "max_rows", "checkpoint_every"),
+    0: ("resample", "eval_every", "eval_problems", "warmup_steps", "seed"),
+}
+"""The smallest values of whole numbers."""

@@ -23,14 +23,13 @@ from ponder.evaluation.intervals import OF_PROBLEMS, paired_difference
 from ponder.models.host import release_threads, reuse_freed_memory
 from ponder.models.load import load_weights
 from ponder.models.save import save
-from ponder.runs import trackers
 from ponder.runs.progress import Progress
-from ponder.runs.run import Run, refuse_existing
+from ponder.runs.run import Run
 from ponder.search.record import to_row
 from ponder.training import cadence, checkpoint
 from ponder.training.interrupt import Interrupt, Interrupted
 from ponder.training.rl import PROBE_STEPS, RLState, Step, Trainer
-from ponder.training.rl_checks import environment_of, first_requests, held_out_of, refuse_unknown_parts, source_of
+from ponder.training.rl_checks import checked, first_requests, source_of, with_strategy
 from ponder.training.rl_config import RLConfig
 from ponder.training.rollouts import refuse_untrainable
 from ponder.training.signal import RECENT, signal, warning
@@ -52,6 +51,8 @@ class RLRun:
     source: EngineSource
     eval_strategy: Strategy
     held_out: tuple[Problem, ...]
+    notes: tuple[str, ...] = ()
+    """What was filled in, for the console."""
     _run: Run | None = None
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     """Points of the train-compute curve so far."""
@@ -69,20 +70,24 @@ class RLRun:
     warned: bool = False
 
     @classmethod
-    def prepare(cls, config: RLConfig) -> RLRun:
-        """Build everything that can fail before a run directory is touched. Raises `UserError`."""
-        trackers.names(config.track)
-        reuse_freed_memory()
+    def prepare(cls, config: RLConfig, *, within: bool = False) -> RLRun:
+        """Build everything that can fail before a run directory is touched; `within` another command's run or not.
+
+        Raises `UserError`; what needs no model is checked first, all of it, since loading one takes long.
+        """
         if config.resume:
             config = _continued(config)
-        config = with_held_out(config)
-        # What needs no model comes first: loading one takes long.
-        environment = environment_of(config)
-        refuse_unknown_parts(config)
-        held_out = held_out_of(config, environment)
+        known = checked(config, new=not (config.resume or within))
+        environment, held_out = known.environment, known.held_out
+        reuse_freed_memory()
         model = config.load(config.seed)
         if config.raw_prompts:
             model.take_plain_prompts()
+        config = with_strategy(known.config, model.thought is not None)
+        notes = known.notes
+        if config.strategy == "direct" and not known.config.strategy:
+            said = " ".join(f"{k}={v}" for k, v in config.strategy_options.items())
+            notes = (*notes, f"strategy: direct with {said}, since the model marks no thoughts that could be bounded")
         engine = TorchEngine(model, max_rows=config.max_rows, kv_memory=configs.size(config.kv_memory, "kv_memory"))
         source = source_of(config, environment, engine)
         trainer = Trainer(config, model, source)
@@ -91,7 +96,7 @@ class RLRun:
         for request in first_requests(source.strategy, engine, seen, source.feedback):
             refuse_untrainable(request.params)
         first_requests(eval_strategy, engine, seen, environment.feedback)
-        return cls(trainer.config, trainer, source, eval_strategy, held_out)
+        return cls(trainer.config, trainer, source, eval_strategy, held_out, notes)
 
     def start(self, run: Run | None = None) -> None:
         """Make or reopen the run directory; within another command's `run` the config is written as `rl.toml`.
@@ -111,7 +116,10 @@ class RLRun:
                 self._run.truncate_after(0)
                 self._run.note(model=self.trainer.model.facts())
             return
-        self._run = run or Run.create(self.config.out, configs.to_toml(self.config), self.config.seed)
+        overwrite = self.config.overwrite
+        self.config = dataclasses.replace(self.config, overwrite=False)
+        text = configs.to_toml(self.config)
+        self._run = run or Run.create(self.config.out, text, self.config.seed, overwrite=overwrite)
         self._run.note(model=self.trainer.model.facts())
 
     @property
@@ -151,7 +159,7 @@ class RLRun:
         settings = configs.to_mapping(self.config)
         self.run.track(self.config.track, settings, lambda t: print(t, file=sys.stderr), resumed=self.config.resume)
         with Interrupt() as interrupt, Progress("rl", self._total(), unit="steps") as progress:
-            for line in (*trained(self.trainer.model), self.trainer.rate.said):
+            for line in (*self.notes, *trained(self.trainer.model), self.trainer.rate.said):
                 progress.note(line)
             if not state.step and not self.evaluations:
                 if self.held_out:
@@ -327,32 +335,24 @@ def _config_path(out: str) -> Path:
 
 
 FREE = (
-    *("resume", "out", "steps", "minutes", "device", "track"),
+    *("resume", "overwrite", "out", "steps", "minutes", "device", "track"),
     *("checkpoint_every", "keep_checkpoints", "record_problems", "record_tokens"),
 )
 """Fields that may differ when a run is continued."""
 
 
-def with_held_out(config: RLConfig) -> RLConfig:
-    """The config with its number of held-out problems."""
-    if config.eval_problems is not None:
-        return config
-    if config.minutes is not None:
-        return dataclasses.replace(config, eval_problems=cadence.MOST_PROBLEMS)
-    responses = config.problems * config.group_size
-    return dataclasses.replace(config, eval_problems=cadence.eval_problems(config.steps, responses, config.eval_every))
-
-
 def _continued(config: RLConfig) -> RLConfig:
-    """The config of a run that goes on; what was not given and follows from the run is filled in.
+    """The config of a run that goes on; what it leaves open is filled in from the run's own.
 
     Raises `UserError` if the run has another config, or has done more steps than this one asks for.
     """
     path = _config_path(config.out)
     saved = configs.from_mapping(RLConfig, configs.load_toml(path), where=str(path))
-    filled = ("learning_rate", "eval_every", "eval_problems")
-    missing = {name: getattr(saved, name) for name in filled if getattr(config, name) is None}
-    config = dataclasses.replace(config, **missing)
+    open_ones = [f for f in ("learning_rate", "problems", "eval_every", "eval_problems") if getattr(config, f) is None]
+    open_ones += [f for f in ("environment", "strategy") if not getattr(config, f)]
+    if "strategy" in open_ones and not config.strategy_options:
+        open_ones.append("strategy_options")
+    config = dataclasses.replace(config, **{f: getattr(saved, f) for f in open_ones})
     configs.refuse_changed(config, path, FREE)
     done = checkpoint.last_step(Path(config.out) / "checkpoints")
     if config.minutes is None and config.steps < done:
@@ -416,8 +416,6 @@ def cost(loop: RLRun) -> list[dict[str, Any]]:
 
 def train(config: RLConfig) -> Path:
     """Run `ponder train rl`; returns the folder of the finished model."""
-    if not config.resume:
-        refuse_existing(config.out)
     loop = RLRun.prepare(config)
     try:
         loop.start()
