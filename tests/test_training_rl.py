@@ -202,16 +202,6 @@ def test_a_line_of_rollouts_is_a_search_with_rewards_advantages_and_tokens(base,
     assert varied
 
 
-def test_minutes_are_resolved_to_steps_once_and_written_to_the_config(base, tmp_path) -> None:
-    run = tmp_path / "run"
-    train(config(base, run, minutes=0.02, eval_every=0))
-    written = from_mapping(RLConfig, load_toml(run / "config.toml"), "config.toml")
-    assert written.minutes is None
-    assert written.steps == len(read_lines(run / "metrics.jsonl").rows) >= rl_run.PROBE_STEPS
-    again = train(dataclasses.replace(written, out=str(tmp_path / "again")))
-    assert (run / "model/model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
-
-
 def trainer(base: str, tmp_path: Path, **changes) -> Trainer:
     c, model = config(base, tmp_path / "unused", **changes), load(base)
     environment = registry.build("environments", c.environment, c.environment_options)
@@ -376,8 +366,6 @@ def test_the_last_step_of_a_run_that_was_stopped_before_its_evaluation_is_evalua
     base, tmp_path, monkeypatch
 ) -> None:
     with monkeypatch.context() as patched:
-        due = rl_run.RLRun._due
-        patched.setattr(rl_run.RLRun, "_due", lambda self, every: every != 3 and due(self, every))
         patched.setattr(rl_run.RLRun, "_last", lambda self, progress: None)
         train(config(base, tmp_path / "run", steps=2, eval_every=3))
     points = json.loads((tmp_path / "run" / "curves.json").read_text())["train"]

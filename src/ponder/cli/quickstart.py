@@ -16,6 +16,8 @@ from ponder.runs.progress import Progress, duration
 from ponder.runs.run import Run, read_manifest, refuse_existing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ponder.evaluation.curves import Curves
     from ponder.evaluation.testtime import Ladder, Parallel
     from ponder.training.rl_config import RLConfig
@@ -42,10 +44,13 @@ class QuickstartConfig:
     out: str = "runs/quickstart"
     """Run directory to create."""
     minutes: float = 8.0
-    """Wall-clock time for everything; what the evaluations leave is for training, converted once to a number of
-    steps."""
+    """Wall-clock time for everything; what the evaluations leave is for training."""
     steps: int | None = None
     """Training steps, instead of as many as the time allows; the config of a finished run holds the number."""
+    decay_from: int | None = None
+    """Of `steps`: steps before the learning rate begins to fall; the config of a finished run holds the number."""
+    decay_steps: int | None = None
+    """Of `steps`: steps in which it falls; the config of a finished run holds the number."""
     seed: int = 0
     """Seed of problems and samples."""
     problems: int = 500
@@ -67,6 +72,8 @@ class QuickstartConfig:
             raise UserError(f"minutes = {self.minutes}: the evaluations alone need more than that; give at least 1")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps = {self.steps}: give at least 1")
+        if self.steps is None and (self.decay_from is not None or self.decay_steps is not None):
+            raise UserError("decay_from and decay_steps are steps among `steps`: give steps too")
         if self.problems < 50:
             raise UserError(f"problems = {self.problems}: give at least 50, or the intervals are too wide")
         if self.samples < 2:
@@ -125,7 +132,7 @@ def _own_config(config: QuickstartConfig) -> str:
     return to_toml(dataclasses.replace(config, overwrite=False, resume=False, json=False))
 
 
-FREE = ("out", "minutes", "steps", "overwrite", "resume", "json")
+FREE = ("out", "minutes", "steps", "decay_from", "decay_steps", "overwrite", "resume", "json")
 """Fields that may differ when a run is resumed."""
 
 
@@ -171,15 +178,21 @@ def quickstart(config: QuickstartConfig, rl: RLRun, run: Run, began: float) -> C
     rl.start(run)
     rl.command = _command(config)
     earlier = rl.trainer.state.spend.seconds + rl.trainer.state.evaluation.seconds
-    if not rl.config.resume:
-        # The trained model is evaluated in the same way; the rest of the time is for training.
-        spent = time.monotonic() - began
-        left = config.minutes * 60 - spent - 1.1 * evaluation_seconds - REPORT_SECONDS
-        rl.limit(steps=config.steps, minutes=None if config.steps else max(20.0, left) / 60)
-    rl.train()
-    run.write_text("config.toml", _own_config(dataclasses.replace(config, steps=rl.trainer.state.step)))
-    trained, trained_pool = _test_time(rl, config, "trained", quiet)
     at = RUNGS.index(COMPARED_AT)
+    before_seconds = base.evaluations[at].seconds
+
+    def again() -> float:
+        looks = [look.seconds for look in rl.results.values()]
+        return MARGIN * seconds_again(evaluation_seconds, before_seconds, looks)
+
+    rl.reserve = again
+    if not rl.config.resume and config.steps is None:
+        left = config.minutes * 60 - (time.monotonic() - began) - REPORT_SECONDS
+        rl.limit(minutes=max(left, again() + LEAST_SECONDS) / 60)
+    rl.train()
+    done = {name: getattr(rl.config, name) for name in ("steps", "decay_from", "decay_steps")}
+    run.write_text("config.toml", _own_config(dataclasses.replace(config, **done)))
+    trained, trained_pool = _test_time(rl, config, "trained", quiet)
     before, after = base.evaluations[at], trained.evaluations[at]
     seconds = time.monotonic() - began + earlier
     from ponder.runs.manifest import peak_memory_bytes
@@ -207,6 +220,24 @@ def quickstart(config: QuickstartConfig, rl: RLRun, run: Run, began: float) -> C
 
 
 REPORT_SECONDS = 8.0
+LEAST_SECONDS = 20.0
+"""Of training, where the evaluations leave less."""
+MARGIN = 1.1
+"""On the time that the second evaluation is expected to take."""
+QUICKER = 0.6
+
+
+def seconds_again(evaluation: float, before: float, looks: Sequence[float]) -> float:
+    """How long the evaluation of the trained model will take: as long as the base's took, at the speed of now.
+
+    All are seconds, and all but the first of the same work: `before` of the rung that is held out in training, within
+    the base's evaluation, and `looks` of those evaluations since. What the base's evaluation would take now follows
+    from the mean of the two that it lies between. One slow look of the last two does not count, and a stall in the few
+    seconds of `before` must not shorten the minute of all of it: less than `QUICKER` of it is not expected.
+    """
+    if not looks:
+        return evaluation
+    return evaluation * max(QUICKER, min(looks[-2:]) / ((before + looks[0]) / 2))
 
 
 def rl_config(config: QuickstartConfig) -> RLConfig:
@@ -226,6 +257,9 @@ def rl_config(config: QuickstartConfig) -> RLConfig:
         final_share=0.5,
         eval_problems=config.problems,
         checkpoint_every=50,
+        steps=config.steps,
+        decay_from=config.decay_from,
+        decay_steps=config.decay_steps,
         seed=config.seed,
     )
 

@@ -2,7 +2,8 @@
 
 A run of known length is evaluated after each fifth of its steps, on `MOST_PROBLEMS`, or on as few problems as keep all
 its evaluations within `SHARE` of the training. A run of `minutes` is evaluated as often as `SHARE` of its time allows,
-by the seconds that its first evaluation took. What the config gives is taken as it is.
+by the seconds that its first evaluation took: once that part of the time is over, and then each time that as many steps
+are done as until then (`pace`). What the config gives is taken as it is.
 """
 
 from __future__ import annotations

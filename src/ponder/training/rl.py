@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from ponder.training.losses.base import PolicyLoss
     from ponder.training.source import Collected, RolloutSource
 
-PROBE_STEPS = 6
-"""Steps that are timed before `minutes` is turned into a number of steps; the first two are left out."""
 JUDGE_ERRORS = 0.1
 """Share of a step's samples that may fail to be judged, by infrastructure errors, before the run stops."""
 
@@ -185,9 +183,8 @@ class Trainer:
         c, step = self.config, self.state.step
         if step < c.warmup_steps:
             return self.rate.value * (step + 1) / c.warmup_steps
-        # The decay begins after the steps that may have been timed before the number of steps was known.
-        first = max(c.warmup_steps, PROBE_STEPS)
-        share = max(0, step - first) / max(1, c.steps - first) if c.minutes is None else 0.0
+        begin, steps = c.decay or (step, 1)
+        share = max(0, step - begin) / steps
         return self.rate.value * (1 - (1 - c.final_share) * min(1.0, share))
 
     def _known(self, batches: Sequence[TokenBatch], temperature: float) -> tuple[list[Known], int]:

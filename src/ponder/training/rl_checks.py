@@ -109,9 +109,9 @@ def _with_problems(config: RLConfig, environment: Environment, refused: Refusals
 
 def held_out_count(config: RLConfig, problems: int) -> int:
     """The number of held-out problems where none is given, for steps of so many problems."""
-    if config.minutes is not None:
+    if config.minutes is not None or config.planned_steps is None:
         return cadence.MOST_PROBLEMS
-    return cadence.eval_problems(config.steps, problems * config.group_size, config.eval_every)
+    return cadence.eval_problems(config.planned_steps, problems * config.group_size, config.eval_every)
 
 
 FEW = 30

@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ponder.config import Options, size
-from ponder.errors import Refusals
+from ponder.errors import Refusals, UserError
 from ponder.training.start import StartOptions
 
 PROBLEMS = 32
 """Of a step, where there are as many."""
+STEPS = 100
+"""Where neither steps nor minutes are given."""
+UNDECAYED = 6
+"""The fewest steps before the rate begins to fall, where nothing else is said."""
 THOUGHT_TOKENS = 64
 MAX_TOKENS = 256
 """Of a response of a model that marks no thoughts, as in TRL's GRPO."""
@@ -43,17 +47,22 @@ class RLConfig(StartOptions):
     """Problems of a step (default: 32, or all training problems if there are fewer)."""
     group_size: int = 16
     """Samples of a problem."""
-    steps: int = 100
-    """Training steps."""
+    steps: int | None = None
+    """Training steps (default: 100, where no `minutes` are given)."""
     minutes: float | None = None
-    """Time for the whole loop instead of `steps`: resolved to a number of steps after the first few, and written to the
-    run's config, so that a repeated run does the same."""
+    """Most time for the whole loop; with `steps` too, the limit that comes first ends it. The numbers that it came to
+    (steps, decay_from, decay_steps) replace it in the run's config, so that a repeated run does the same."""
     learning_rate: float | None = None
     """Learning rate of AdamW (default: by the model's size, 2e-4 for ponder-tiny; it is shown at the start)."""
     warmup_steps: int = 5
     """Steps of linear warm-up."""
     final_share: float = 1.0
-    """The last step's share of the learning rate, which falls linearly to it."""
+    """The share of the learning rate that it falls to, linearly (1.0: it stays)."""
+    decay_from: int | None = None
+    """Steps before the rate begins to fall (default: the warm-up, 6 at least; with `minutes` the first three quarters
+    of the time or of the steps)."""
+    decay_steps: int | None = None
+    """Steps in which it falls (default: all that are left)."""
     weight_decay: float = 0.0
     """AdamW's decay of matrices."""
     beta2: float = 0.95
@@ -126,6 +135,24 @@ class RLConfig(StartOptions):
         return {"thought_tokens": THOUGHT_TOKENS}
 
     @property
+    def planned_steps(self) -> int | None:
+        """The number of steps, the default filled in; None where the time alone limits them."""
+        return STEPS if self.steps is None and self.minutes is None else self.steps
+
+    @property
+    def decay(self) -> tuple[int, int] | None:
+        """After how many steps the rate begins to fall, and over how many; None while the clock has yet to say."""
+        begin, length, steps = self.decay_from, self.decay_steps, self.planned_steps
+        if begin is not None and length is not None:
+            return begin, length
+        if self.minutes is not None or steps is None:
+            return None
+        if length is not None:
+            return steps - length, length
+        begin = max(self.warmup_steps, UNDECAYED) if begin is None else begin
+        return begin, max(1, steps - begin)
+
+    @property
     def evaluation(self) -> tuple[str, Options]:
         """Name and options of the evaluation's strategy."""
         name = self.eval_strategy or self.strategy
@@ -157,11 +184,30 @@ class RLConfig(StartOptions):
         if self.resume and self.overwrite:
             refused.add("resume and overwrite contradict each other: give one of them")
         refused.raise_all()
+        self._check_decay()
+
+    def _check_decay(self) -> None:
+        given = {n: v for n in ("decay_from", "decay_steps") if (v := getattr(self, n)) is not None}
+        if not given:
+            return
+        name, value = next(iter(given.items()))
+        if self.final_share == 1:
+            raise UserError(f"{name} = {value}: with final_share = 1 the rate does not fall; give final_share too")
+        if self.decay is None:
+            raise UserError(f"{name} = {value}: with minutes give both decay_from and decay_steps, or neither")
+        begin, steps = self.decay[0], self.planned_steps
+        if begin < self.warmup_steps:
+            raise UserError(f"{name} = {value}: the rate would fall in the warm-up, of {self.warmup_steps} steps")
+        if steps is not None and begin > max(steps, self.warmup_steps):
+            raise UserError(f"{name} = {value}: the rate would never fall in {steps} steps; give at most {steps}")
 
 
 LEAST = {
     2: ("group_size",),
-    1: ("problems", "steps", "updates", "keep_checkpoints", "micro_tokens", "max_rows", "checkpoint_every"),
+    1: (
+        *("problems", "steps", "decay_steps", "updates", "keep_checkpoints", "micro_tokens", "max_rows"),
+        "checkpoint_every",
+    ),
     0: ("resample", "eval_every", "eval_problems", "warmup_steps", "seed"),
 }
 """The smallest values of whole numbers."""

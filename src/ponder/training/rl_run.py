@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,8 @@ from ponder.runs.run import Run
 from ponder.search.record import to_row
 from ponder.training import cadence, checkpoint
 from ponder.training.interrupt import Interrupt, Interrupted
-from ponder.training.rl import PROBE_STEPS, RLState, Step, Trainer
+from ponder.training.pace import Pace
+from ponder.training.rl import RLState, Step, Trainer
 from ponder.training.rl_checks import checked, first_requests, source_of, with_strategy
 from ponder.training.rl_config import RLConfig
 from ponder.training.rollouts import refuse_untrainable
@@ -68,6 +70,11 @@ class RLRun:
     recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=RECENT))
     """Metrics of this process's newest steps."""
     warned: bool = False
+    reserve: Callable[[], float] = lambda: 0.0
+    """Seconds of the time limit that are kept for what the caller does after training; asked again at each step."""
+    clock: Callable[[], float] = time.monotonic
+    pace: Pace | None = None
+    """Of a run with a time limit, once `train` is called."""
 
     @classmethod
     def prepare(cls, config: RLConfig, *, within: bool = False) -> RLRun:
@@ -77,6 +84,7 @@ class RLRun:
         """
         if config.resume:
             config = _continued(config)
+        config = dataclasses.replace(config, steps=config.planned_steps)
         known = checked(config, new=not (config.resume or within))
         environment, held_out = known.environment, known.held_out
         reuse_freed_memory()
@@ -138,9 +146,11 @@ class RLRun:
         self.run.truncate_after(trainer.state.step)
 
     def limit(self, *, minutes: float | None = None, steps: int | None = None) -> None:
-        """Give the loop a time limit, or a number of steps, before it begins."""
-        steps = self.config.steps if steps is None else steps
-        self.config = self.trainer.config = dataclasses.replace(self.config, minutes=minutes, steps=steps)
+        """Give the loop a time limit, a number of steps, or both, before it begins."""
+        self._change(minutes=minutes, steps=steps)
+
+    def _change(self, **fields: Any) -> None:
+        self.config = self.trainer.config = dataclasses.replace(self.config, **fields)
 
     # The loop -----------------------------------------------------------------------------------------------------
 
@@ -151,9 +161,10 @@ class RLRun:
         step and the last good checkpoint.
         """
         state = self.trainer.state
-        began, seconds = time.monotonic() - state.spend.seconds, []
-        if self.config.eval_every is None and self.config.minutes is None:
-            self._evaluate_every(cadence.eval_every(self.config.steps))
+        if self.config.minutes is not None:
+            self.pace = Pace(self.config.minutes * 60, state.spend.seconds + state.evaluation.seconds, self.clock)
+        elif self.config.eval_every is None and self.config.steps is not None:
+            self._change(eval_every=cadence.eval_every(self.config.steps))
         self.trainer.record = self._record
         self._write_config()
         settings = configs.to_mapping(self.config)
@@ -165,16 +176,18 @@ class RLRun:
                 if self.held_out:
                     progress.note(f"before training: held-out accuracy {show(self.evaluate())}")
                 self.checkpoint()
-            while (state.step < self.config.steps or self.config.minutes is not None) and not interrupt.requested:
+            while self._goes_on() and not interrupt.requested:
+                began = self.clock()
                 step = self._step()
-                seconds.append(step.row["seconds"])
-                if self.config.minutes is not None and len(seconds) >= PROBE_STEPS:
-                    self._resolve(sorted(seconds[2:])[len(seconds[2:]) // 2], time.monotonic() - began)
-                    progress.note(f"{self.config.steps} steps fit the time")
-                if self.held_out and self._due(self.config.eval_every):
+                seconds = self.clock() - began
+                if self._evaluates_now():
                     progress.note(f"step {state.step}: held-out accuracy {show(self.evaluate())}")
-                if self._due(self.config.checkpoint_every) or interrupt.requested:
+                if state.step % self.config.checkpoint_every == 0 or interrupt.requested:
                     self.checkpoint()
+                if self.pace is not None:
+                    self.pace.took(seconds)
+                    if self._resolve(self.pace.decay(self.config, state.step, self._kept())):
+                        progress.note(f"the learning rate falls from step {self.config.decay_from} on")
                 self._show(progress, step)
                 self._warn(progress)
             if interrupt.requested:
@@ -186,12 +199,49 @@ class RLRun:
         release_threads()
         return final
 
-    def _last(self, progress: Progress) -> None:
-        """Evaluate the last step, where that was not done: of a run that was made with another number of steps."""
+    def _goes_on(self) -> bool:
+        """Whether there is another step: at least one, then as long as steps and time are left."""
         step = self.trainer.state.step
-        if self.held_out and self.evaluations[-1]["step"] != step:
+        if self.config.steps is not None and step >= self.config.steps:
+            return False
+        return not step or self.pace is None or self.pace.next_fits(self._kept())
+
+    def _kept(self) -> float:
+        """Seconds to keep for the evaluation of the last step and for what comes after training."""
+        return self.reserve() + self._look()
+
+    def _look(self) -> float:
+        """Seconds of the newest held-out evaluation of this process; 0 without one."""
+        return next((e.seconds for e in reversed(self.results.values())), 0.0)
+
+    def _evaluates_now(self) -> bool:
+        """Whether a held-out evaluation is due."""
+        step = self.trainer.state.step
+        if self.pace is not None:
+            self._resolve(self.pace.eval_every(self.config, step, self._look()))
+        every = self.config.eval_every
+        return bool(self.held_out) and bool(every) and step % (every or 1) == 0
+
+    def _resolve(self, fields: dict[str, int | None] | dict[str, int]) -> bool:
+        """Put what the clock decided into the config, at once, so that a resumed run keeps to it."""
+        if fields:
+            self._change(**fields)
+            self._write_config()
+        return bool(fields)
+
+    def _last(self, progress: Progress) -> None:
+        """What follows the last step: the numbers of the run, its evaluation, a checkpoint."""
+        step = self.trainer.state.step
+        if self.pace is not None:
+            if self.config.steps is None or step < self.config.steps:
+                progress.note(f"{step} steps fitted the time")
+            self._resolve(self.pace.resolved(self.config, step))
+        stale = bool(self.held_out) and self.evaluations[-1]["step"] != step
+        if stale:
             progress.note(f"step {step}: held-out accuracy {show(self.evaluate())}")
+        if stale or checkpoint.last_step(self.run.checkpoints) != step:
             self.checkpoint()
+        self._warn(progress, last=True)
 
     def _step(self) -> Step:
         """One step; on an error the run can be resumed."""
@@ -214,29 +264,11 @@ class RLRun:
         return self.command or f"ponder train rl --config {shlex.quote(str(self.run.path / self.config_name))} --resume"
 
     def _total(self) -> float | None:
-        return None if self.config.minutes is not None else self.config.steps
-
-    def _evaluate_every(self, steps: int) -> None:
-        self.config = self.trainer.config = dataclasses.replace(self.config, eval_every=steps)
-
-    def _due(self, every: int | None) -> bool:
+        """Steps of the run, as far as that is known."""
         step = self.trainer.state.step
-        last = self.config.minutes is None and step == self.config.steps
-        return last or (every is not None and every > 0 and step % every == 0)
-
-    def _resolve(self, step_seconds: float, elapsed: float) -> None:
-        """Turn the minutes that are left into steps, less the time of the evaluations during and after training."""
-        assert self.config.minutes is not None
-        looks = [e.seconds for e in self.results.values()]
-        look = sum(looks) / max(1, len(looks))
-        left, every = self.config.minutes * 60 - elapsed, self.config.eval_every
-        times = cadence.affordable(left, look) if every is None else 1
-        step_seconds += look / every if every else 0.0
-        steps = self.trainer.state.step + max(0, int((left - times * look) / step_seconds))
-        if every is None:
-            self._evaluate_every(-(-steps // times))
-        self.config = self.trainer.config = dataclasses.replace(self.config, steps=steps, minutes=None)
-        self._write_config()
+        if self.pace is None:
+            return self.config.steps
+        return step + self.pace.steps_left(self.config, step, self._kept()) if step else None
 
     def _write_config(self) -> None:
         self.run.write_config(self.config_name, configs.to_toml(dataclasses.replace(self.config, resume=False)))
@@ -307,6 +339,7 @@ class RLRun:
         progress.update(
             row["step"],
             total=self._total(),
+            left=None if self.pace is None else self.pace.left(self.reserve()),
             reward=f"{row['reward']:.3f}",
             length=f"{row['length']:.1f}",
             truncated=f"{row['truncated']:.0%}" if row["truncated"] else None,
@@ -315,9 +348,8 @@ class RLRun:
             tokens_per_s=row["response_tokens"] / row["seconds"],
         )
 
-    def _warn(self, progress: Progress) -> None:
+    def _warn(self, progress: Progress, *, last: bool = False) -> None:
         """Say once that there is hardly anything to learn."""
-        last = self.config.minutes is None and self.trainer.state.step >= self.config.steps
         if self.warned or not (last or len(self.recent) == RECENT):
             return
         if said := warning(signal(self.recent)):
@@ -348,14 +380,16 @@ def _continued(config: RLConfig) -> RLConfig:
     """
     path = _config_path(config.out)
     saved = configs.from_mapping(RLConfig, configs.load_toml(path), where=str(path))
-    open_ones = [f for f in ("learning_rate", "problems", "eval_every", "eval_problems") if getattr(config, f) is None]
+    filled = ["learning_rate", "problems", "eval_every", "eval_problems", "decay_from", "decay_steps"]
+    filled += ["steps", "minutes"] if config.steps is None and config.minutes is None else []
+    open_ones = [f for f in filled if getattr(config, f) is None]
     open_ones += [f for f in ("environment", "strategy") if not getattr(config, f)]
     if "strategy" in open_ones and not config.strategy_options:
         open_ones.append("strategy_options")
     config = dataclasses.replace(config, **{f: getattr(saved, f) for f in open_ones})
     configs.refuse_changed(config, path, FREE)
     done = checkpoint.last_step(Path(config.out) / "checkpoints")
-    if config.minutes is None and config.steps < done:
+    if config.steps is not None and config.steps < done:
         raise UserError(
             f"steps = {config.steps}: {config.out} has done {done} steps already; give at least {done}, or begin "
             "another run with another out"
