@@ -72,10 +72,10 @@ def test_an_evaluation_that_was_killed_before_its_first_search_is_resumed(tmp_pa
     for name in ("rollouts.jsonl", "evaluation.json", "samples.json", "summary.json", "report.md", "report.html"):
         (out / name).unlink()
     (out / "manifest.json").write_text(json.dumps({**read_manifest(out), "status": "running", "end": None}))
-    assert main([*EVAL, "--out", str(out)]) == 2
-    assert "continue it with --resume" in capsys.readouterr().err
     assert main(["eval", "--resume", "--out", str(out)]) == 0
     assert len((out / "rollouts.jsonl").read_text().splitlines()) == 3
+    assert main([*EVAL, "--out", str(out)]) == 2
+    assert "continue it with --resume" in capsys.readouterr().err
 
 
 def test_a_torn_line_of_searches_is_a_warning_wherever_it_is_read(tmp_path: Path, capsys, caplog) -> None:

@@ -17,8 +17,9 @@ from ponder.config import Options
 class EvalConfig(TotalOptions, ScorerOptions, ModelOptions):
     """Options of `ponder eval`."""
 
-    environment: str = "countdown"
-    """A name of `ponder list environments`, PATH.py:Class, or a FILE.jsonl with a prompt and an answer a line."""
+    environment: str = ""
+    """A name of `ponder list environments`, PATH.py:Class, or a FILE.jsonl with a prompt and an answer a line (default:
+    jsonl with --data, else countdown)."""
     environment_options: Options = field(default_factory=dict)
     """Options of the environment."""
     data: str | None = None
@@ -45,6 +46,8 @@ class EvalConfig(TotalOptions, ScorerOptions, ModelOptions):
     """How many responses to show."""
     out: str | None = None
     """Write a run directory: every search as a tree, the results and a report."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the run that --out holds."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Resume the stopped evaluation in --out."""
     record: str | None = None
@@ -54,7 +57,7 @@ class EvalConfig(TotalOptions, ScorerOptions, ModelOptions):
 
 
 FREE = (
-    *("out", "resume", "record", "json", "show", "concurrency", "device", "kv_memory"),
+    *("out", "overwrite", "resume", "record", "json", "show", "concurrency", "device", "kv_memory"),
     *("total_tokens", "total_seconds", "total_dollars", "prices"),
 )
 """Fields that may differ when an evaluation is resumed: they do not change what a search does."""

@@ -22,7 +22,7 @@ from ponder.engines.opening import OpeningBudget
 from ponder.environments.loading import gold_of
 from ponder.errors import PonderError, UserError
 from ponder.evaluation.evaluate import CONCURRENCY, Plan, evaluate
-from ponder.evaluation.results import Earlier, Evaluation, Searched
+from ponder.evaluation.results import Earlier, Evaluation, Searched, so_far
 from ponder.evaluation.results import Progress as Done
 from ponder.evaluation.rollouts import earlier, to_line
 from ponder.runs.progress import Progress
@@ -31,6 +31,7 @@ from ponder.types import Budget, Spend, Trace, to_json
 
 if TYPE_CHECKING:
     from ponder.cli._eval_config import EvalConfig
+    from ponder.cli._scratch import Scratch
     from ponder.evaluation.pools.record import Writer
     from ponder.protocols import Engine, Environment, Feedback, Strategy
     from ponder.types import Problem
@@ -68,11 +69,14 @@ class Job:
     total: Budget
     prices: PriceList
     feedback: Feedback
+    scratch: Scratch | None = None
+    """What `config.out` is, where the command line names no directory."""
 
     def before(self) -> Earlier:
         """The results in the run directory to resume. Raises `UserError` if they are of another evaluation."""
-        if not self.config.resume:
-            return Earlier()
+        return self._found() if self.config.resume else Earlier()
+
+    def _found(self) -> Earlier:
         path = Path(self.config.out or "")
         found = earlier(path / "rollouts.jsonl", self.problems, self.config.samples)
         lost, opening = found.lost + _noted(path, "lost"), _noted(path, "opening")
@@ -92,16 +96,22 @@ class Job:
         passed = before.seconds + before.opening.seconds
         return OpeningBudget(self.total, self.prices, _together(before), passed, known)
 
-    def run(self, engine: Engine, others: Mapping[str, Engine], before: Earlier) -> Evaluation:
-        """Without a run directory. `before` includes what opening these engines cost."""
-        recording = self._recording(engine, before)
-        on_search = None if recording is None else recording.add
-        return self._evaluate(engine, others, before, self._meter(before), on_search)
+    def so_far(self) -> Evaluation | None:
+        """What the run directory of a stopped evaluation holds, counted; None if no search has ended."""
+        return so_far(self.problems, self._found(), self.config.samples, self.config.seed)
 
     def run_in(
-        self, run: Run, engine: Engine, others: Mapping[str, Engine], before: Earlier, known: Mapping[str, Any]
+        self,
+        run: Run,
+        engine: Engine,
+        others: Mapping[str, Engine],
+        before: Earlier,
+        known: Mapping[str, Any],
+        recording: Recording | None,
     ) -> Evaluation:
-        """In a run directory, resuming from `before`; `known` (about the endpoints) is kept for another resume.
+        """Resume from `before`, which includes what opening these engines cost.
+
+        `known` (about the endpoints) is kept for another resume.
 
         Raises `Stopped` on Ctrl-C.
         """
@@ -112,7 +122,6 @@ class Job:
         # Written now, so that it counts even if this process is killed.
         paid = {} if before.opening == Spend() else {"opening": before.opening}
         run.note(**to_json(facts | paid | ({"known": known} if known else {})))
-        recording = self._recording(engine, before)
         if recording is not None:
             before = _only_recorded(before, recording, self.problems)
         meter = self._meter(before)
@@ -133,11 +142,14 @@ class Job:
             lost = less(meter.spend, written)
             seconds = meter.elapsed - before.opening.seconds
             run.note(lost=to_json(_noted(run.path, "lost") + lost), seconds=seconds)
-            command = f"ponder eval --resume --out {shlex.quote(str(run.path))}"
+            more = f"; continue with: ponder eval --resume --out {shlex.quote(str(run.path))}"
+            if self.scratch is not None:
+                self.scratch.keep = (run.path / "rollouts.jsonl").exists()
+                more = more if self.scratch.keep else ""
             if isinstance(error, KeyboardInterrupt):
-                raise Stopped(f"stopped; continue with: {command}") from None
+                raise Stopped(f"stopped{more}") from None
             if isinstance(error, PonderError) and not isinstance(error, UserError):
-                raise PonderError(f"{error}; continue with: {command}") from error
+                raise PonderError(f"{error}{more}") from error
             raise
 
     def _meter(self, before: Earlier) -> Meter:
@@ -146,7 +158,8 @@ class Job:
         meter.add(_together(before))
         return meter
 
-    def _recording(self, engine: Engine, before: Earlier) -> Recording | None:
+    def recording(self, engine: Engine) -> Recording | None:
+        """The pool that --record names, open. Raises `UserError` if it holds something else already."""
         if self.config.record is None:
             return None
         from ponder.evaluation.pools.record import Writer
@@ -211,7 +224,8 @@ def open_run(config: EvalConfig) -> Run:
     """A new run directory, or the one to resume."""
     if config.resume:
         return Run.open(config.out or "")
-    return Run.create(config.out or "", to_toml(dataclasses.replace(config, resume=False)), config.seed)
+    text = to_toml(dataclasses.replace(config, resume=False, overwrite=False))
+    return Run.create(config.out or "", text, config.seed, overwrite=config.overwrite)
 
 
 def _refuse_other_model(run: Run, facts: Mapping[str, Any]) -> None:

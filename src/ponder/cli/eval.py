@@ -25,13 +25,14 @@ from ponder.cli._eval_config import FREE, EvalConfig
 from ponder.cli._feedback import feedback_of
 from ponder.cli._output import note, say
 from ponder.config import parse, refuse_changed
-from ponder.environments.loading import first_problems, gold_of, size_of, with_data
-from ponder.errors import UserError
+from ponder.environments.loading import first_problems, gold_of, name_of, size_of, with_data
+from ponder.errors import PonderError, UserError
 from ponder.runs.progress import quantity
 from ponder.show import bracket, visible
 
 if TYPE_CHECKING:
     from ponder.cli._evaluation import Job
+    from ponder.engines.opening import EngineOptions
     from ponder.evaluation.results import Evaluation
     from ponder.protocols import Environment
     from ponder.runs.run import Run
@@ -46,9 +47,10 @@ examples:
   ponder eval --strategy best_of_n --strategy-options n=8 max_tokens=128 --budget-tokens 600 --out runs/best-of-8
   ponder eval --resume --out runs/best-of-8
 
-With --out every search is written when it ends, so that a stopped evaluation can be resumed with --resume: searches
-that are missing or ended in an infrastructure error are run, the others are read. --config FILE.toml reads the
-options from a file, such as a run's config.toml; flags win over it.
+Every search is written when it ends. An evaluation that is stopped prints what it has, with its interval, and is
+resumed with --resume: searches that are missing or ended in an infrastructure error are run, the others are read.
+Without --out they are written to runs/eval-DATE-TIME, which is removed once the evaluation has finished. --config
+FILE.toml reads the options from a file, such as a run's config.toml; flags win over it.
 """
 
 
@@ -61,6 +63,8 @@ def check(config: EvalConfig) -> None:
             raise UserError(f"{flag} {value}: give at least {least}")
     if config.record is not None:
         check_target("--record", config.record)
+    if config.overwrite and (config.resume or config.out is None):
+        raise UserError("--overwrite replaces the run in --out: give --out, and not --resume")
 
 
 def read_config(args: list[str]) -> EvalConfig:
@@ -86,6 +90,9 @@ def read_config(args: list[str]) -> EvalConfig:
 
 def main(args: list[str]) -> int:
     config = read_config(args)
+    config = dataclasses.replace(
+        config, environment=name_of(config.environment, config.environment_options, config.data)
+    )
     check(config)
     asked = engine_options(config)
     strategy = build_strategy(
@@ -108,33 +115,69 @@ def main(args: list[str]) -> int:
     if config.out is not None and not config.resume:
         from ponder.runs.run import refuse_existing
 
-        refuse_existing(config.out)
-    from ponder.cli._evaluation import Job, open_run
+        refuse_existing(config.out, config.overwrite)
+    from ponder.cli._evaluation import Job
 
     job = Job(config, strategy, environment, problems, budget, total, prices_of(config), feedback)
-    before = job.before()
-    opening = job.opening(before)
-    with engines_for(asked, opening) as (engine, others):
-        check_prices(config, (engine, *others.values()))
-        before = job.priced(before, (engine, *others.values()))
-        before = dataclasses.replace(before, opening=before.opening + opening.spend)
-        if config.out is None:
-            result = job.run(engine, others, before)
-        else:
-            with open_run(config) as run:
-                result = job.run_in(run, engine, others, before, opening.known)
-                _write(run, job, result)
+    if config.out is None:
+        from ponder.cli._scratch import scratch
+
+        with scratch() as place:
+            config = dataclasses.replace(config, out=str(place.path))
+            result = _evaluated(dataclasses.replace(job, config=config, scratch=place), asked)
+            place.keep = bool(result.starved)
+    else:
+        result = _evaluated(job, asked)
     shown = samples(environment, problems, result, config.show)
     if config.json:
         say(json.dumps(summary(config, result), indent=1))
     else:
         say(text(config, result, shown))
-    if config.out is not None:
+    if job.config.out is not None:
         from ponder.runs.report import render
 
-        _, page = render(config.out)
+        _, page = render(job.config.out)
         note(f"report: {page}")
     return 0
+
+
+def _evaluated(job: Job, asked: EngineOptions) -> Evaluation:
+    """Open the engines and run the evaluation in its directory, which is made after all checks."""
+    from ponder.cli._evaluation import open_run
+    from ponder.search.runner import begin
+
+    before = job.before()
+    opening = job.opening(before)
+    with engines_for(asked, opening) as (engine, others):
+        check_prices(job.config, (engine, *others.values()))
+        before = job.priced(before, (engine, *others.values()))
+        before = dataclasses.replace(before, opening=before.opening + opening.spend)
+        begin(job.strategy, job.problems[0], engine, job.feedback, job.config.seed, others)
+        recording = job.recording(engine)
+        try:
+            with open_run(job.config) as run:
+                result = job.run_in(run, engine, others, before, opening.known, recording)
+                _write(run, job, result)
+        except PonderError:
+            _say_partial(job)
+            raise
+    return result
+
+
+def _say_partial(job: Job) -> None:
+    """What a stopped evaluation has found so far; nothing if no search has ended."""
+    result = job.so_far()
+    if result is None:
+        return
+    config, ended, total = job.config, sum(map(len, (r.kinds for r in result.rows))), len(job.problems)
+    total *= config.samples
+    if config.json:
+        say(json.dumps({"partial": {"ended": ended, "of": total}, **summary(config, result)}, indent=1))
+        return
+    say(
+        f"partial: {ended:,} of {total:,} searches have ended; short ones end first, so the others may come out "
+        f"differently\n{text(config, result, [])}"
+    )
 
 
 def choose(environment: Environment, config: EvalConfig) -> list[Problem]:
@@ -191,9 +234,7 @@ def _starved(config: EvalConfig, result: Evaluation) -> str:
     flags = [f for f in ("total_tokens", "total_seconds", "total_dollars") if getattr(config, f) is not None]
     more = " ".join(f"--{f.replace('_', '-')} MORE" for f in flags)
     said = f"{result.starved:,} of these, by the total budget"
-    if config.out is None:
-        return f"{said}; with --out they can be run later"
-    return f"{said}; continue with: ponder eval --resume --out {shlex.quote(config.out)} {more}"
+    return f"{said}; continue with: ponder eval --resume --out {shlex.quote(config.out or '')} {more}"
 
 
 def _per_correct(result: Evaluation) -> str:

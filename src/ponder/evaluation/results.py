@@ -194,6 +194,21 @@ def row(problem: Problem, results: Sequence[Judged]) -> Row:
     )
 
 
+def so_far(problems: Sequence[Problem], found: Earlier, samples: int, seed: int) -> Evaluation | None:
+    """Count what a stopped evaluation has: the problems of which a search has ended; None if none has.
+
+    `rows` has these problems alone, each with the samples that there are.
+    """
+    by_problem: dict[int, list[Judged]] = {}
+    for (index, _), judged in sorted(found.results.items(), key=lambda item: item[0]):
+        by_problem.setdefault(index, []).append(judged)
+    if not by_problem:
+        return None
+    rows = tuple(row(problems[index], results) for index, results in by_problem.items())
+    ordered = [judged for results in by_problem.values() for judged in results]
+    return summarise(rows, ordered, samples, found.lost, found.opening, found.seconds, seed, 0)
+
+
 def summarise(
     rows: tuple[Row, ...],
     results: Sequence[Judged],

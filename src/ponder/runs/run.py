@@ -88,15 +88,16 @@ class Run:
         """Begin a run in a new or empty directory.
 
         `command` is the command line (default: this process's). With `overwrite` the files of an earlier run are
-        removed; other files of the directory stay. Raises `UserError` if the directory holds anything else.
+        removed, and so are those of one that got no further than its beginning (`holds_results`); other files of the
+        directory stay. Raises `UserError` if the directory holds anything else.
         """
         path = Path(path)
-        refuse_existing(path, overwrite)
+        _refuse(path, overwrite)
         with disk_errors(path, "made"):
             path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path)
         try:
-            refuse_existing(path, overwrite)
+            _refuse(path, overwrite)
             _clean(path)
             _clear(path)
             run = cls(path, lock)
@@ -267,6 +268,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def refuse_existing(path: str | Path, overwrite: bool = False) -> None:
     """Raise `UserError` unless a run may begin here; makes and changes nothing, so it can be asked early."""
     path = Path(path)
+    _refuse(path, overwrite)
+    if path.is_dir():
+        _unlock(_lock(path))
+
+
+def _refuse(path: Path, overwrite: bool) -> None:
     with disk_errors(path, "read"):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: is a file, not a directory; choose another --out")
@@ -282,12 +289,21 @@ def refuse_existing(path: str | Path, overwrite: bool = False) -> None:
     if not (path / "manifest.json").exists():
         raise UserError(f"{path}: exists and holds other files; choose another --out")
     read_manifest(path)
-    # Killed as it began: there is nothing to continue.
-    if not overwrite and (path / "config.toml").exists():
+    if not overwrite and holds_results(path):
         raise UserError(
             f"{path}: already holds a run; continue it with --resume, replace it with --overwrite, or choose another "
             "--out"
         )
+
+
+def holds_results(path: Path) -> bool:
+    """Whether there is something to continue or to lose: a checkpoint, a model, or a line or file of results.
+
+    A run that was refused or killed as it began has none.
+    """
+    files = ("metrics.jsonl", "rollouts.jsonl", "curves.json", "evaluation.json", "summary.json")
+    written = any((path / name).is_file() and (path / name).stat().st_size for name in files)
+    return written or (path / "model").is_dir() or any((path / "checkpoints").glob("step-*"))
 
 
 def _is_left(path: Path) -> bool:

@@ -28,6 +28,7 @@ from ponder.protocols import (
     Release,
     Score,
     Scorer,
+    Search,
     SearchContext,
     Strategy,
     Turn,
@@ -81,19 +82,8 @@ async def solve(
     if feedback is None or not isinstance(feedback, Feedback):
         feedback = Feedback() if feedback is None else feedback.feedback
     engines = {"": engine, **(others or {})}
-    _check_scorer(feedback.scorer, engines)
-    check_turns(strategy, feedback, problem)
-    context = SearchContext(
-        engine.info,
-        engine.capabilities,
-        seed,
-        feedback.checker is not None,
-        feedback.scorer is not None,
-        {name: (e.info, e.capabilities) for name, e in engines.items() if name},
-        turns=feedback.episode is not None,
-    )
     who = outside.whose(strategy, "strategy")
-    search = outside.call(who, strategy.start, problem, context)
+    search = begin(strategy, problem, engine, feedback, seed, others)
     meter = Meter(budget, parent=parent, passed=0.0 if journal is None else journal.seconds, waits=True)
     meter.expect(*engines.values())
     calls = _Calls(problem, engines, meter, feedback, on_delta)
@@ -171,6 +161,33 @@ async def solve(
     if not isinstance(outcome, Outcome):
         raise PartFailed(f"{who} gave a {type(outcome).__name__}, not an Outcome")
     return _explained(outcome, calls.reason, meter)
+
+
+def begin(
+    strategy: Strategy,
+    problem: Problem,
+    engine: Engine,
+    feedback: Feedback,
+    seed: int = 0,
+    others: Mapping[str, Engine] | None = None,
+) -> Search:
+    """Start the search of a problem; nothing is sent to an engine.
+
+    Raises `Unsupported` if the strategy cannot run with these engines, or the scorer calls one that is not there;
+    `PartFailed` if the strategy fails.
+    """
+    _check_scorer(feedback.scorer, {"": engine, **(others or {})})
+    check_turns(strategy, feedback, problem)
+    context = SearchContext(
+        engine.info,
+        engine.capabilities,
+        seed,
+        feedback.checker is not None,
+        feedback.scorer is not None,
+        {name: (e.info, e.capabilities) for name, e in (others or {}).items()},
+        turns=feedback.episode is not None,
+    )
+    return outside.call(outside.whose(strategy, "strategy"), strategy.start, problem, context)
 
 
 def check_turns(strategy: Strategy, feedback: Feedback, problem: Problem) -> None:

@@ -11,10 +11,10 @@ from ponder import registry
 from ponder.environments.loading import first_problems, name_of, size_of, with_data
 from ponder.errors import Refusals, UserError
 from ponder.models.load import resolve
-from ponder.protocols import Feedback, Generate, SearchContext
+from ponder.protocols import Feedback, Generate
 from ponder.runs import trackers
 from ponder.runs.run import refuse_existing
-from ponder.search.runner import check_turns
+from ponder.search.runner import begin
 from ponder.training import cadence
 from ponder.training.rl import parts_of
 from ponder.training.rl_config import MAX_TOKENS, PROBLEMS, RLConfig
@@ -176,18 +176,7 @@ def first_requests(
     Raises `UserError` if its responses do not fit the context.
     """
     longest = max(problems, key=lambda p: engine.count_tokens(p.prompt))
-    check_turns(strategy, feedback, longest)
-    search = strategy.start(
-        longest,
-        SearchContext(
-            engine.info,
-            engine.capabilities,
-            0,
-            bool(feedback.checker),
-            bool(feedback.scorer),
-            turns=feedback.episode is not None,
-        ),
-    )
+    search = begin(strategy, longest, engine, feedback)
     requests = [ask.work.request for ask in search.ask() if isinstance(ask.work, Generate)]
     for request in requests:
         prompt, response = engine.count_tokens(request.prompt), request.params.max_tokens

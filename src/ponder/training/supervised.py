@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ponder import config as configs
-from ponder.errors import TrainingDiverged, UserError
+from ponder.errors import Refusals, TrainingDiverged, UserError
 from ponder.models.host import reuse_freed_memory
-from ponder.models.load import load_weights
+from ponder.models.load import load_weights, resolve
 from ponder.models.save import save
 from ponder.runs import trackers
 from ponder.runs.progress import Progress
@@ -73,6 +73,8 @@ class PretrainConfig:
     """Trackers that get every row of metrics too: tensorboard, trackio, wandb or mlflow, several as tensorboard,wandb.
     They write to files of the run; nothing is sent anywhere unless the tool's own settings say so (WANDB_MODE=online,
     MLFLOW_TRACKING_URI)."""
+    overwrite: bool = False
+    """Replace the run that `out` holds."""
     resume: bool = False
     """Continue the run in `out` from its last checkpoint."""
 
@@ -110,6 +112,8 @@ class SFTConfig(StartOptions):
     """Trackers that get every row of metrics too: tensorboard, trackio, wandb or mlflow, several as tensorboard,wandb.
     They write to files of the run; nothing is sent anywhere unless the tool's own settings say so (WANDB_MODE=online,
     MLFLOW_TRACKING_URI)."""
+    overwrite: bool = False
+    """Replace the run that `out` holds."""
     resume: bool = False
     """Continue the run in `out` from its last checkpoint."""
 
@@ -147,6 +151,33 @@ def _check(config: PretrainConfig | SFTConfig, *positive: str) -> None:
             raise UserError(f"{name} = {getattr(config, name)}: give more")
     if config.seed < 0:
         raise UserError(f"seed = {config.seed}: give 0 or more")
+    if config.resume and config.overwrite:
+        raise UserError("resume and overwrite contradict each other: give one of them")
+
+
+def _checked(config: PretrainConfig | SFTConfig) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of the data, if there is any, after all checks that need no model.
+
+    Raises `UserError` that lists everything that is refused.
+    """
+    refused, lines = Refusals(), []
+    with refused.collected():
+        trackers.names(config.track)
+    if not config.resume:
+        with refused.collected():
+            refuse_existing(config.out, config.overwrite)
+    if isinstance(config, SFTConfig):
+        with refused.collected():
+            resolve(config.model)
+    if isinstance(config, SFTConfig) and config.data:
+        with refused.collected():
+            lines = read_rows(config.data)
+            _held_out_count(config, len(lines), "")
+    else:
+        with refused.collected():
+            mixture(config.families, config.seed)
+    refused.raise_all()
+    return lines
 
 
 @dataclass(frozen=True)
@@ -166,9 +197,9 @@ def pretrain(config: PretrainConfig) -> Path:
     """Run `ponder train pretrain`; returns the folder of the finished model."""
     from ponder.models.tiny import new_model
 
-    trackers.names(config.track)
     if config.resume:
         config = _continued(config)
+    _checked(config)
     model = new_model(config.seed)
     if config.length > model.info.context:
         raise UserError(f"length: {config.length} is more than the model's context of {model.info.context} tokens")
@@ -181,12 +212,9 @@ def pretrain(config: PretrainConfig) -> Path:
 
 def sft(config: SFTConfig) -> Path:
     """Run `ponder train sft`; returns the folder of the finished model."""
-    trackers.names(config.track)
     if config.resume:
         config = _continued(_length_of(config))
-    lines = _lines(config) if config.data else []
-    if not config.resume:
-        refuse_existing(config.out)
+    lines = _checked(config)
     model = config.load(config.seed)
     if config.raw_prompts:
         model.take_plain_prompts()
@@ -208,13 +236,6 @@ def sft(config: SFTConfig) -> Path:
         plan = Plan(source, _held_out(other, model, config.fit, config.steps), config.steps)
     plan = dataclasses.replace(plan, notes=(*plan.notes, *trained(model), rate.said))
     return _run(config, model, plan, "ponder train sft")
-
-
-def _lines(config: SFTConfig) -> list[tuple[str, dict[str, Any]]]:
-    """The lines of the data, checked as far as that needs no model."""
-    lines = read_rows(config.data)
-    _held_out_count(config, len(lines), "")
-    return lines
 
 
 def _held_out_count(config: SFTConfig, rows: int, left: str) -> int:
@@ -268,7 +289,7 @@ def _fixed(source: RowSource, count: int, model: LoadedModel, most_tokens: float
     return [collate(rows[i : i + 32], model.pad_id) for i in range(0, len(rows), 32)]
 
 
-FREE = ("resume", "out", "device", "track", "checkpoint_every", "epochs", "steps", "fit.max_tokens")
+FREE = ("resume", "overwrite", "out", "device", "track", "checkpoint_every", "epochs", "steps", "fit.max_tokens")
 """Fields that may differ when a run is continued."""
 
 T = TypeVar("T", PretrainConfig, SFTConfig)
@@ -316,7 +337,7 @@ def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, ver
     reuse_freed_memory()
     state = lm.LMState()
     optimiser = lm.make_optimiser(model.module, config.fit)
-    written = configs.to_toml(dataclasses.replace(config, resume=False))
+    written = configs.to_toml(dataclasses.replace(config, resume=False, overwrite=False))
     if config.resume:
         saved = checkpoint.last(Path(config.out) / "checkpoints")
         if saved is not None:
@@ -331,7 +352,7 @@ def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, ver
         run.truncate_after(state.step)
         run.write_config("config.toml", written)
     else:
-        run = Run.create(config.out, written, config.seed)
+        run = Run.create(config.out, written, config.seed, overwrite=config.overwrite)
         run.note(model=model.facts())
 
     settings = configs.to_mapping(config)
