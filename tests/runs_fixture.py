@@ -56,9 +56,15 @@ def metrics(steps: int = 120) -> list[dict[str, Any]]:
         {
             "step": s,
             "reward": 0.38 + 0.3 * (1 - math.exp(-s / 40)) + rng.gauss(0, 0.03),
+            "loss": rng.gauss(0, 0.01),
+            "gradient_norm": 0.1 + abs(rng.gauss(0, 0.02)),
+            "clipped": abs(rng.gauss(0, 0.001)),
+            "truncated": 0.0,
+            "signal": 0.8 + 0.1 * math.sin(s),
+            "learning_rate": 2e-4,
             "length": 52 - s * 0.1 + rng.gauss(0, 1),
             "entropy": 0.9 * math.exp(-s / 90) + rng.gauss(0, 0.01),
-            "mismatch": abs(rng.gauss(2e-6, 5e-7)),
+            "mismatch_mean": abs(rng.gauss(2e-6, 5e-7)),
         }
         for s in range(1, steps + 1)
     ]
@@ -96,8 +102,45 @@ def summary() -> dict[str, Any]:
                 "flops": 5.2e12,
             },
         ],
+        "gain": {"value": 0.28, "low": 0.234, "high": 0.332, "n": N, "method": "paired, Gaffke", "chosen_of": 1},
         "verdicts": {"correct": 338, "wrong": 170, "no_answer": 4},
         "next": ["ponder quickstart --minutes 20", "ponder solve 'Make 24 from 3 5 7 2.' --model runs/quickstart"],
+    }
+
+
+def rl_config() -> str:
+    return """model = "ponder-tiny"
+environment = "countdown"
+strategy = "budget_forcing"
+problems = 32
+group_size = 16
+steps = 120
+learning_rate = 2e-4
+warmup_steps = 5
+final_share = 0.5
+weight_decay = 0.0
+beta2 = 0.95
+max_grad_norm = 1.0
+updates = 4
+advantage = "mean_only"
+loss = "dapo"
+eval_every = 20
+eval_problems = 512
+seed = 0
+"""
+
+
+def group(step: int, *samples: tuple[str, float | None, str], problem: str = "") -> dict[str, Any]:
+    """A line of a training's `rollouts.jsonl`; samples are verdict, reward and text."""
+    return {
+        "step": step,
+        "problem": problem or f"countdown-train-{step}",
+        "prompt": "Make 24 from 3 5 7 2.",
+        "stop": "finished",
+        "samples": [
+            {"id": i, "text": text, "verdict": {"kind": kind, "reason": f"it is {kind}"}, "reward": reward}
+            for i, (kind, reward, text) in enumerate(samples)
+        ],
     }
 
 
@@ -105,6 +148,7 @@ def make(path: Path, *, parts: tuple[str, ...] = ("curves", "metrics", "samples"
     """Write a run directory with these parts and finish it."""
     with Run.create(path, 'model = "ponder-tiny"\nseed = 0\n', 0, ["ponder", "quickstart"]) as run:
         if "metrics" in parts:
+            run.write_text("rl.toml", rl_config())
             for row in metrics():
                 run.log(row)
         for name, value in (("curves", curves), ("samples", samples), ("summary", summary)):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ponder.errors import UserError
-from ponder.runs import plots, results
+from ponder.runs import figure, plots, results
 from ponder.runs.report import _fence, render, to_html, to_markdown
 from ponder.runs.sections import Sample, Section
 from ponder.show import visible
@@ -46,7 +46,7 @@ class Page(HTMLParser):
 def coarse() -> Iterator[None]:
     """Small pictures: what is drawn does not depend on the resolution, the time does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "DPI", 40)
+        patch.setattr(figure, "DPI", 40)
         yield
 
 
@@ -63,7 +63,7 @@ def headings(path: Path) -> list[str]:
 
 def test_a_full_run_shows_every_part(run: Path) -> None:
     assert headings(run) == [
-        "Result", "Both curves", "More samples", "Training", "Samples", "What it cost", "What to try next",
+        "Settings", "Result", "Both curves", "More samples", "Training", "Samples", "What it cost", "What to try next",
         "How it was made",
     ]  # fmt: skip
     for name in ("curves.png", "parallel.png", "training.png"):
@@ -131,10 +131,10 @@ def test_long_responses_are_cut_and_say_so() -> None:
 
 
 PARTS = [
-    (("metrics", "summary"), ["Result", "Training", "What it cost", "What to try next", "How it was made"]),
-    (("summary", "samples"), ["Result", "Samples", "What it cost", "What to try next", "How it was made"]),
-    (("metrics",), ["Training", "What it cost", "How it was made"]),
-    ((), ["What it cost", "How it was made"]),
+    (("metrics", "summary"), ["Settings", "Result", "Training", "What it cost", "What to try next", "How it was made"]),
+    (("summary", "samples"), ["Settings", "Result", "Samples", "What it cost", "What to try next", "How it was made"]),
+    (("metrics",), ["Settings", "Training", "What it cost", "How it was made"]),
+    ((), ["Settings", "What it cost", "How it was made"]),
 ]
 
 
@@ -149,11 +149,20 @@ def test_what_a_run_lacks_is_left_out(tmp_path: Path, parts: tuple[str, ...], ex
 def test_a_training_run_without_a_test_ladder_draws_its_one_curve(tmp_path: Path) -> None:
     path = fixture.make(tmp_path / "run", parts=())
     curves = fixture.curves()
-    for rest in ({"train": curves["train"]}, {"train": curves["train"][:1]}, {"test": curves["test"]}):
-        (path / "curves.json").write_text(json.dumps(rest))
+    for part, heading in (("train", "Held-out accuracy"), ("test", "Test-time compute")):
+        (path / "curves.json").write_text(json.dumps({part: curves[part]}))
         render(path)
-        assert "Both curves" in headings(path)
+        assert heading in headings(path)
+        assert "Both curves" not in headings(path)
         assert (path / "curves.png").exists()
+
+
+def test_before_the_first_step_there_is_no_curve_yet(tmp_path: Path) -> None:
+    path = fixture.make(tmp_path / "run", parts=())
+    (path / "curves.json").write_text(json.dumps({"train": fixture.curves()["train"][:1]}))
+    render(path)
+    assert "Held-out accuracy" in headings(path)
+    assert not (path / "curves.png").exists()
 
 
 def test_one_point_curves_with_equal_ends_can_be_drawn(tmp_path: Path) -> None:
@@ -195,25 +204,7 @@ def test_a_torn_line_of_metrics_is_reported(tmp_path: Path) -> None:
 
 def test_the_same_run_gives_the_same_picture(run: Path) -> None:
     found = results.read(run)
-    assert plots._png(plots.curves(found)) == plots._png(plots.curves(found))
-
-
-def test_panels_take_the_numbers_and_skip_what_is_null() -> None:
-    rows = [{"step": 1, "reward": 0.5, "entropy": None}, {"step": 2, "reward": None}, {"step": 3, "reward": 0.7}]
-    assert plots.panels(rows) == {"reward": [(1, 0.5), (3, 0.7)]}
-
-
-def test_the_running_mean_keeps_a_constant_and_stays_in_range() -> None:
-    assert plots.running_mean([2.0] * 7, 5) == [2.0] * 7
-    assert plots.running_mean([0.0, 0.0, 3.0, 0.0, 0.0], 3) == [0.0, 1.0, 1.0, 1.0, 0.0]
-
-
-@settings(deadline=None)
-@given(st.floats(1e-3, 1e21), st.floats(1.0001, 1e9))
-def test_ticks_are_few_and_in_order(low: float, ratio: float) -> None:
-    ticks = plots._powers_of_two(low, low * ratio)
-    assert 2 <= len(ticks) <= 8
-    assert ticks == sorted(ticks)
+    assert figure.png(plots.curves(found)) == figure.png(plots.curves(found))
 
 
 def test_without_matplotlib_the_report_has_its_tables_and_says_what_is_missing(tmp_path: Path) -> None:

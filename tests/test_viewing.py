@@ -428,7 +428,7 @@ def test_metrics_and_held_out_points_of_a_training_are_sent(tmp_path):
         about = ask(server, "/api/about?run=0")[1]
     assert [m["step"] for m in state["metrics"]] == list(range(1, 121))
     assert [p["step"] for p in state["train"]] == list(range(0, 121, 20))
-    assert about["configs"] == {"config.toml": 'model = "ponder-tiny"\nseed = 0\n'}
+    assert about["configs"] == {"config.toml": 'model = "ponder-tiny"\nseed = 0\n', "rl.toml": runs_fixture.rl_config()}
 
 
 # One file -------------------------------------------------------------------------------------------------------------

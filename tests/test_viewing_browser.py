@@ -22,7 +22,9 @@ from ponder.viewing.static import write
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 
-TICKS = """[[0, 1], [0.26, 0.41], [-3, 8], [2.29e12, 3.51e12], [1e-7, 4e-7], [-1, 0]].map(([low, high]) => {
+TICKS = """[
+  [0, 1], [0.26, 0.41], [-3, 8], [2.29e12, 3.51e12], [1e-7, 4e-7], [2.43e-6, 2.57e-6], [-1, 0],
+].map(([low, high]) => {
   const {values, apart} = ticks(low, high);
   return values.map((x) => tickLabel(x, apart));
 })"""
@@ -229,13 +231,17 @@ def test_a_training_without_rollouts_opens_on_its_metrics_with_round_ticks(tmp_p
     tab = view(runs_fixture.make(tmp_path / "run"))
     assert tab.run("state.tab") == "training"
     titles = tab.run("[...document.querySelectorAll('figcaption b')].map(b => b.textContent)")
-    assert titles == ["held-out accuracy", "reward", "length", "entropy", "mismatch"]
+    assert titles == [
+        *("held-out accuracy", "reward", "loss", "length", "entropy", "truncated", "gradient norm", "clipped"),
+        *("mismatch mean", "learning rate", "signal"),
+    ]
     assert tab.run(TICKS) == [
         ["0", "0.5", "1"],
         ["0.3", "0.35", "0.4"],
         ["0", "5"],
         ["2.5e12", "3e12", "3.5e12"],
         ["1e-7", "2e-7", "3e-7", "4e-7"],
+        ["2.45e-6", "2.5e-6", "2.55e-6"],
         ["-1", "-0.5", "0"],
     ]
 

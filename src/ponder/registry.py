@@ -169,6 +169,19 @@ def build(room: str, spec: str, options: Mapping[str, Any] | None = None) -> Any
     return part
 
 
+def options_of(part: Any) -> dict[str, Any]:
+    """The options that a part was built with, defaults filled in, as plain values; none if it is no dataclass."""
+    if not dataclasses.is_dataclass(part):
+        return {}
+    return {f.name: _written(getattr(part, f.name)) for f in dataclasses.fields(part) if f.init and f.repr}
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_written(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
 _NEEDED = {
     "environments": (
         *("name", "turns", "turn_rewards", "slow_judge"),

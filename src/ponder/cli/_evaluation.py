@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ponder import sync
+from ponder import registry, sync
 from ponder.budget.meter import Meter
 from ponder.budget.prices import PriceList, priced
 from ponder.cli import _output
@@ -115,13 +115,15 @@ class Job:
 
         Raises `Stopped` on Ctrl-C.
         """
-        facts = {"model": model_facts(engine, self.config)}
+        facts: dict[str, Any] = {"model": model_facts(engine, self.config)}
         facts |= {"others": {n: model_facts(e, self.config) for n, e in others.items()}} if others else {}
         if self.config.resume:
             _refuse_other_model(run, facts)
         # Written now, so that it counts even if this process is killed.
-        paid = {} if before.opening == Spend() else {"opening": before.opening}
-        run.note(**to_json(facts | paid | ({"known": known} if known else {})))
+        facts |= {} if before.opening == Spend() else {"opening": before.opening}
+        facts |= {"known": known} if known else {}
+        strategy = {"name": self.config.strategy, "options": registry.options_of(self.strategy)}
+        run.note(**to_json(facts), strategy=strategy)
         if recording is not None:
             before = _only_recorded(before, recording, self.problems)
         meter = self._meter(before)

@@ -346,17 +346,19 @@ def _points(difference: Estimate) -> str:
 
 def _summary(rl: RLRun, curves: Curves, base: Ladder, trained: Ladder, cost: Any, show: Any) -> dict[str, Any]:
     from ponder.evaluation.intervals import paired_difference
+    from ponder.types import to_json
 
     out = shlex.quote(str(rl.run.path))
     at = RUNGS.index(COMPARED_AT)
     before, after = base.evaluations[at], trained.evaluations[at]
     first, last = trained.evaluations[0], trained.evaluations[-1]
+    gain = paired_difference(after.correct_P, before.correct_P)
     return {
         "title": "Quickstart: a next-token model learns to think",
         "facts": {
             f"Base, {COMPARED_AT} tokens of thought": show(before),
             f"Trained, {COMPARED_AT} tokens of thought": show(after),
-            "Gain by training (paired)": _points(paired_difference(after.correct_P, before.correct_P)),
+            "Gain by training (paired)": _points(gain),
             f"Trained, {RUNGS[0]} tokens of thought": show(first),
             f"Trained, {RUNGS[-1]} tokens of thought": show(last),
             "Gain by thinking longer (paired)": _points(paired_difference(last.correct_P, first.correct_P)),
@@ -364,6 +366,7 @@ def _summary(rl: RLRun, curves: Curves, base: Ladder, trained: Ladder, cost: Any
             "Seconds": round(curves.seconds, 1),
             "Peak memory": f"{curves.peak_memory_bytes / 2**20:.0f} MiB",
         },
+        "gain": to_json(gain),
         "cost": cost,
         "next": [
             f'ponder solve "Make 24 from 3 5 7 2." --model {out}',

@@ -26,7 +26,7 @@ examples:
 
 
 def main(args: list[str]) -> int:
-    """Run one kind of training; prints the path of the model."""
+    """Run one kind of training, draw its report; prints the paths of both."""
     if not args or args[0] in ("-h", "--help"):
         say(USAGE.rstrip("\n"))
         return 0 if args else 2
@@ -47,11 +47,11 @@ def main(args: list[str]) -> int:
         from ponder.training.rl_run import train
 
         final = train(config)
-        from ponder.runs.report import render
-
-        _, page = render(config.out)
-        say(f"report: {page}")
     else:
         raise UserError(f"unknown kind of training {kind!r}{nearest(kind, ('pretrain', 'sft', 'rl'))}")
+    from ponder.runs.report import render
+
+    _, page = render(final.parent)
+    say(f"report: {page}")
     say(f"model: {final}")
     return 0

@@ -8,10 +8,12 @@ Every part may be missing, since an RL run, an evaluation and the quickstart wri
 - `metrics.jsonl`: one object a step;
 - `samples.json`: `[{"problem_id", "prompt", "gold", "before": {"text", "verdict", "reason"}, "after": {...}}]`, or
   `"response"` in place of before and after;
-- `rollouts.jsonl`: one search a line, as `search.record.to_row` writes it (those of a training have a `step` too:
-  they are not shown);
+- `rollouts.jsonl`: one search a line, as `search.record.to_row` writes it; those of a training have a `step`, and their
+  samples a `reward`;
+- `config.toml`, or `rl.toml` of a training within another command;
 - `summary.json`: `"title"`, `"facts": {name: value}`, `"cost": [{"phase", "seconds", "sampled_tokens",
-  "trained_tokens", "flops"}]`, `"verdicts": {kind: count}`, `"next": [command]`, `"warnings": [sentence]`.
+  "trained_tokens", "flops"}]`, `"verdicts": {kind: count}`, `"next": [command]`, `"warnings": [sentence]`,
+  `"gain"`: an `Estimate` of the paired difference that training made.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from ponder import jsonl, show
+from ponder import jsonl, reading, show
 from ponder.errors import UserError
 from ponder.runs.files import read_json, read_lines
 from ponder.runs.run import read_manifest
@@ -52,6 +54,10 @@ class Results:
     """Some lines of `rollouts.jsonl`, in the order of the problems."""
     searched: int = 0
     """How many searches there are."""
+    groups: tuple[Row, ...] = ()
+    """Of a training: the lines of `rollouts.jsonl` of its first and its last step."""
+    config: Row = field(default_factory=dict)
+    """The settings of the run, of its training where it has one."""
     searches_torn: str = ""
     """A sentence about a torn last line that was skipped."""
     summary: Row = field(default_factory=dict)
@@ -92,8 +98,8 @@ def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
     test, base = (_part(curves, key, dict, path / "curves.json") for key in ("test", "base"))
     lines = read_lines(path / "metrics.jsonl")
     both = {"base": base, "trained": test}
-    searches, searched, torn = _searches(path / "rollouts.jsonl", problems)
-    for sentence in filter(None, (lines.torn, torn)):
+    rollouts = _rollouts(path / "rollouts.jsonl", problems)
+    for sentence in filter(None, (lines.torn, rollouts.torn)):
         _log.warning("warning: %s", show.visible(sentence))
     return Results(
         path=path,
@@ -107,21 +113,47 @@ def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
         curves=curves,
         metrics=lines.rows,
         samples=tuple(s for s in _optional(path / "samples.json", list) if isinstance(s, dict)),
-        searches=searches,
-        searched=searched,
+        searches=rollouts.searches,
+        searched=rollouts.searched,
+        groups=rollouts.groups,
+        config=_config(path),
         summary=_optional(path / "summary.json", dict),
-        searches_torn=torn,
+        searches_torn=rollouts.torn,
         notes=(lines.torn,) if lines.torn else (),
     )
 
 
-def _searches(path: Path, problems: Sequence[str]) -> tuple[tuple[Row, ...], int, str]:
-    """The lines to show, how many searches there are, and a sentence about a torn line; holds few lines at a time."""
+def _config(path: Path) -> Row:
+    found = next((path / name for name in ("rl.toml", "config.toml") if (path / name).exists()), None)
+    return {} if found is None else reading.toml_table(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rollouts:
+    """What is kept of `rollouts.jsonl`."""
+
+    searches: tuple[Row, ...]
+    searched: int
+    groups: tuple[Row, ...]
+    torn: str
+    """A sentence about a torn last line."""
+
+
+def _rollouts(path: Path, problems: Sequence[str]) -> _Rollouts:
+    """The searches to show, and the first and last step's groups of a training; holds few lines at a time."""
     kept: dict[tuple[int, int], Row] = {}
     seen: set[tuple[int, int]] = set()
+    steps: dict[int, list[Row]] = {}
     torn: list[str] = []
     for _, _, line in jsonl.objects(path, torn=torn, some=False):
-        if "step" not in line and isinstance(line.get("stop"), str) and isinstance(line.get("samples"), list):
+        if not isinstance(line.get("samples"), list):
+            continue
+        if "step" in line:
+            step = _whole(line["step"], 0)
+            if step not in steps and len(steps) > 1:
+                steps.popitem()
+            steps.setdefault(step, []).append(line)
+        elif isinstance(line.get("stop"), str):
             place = (_whole(line.get("index"), len(seen)), _whole(line.get("sample"), 0))
             seen.add(place)
             if not problems or line.get("problem") in problems:
@@ -131,7 +163,12 @@ def _searches(path: Path, problems: Sequence[str]) -> tuple[tuple[Row, ...], int
     missing = set(problems) - {str(row["problem"]) for row in kept.values()}
     if missing:
         raise UserError(f"--problem {sorted(missing)[0]}: {path} has no search of it")
-    return tuple(kept[place] for place in sorted(kept)), len(seen), "".join(torn)
+    groups = tuple(line for lines in steps.values() for line in lines)
+    return _Rollouts(tuple(kept[place] for place in sorted(kept)), len(seen), groups, "".join(torn))
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _whole(value: Any, default: int) -> int:

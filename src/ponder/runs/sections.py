@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeGuard
 
+from ponder.runs import examples, panels
+from ponder.runs.headline import headline
+from ponder.runs.plots import halves
 from ponder.runs.progress import duration, quantity
 from ponder.runs.results import Results, Row
 from ponder.runs.run import KEPT
+from ponder.runs.settings import settings
 from ponder.runs.trees import Tree, prompt_text, tree
 from ponder.show import visible
 
@@ -25,6 +29,8 @@ METHOD = "Wilson's score for one sample a problem, bootstrap over problems for s
 @dataclass(frozen=True, slots=True)
 class Text:
     text: str
+    lead: bool = False
+    """The sentence that says the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,7 @@ class Sample:
     prompt: str
     gold: str
     responses: tuple[tuple[str, str, str, str], ...]
-    """Who (`before`, `after`, `response`), verdict, reason, text."""
+    """Who (`before`, `after`, `response`, `step 3`), verdict, reason, text."""
 
 
 Block = Text | Table | Picture | Commands | Sample | Tree
@@ -81,13 +87,16 @@ def title(results: Results) -> str:
 
 def sections(results: Results, pictures: Sequence[str]) -> list[Section]:
     """All sections that the run has data for, in reading order. `pictures` names those that were drawn."""
+    curves = {("train", "test"): "Both curves", ("test",): "Test-time compute"}
     parts = (
+        ("Settings", _settings(results)),
         ("Result", _result(results)),
-        ("Both curves", _both_curves(results, pictures)),
+        (curves.get(tuple(halves(results)), "Held-out accuracy"), _curves(results, pictures)),
         ("More samples", _more_samples(results, pictures)),
         ("Training", _training(results, pictures)),
         ("Searches", _searches(results)),
         ("Samples", _samples(results)),
+        ("Samples of training", _trained_on(results)),
         ("What it cost", _cost(results)),
         ("What to try next", _next(results)),
         ("How it was made", _made(results)),
@@ -111,20 +120,17 @@ def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _settings(results: Results) -> list[Block]:
+    rows = settings(results)
+    return [Table(("", ""), tuple(rows))] if rows else []
+
+
 def _result(results: Results) -> list[Block]:
     given = results.summary.get("warnings")
     warnings = [w for w in given if isinstance(w, str)] if isinstance(given, list) else []
     blocks: list[Block] = [Text(f"Warning: {visible(w.removeprefix('warning: '), 500)}.") for w in warnings]
-    curves = results.curves
-    base, trained = curves.get("base_accuracy"), curves.get("trained_accuracy")
-    if len(results.train) > 1 and not (_number(base) and _number(trained)):
-        base, trained = results.train[0]["accuracy"], results.train[-1]["accuracy"]
-    if _number(base) and _number(trained):
-        gain = 100 * (trained - base)
-        before = _measured(base, [*results.train[:1], *results.sequential.get("base", ())])
-        after = _measured(trained, [*results.train[-1:], *results.sequential.get("trained", ())])
-        problems = f" on {_counts(results.train)} held-out problems" if results.train else ""
-        blocks.append(Text(f"Training took accuracy from {before} to {after} ({gain:+.1f} points){problems}."))
+    said = headline(results, with_interval)
+    blocks += [Text(said, lead=True)] if said else []
     facts = results.summary.get("facts")
     if not isinstance(facts, Mapping):
         facts = {k: v for k, v in results.summary.items() if k != "title" and isinstance(v, str | int | float)}
@@ -139,12 +145,6 @@ def _result(results: Results) -> list[Block]:
     return blocks
 
 
-def _measured(accuracy: float, points: Sequence[Row]) -> str:
-    """An accuracy with the interval of the point that it was taken from, if that is among the points."""
-    point = next((p for p in points if abs(p["accuracy"] - accuracy) < 1e-9), None)
-    return percent(accuracy) if point is None else with_interval(point)
-
-
 def _caption(results: Results, points: Sequence[Row]) -> str:
     method = results.curves.get("interval") or results.summary.get("interval") or METHOD
     return f"Bars and bands: 95 % intervals ({visible(method, 120)}) over n = {_counts(points)} held-out problems."
@@ -157,11 +157,19 @@ def _counts(points: Sequence[Row]) -> str:
     return f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
 
 
-def _both_curves(results: Results, pictures: Sequence[str]) -> list[Block]:
+CURVES = {
+    ("train",): "Held-out accuracy against train compute.",
+    ("test",): "Held-out accuracy against test-time compute.",
+    ("train", "test"): "Held-out accuracy of base and trained against train compute and against test-time compute.",
+}
+"""What `curves.png` shows."""
+
+
+def _curves(results: Results, pictures: Sequence[str]) -> list[Block]:
     blocks: list[Block] = []
     ladders = [p for part in results.sequential.values() for p in part]
     if "curves.png" in pictures:
-        alt = "Held-out accuracy of base and trained against train compute (left) and test-time compute (right)."
+        alt = CURVES[tuple(halves(results))]
         blocks.append(Picture("curves.png", alt, _caption(results, [*results.train, *ladders]), "curves-narrow.png"))
     if results.train:
         rows = tuple(
@@ -203,7 +211,7 @@ def _more_samples(results: Results, pictures: Sequence[str]) -> list[Block]:
     blocks: list[Block] = []
     if "parallel.png" in pictures:
         alt = "Best-of-k accuracy and coverage of base and trained against the number of samples."
-        blocks.append(Picture("parallel.png", alt, _caption(results, points)))
+        blocks.append(Picture("parallel.png", alt, _caption(results, points), "parallel-narrow.png"))
     blocks.append(_beside(results.parallel, "samples", "samples"))
     blocks.append(
         Text(
@@ -217,9 +225,9 @@ def _more_samples(results: Results, pictures: Sequence[str]) -> list[Block]:
 def _training(results: Results, pictures: Sequence[str]) -> list[Block]:
     if "training.png" not in pictures:
         return []
-    alt = "Reward, response length, entropy and mismatch over training steps."
-    caption = f"{len(results.metrics):,} steps; each step faint, the mean of 9 steps strong."
-    return [Picture("training.png", alt, caption, "training-narrow.png"), *(Text(note) for note in results.notes)]
+    alt = f"Over the steps of training: {', '.join(p.title for p in panels.panels(results.metrics))}."
+    picture = Picture("training.png", alt, panels.caption(results.metrics), "training-narrow.png")
+    return [picture, *(Text(note) for note in results.notes)]
 
 
 def _searches(results: Results) -> list[Block]:
@@ -256,6 +264,24 @@ def _samples(results: Results) -> list[Block]:
     if len(results.samples) > MOST_SAMPLES:
         blocks.append(Text(f"{len(results.samples) - MOST_SAMPLES} more are in samples.json."))
     return blocks
+
+
+def _trained_on(results: Results) -> list[Block]:
+    found = examples.examples(results.groups)
+    if not found:
+        return []
+    about = "A right and a wrong response of the first and of the last step, where they were written to rollouts.jsonl."
+    return [Text(about), *(_example(example) for example in found)]
+
+
+def _example(example: examples.Example) -> Sample:
+    responses = []
+    for sample in example.samples:
+        verdict, rest = examples.said(sample)
+        responses.append(
+            (f"step {example.step}", visible(verdict, 40), visible(rest, 400), visible(sample.get("text", "")))
+        )
+    return Sample(visible(example.problem, 100), prompt_text(example.prompt), "", tuple(responses))
 
 
 COST = (

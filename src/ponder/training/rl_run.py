@@ -122,13 +122,25 @@ class RLRun:
                 self._restore(saved)
             else:  # killed before its first checkpoint
                 self._run.truncate_after(0)
-                self._run.note(model=self.trainer.model.facts())
+                self._run.note(**self._facts())
             return
         overwrite = self.config.overwrite
         self.config = dataclasses.replace(self.config, overwrite=False)
         text = configs.to_toml(self.config)
         self._run = run or Run.create(self.config.out, text, self.config.seed, overwrite=overwrite)
-        self._run.note(model=self.trainer.model.facts())
+        self._run.note(**self._facts())
+
+    def _facts(self) -> dict[str, Any]:
+        """For the manifest: the model, and the parts with the options that the config leaves to them."""
+        c, trainer = self.config, self.trainer
+        parts = {
+            "strategy": (c.strategy, self.source.strategy),
+            "eval_strategy": (c.evaluation[0], self.eval_strategy),
+            "advantage": (c.advantage, trainer.advantage),
+            "loss": (c.loss, trainer.loss),
+        }
+        named = {kind: {"name": name, "options": registry.options_of(part)} for kind, (name, part) in parts.items()}
+        return {"model": trainer.model.facts(), **named}
 
     @property
     def run(self) -> Run:
@@ -406,12 +418,14 @@ def show(result: Evaluation) -> str:
 def summary(loop: RLRun) -> dict[str, Any]:
     """What the report says of a finished run."""
     facts: dict[str, Any] = {}
+    gain: Estimate | None = None
     if loop.evaluations:
         first, last = loop.evaluations[0], loop.evaluations[-1]
         facts |= {"Held-out accuracy before": _cell(first), "Held-out accuracy after": _cell(last)}
     if loop.after and len(loop.after) == len(loop.before):
         right, was_right = ([float(k == VerdictKind.CORRECT) for k in side] for side in (loop.after, loop.before))
-        facts["Gain (paired)"] = _gain(paired_difference(right, was_right))
+        gain = paired_difference(right, was_right)
+        facts["Gain (paired)"] = _gain(gain)
         facts |= moves(loop.before, loop.after)
     rows = loop.run.metrics().rows
     found = signal(rows)
@@ -424,6 +438,7 @@ def summary(loop: RLRun) -> dict[str, Any]:
     return {
         "title": f"RL: {loop.config.model} on {loop.config.environment}",
         "facts": facts,
+        **({} if gain is None else {"gain": to_json(gain)}),
         "warnings": [w for w in (few, loop.trainer.rate.said if loop.trainer.rate.far else "") if w],
         "cost": cost(loop),
     }
@@ -434,9 +449,10 @@ def _cell(point: dict[str, Any]) -> str:
 
 
 def _gain(gain: Estimate) -> str:
-    few = gain.method.partition(";")[2]
-    said = f"{gain.value * 100:+.1f} points ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})"
-    return f"{said};{few}" if few else said
+    few = gain.method.partition("; ")[2]
+    if few:
+        return f"between {gain.low * 100:+.1f} and {gain.high * 100:+.1f} points; {few}"
+    return f"{gain.value * 100:+.1f} points ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})"
 
 
 def cost(loop: RLRun) -> list[dict[str, Any]]:

@@ -406,12 +406,19 @@ def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, ver
             )
         final = run.path / "model"
         save(model, final, replace=True)
+        last = lm.mean_loss(model.module, plan.held_out) if plan.held_out else None
+        first = next((r["validation_loss"] for r in run.metrics().rows if "validation_loss" in r), None)
+        facts = {"Steps": state.step, "Tokens": state.tokens, "Last checkpoint": str(saved.path)}
+        if first is not None:
+            facts["Validation loss, first and last (nats per token)"] = f"{first:.4f} and {last:.4f}"
         run.write_json(
             "summary.json",
             {
+                "title": f"Fine-tuning: {config.model}" if isinstance(config, SFTConfig) else "Pretraining",
+                "facts": facts,
                 "steps": state.step,
                 "tokens": state.tokens,
-                "validation_loss": lm.mean_loss(model.module, plan.held_out) if plan.held_out else None,
+                "validation_loss": last,
                 "checkpoint": str(saved.path),
             },
         )

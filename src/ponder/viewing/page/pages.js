@@ -37,8 +37,11 @@ function comparison(r) {
   if (found.error) return el("div.card.pair", null, head, el("div.soft.why", { title: found.error }, visible(found.error)));
   const d = found.difference;
   const sure = isNumber(d.low) && (d.low > 0 || d.high < 0);
+  // A difference that may be none is no headline: its interval is.
+  const big = sure || !isNumber(d.low) ? [points(d.value), el("span.unit", null, " points"), isNumber(d.low) ? el("span.soft", null, ` [${points(d.low)}, ${points(d.high)}]`) : null]
+    : [`${points(d.low)} to ${points(d.high)}`, el("span.unit", null, " points"), el("span.soft", null, `, mean ${points(d.value)}`)];
   return el("div.card.pair", null, head,
-    el(`div.big.${sure ? (d.value > 0 ? "gain" : "loss") : "unsure"}`, null, points(d.value), el("span.unit", null, " points"), isNumber(d.low) ? el("span.soft", null, ` [${points(d.low)}, ${points(d.high)}]`) : null),
+    el(`div.big.${sure ? (d.value > 0 ? "gain" : "loss") : "unsure"}`, null, ...big),
     el("div.soft", { title: Object.entries(found.moves).map(([move, n]) => `${n} ${words(move)}`).join("\n") },
       [found.p != null && `McNemar p = ${figure(Number(found.p.toPrecision(2)))}`, `n ${count(d.n)}`, ...Object.entries(found.moves).slice(0, 2).map(([move, n]) => `${n} ${words(move)}`)].filter(Boolean).join(" · ")));
 }
@@ -87,7 +90,7 @@ function showTraining() {
     return el("span.legend", null, badge(r), visible(run.name), el("span.soft", null, last ? ` step ${last.step ?? run.metrics.length}` : ""), run.status !== "done" && status(run));
   });
   page.replaceChildren(el("div.runhead", null, newest), el("div.plots", null, figures),
-    el("p.soft", null, "Each step faint, the mean of 9 strong. Bars: 95 % intervals of the held-out accuracy."));
+    el("p.soft", null, `Of ${3 * MEAN_OF} steps or more: each faint, the mean of ${MEAN_OF} strong. Bars: 95 % intervals of the held-out accuracy.`));
 }
 
 async function showAbout() {

@@ -4,6 +4,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const WIDE = 320, HIGH = 150, EDGE = { left: 48, right: 10, top: 8, bottom: 20 };
 const MOST_POINTS = 400;
+const MEAN_OF = 9; // steps; of trainings three times as long
 
 function svg(tag, given, ...children) {
   const node = document.createElementNS(SVG, tag);
@@ -23,7 +24,11 @@ function ticks(low, high, about = 4) {
 
 function tickLabel(x, apart) {
   const size = Math.abs(x);
-  if (size !== 0 && (size >= 1e6 || size < 1e-4)) return x.toExponential(1).replace("e+", "e").replace(".0e", "e");
+  if (size !== 0 && (size >= 1e6 || size < 1e-4)) {
+    // As many digits as the distance of the ticks needs.
+    const digits = Math.floor(Math.log10(size) + 1e-9) - Math.floor(Math.log10(apart) + 1e-9);
+    return x.toExponential(Math.max(0, digits)).replace(/\.?0*e\+?/, "e");
+  }
   return x.toLocaleString("en-US", { maximumFractionDigits: Math.max(0, -Math.floor(Math.log10(apart) + 1e-9)) });
 }
 
@@ -37,11 +42,11 @@ function thinned(pairs) {
   });
 }
 
-function smooth(pairs, width = 9) {
-  const half = Math.floor(width / 2);
-  return pairs.map(([x], i) => {
-    const near = pairs.slice(Math.max(0, i - half), i + half + 1);
-    return [x, near.reduce((sum, p) => sum + p[1], 0) / near.length];
+// The mean of exactly MEAN_OF neighbours, at the middle one.
+function smooth(pairs) {
+  return pairs.slice(MEAN_OF - 1).map((_, i) => {
+    const near = pairs.slice(i, i + MEAN_OF);
+    return [near[(MEAN_OF - 1) / 2][0], near.reduce((sum, p) => sum + p[1], 0) / MEAN_OF];
   });
 }
 
@@ -65,12 +70,12 @@ function plot(title, series, { share = false, strong = false } = {}) {
     ...up.values.map((y) => svg("text", { class: "tick", x: EDGE.left - 5, y: py(y) + 3.5, "text-anchor": "end" }, said(y, up.apart))),
     ...along.values.filter((x) => Number.isInteger(x)).map((x) => svg("text", { class: "tick", x: px(x), y: HIGH - 6, "text-anchor": "middle" }, tickLabel(x, 1))),
     ...series.flatMap(({ run, pairs, bands }) => {
-      const few = pairs.length < 20 || strong;
+      const few = pairs.length < 3 * MEAN_OF || strong;
       const thin = thinned(pairs);
       return [
         ...(bands || []).map(([x, a, b]) => svg("line", { class: `band run${run % 6}`, x1: px(x), x2: px(x), y1: py(a), y2: py(b) })),
         svg("path", { class: `line run${run % 6}${few ? "" : " faint"}`, d: path(thin) }),
-        ...(few ? thin.map(([x, y]) => svg("circle", { class: `dot run${run % 6}`, cx: px(x), cy: py(y), r: strong ? 2.6 : 1.8 })) : [svg("path", { class: `line run${run % 6}`, d: path(smooth(thin)) })]),
+        ...(few ? thin.map(([x, y]) => svg("circle", { class: `dot run${run % 6}`, cx: px(x), cy: py(y), r: strong ? 2.6 : 1.8 })) : [svg("path", { class: `line run${run % 6}`, d: path(thinned(smooth(pairs))) })]),
       ];
     }));
   const cursor = svg("line", { class: "cursor", y1: EDGE.top, y2: HIGH - EDGE.bottom, x1: -9, x2: -9 });
