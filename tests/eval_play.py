@@ -38,6 +38,7 @@ def evaluate(*args: str) -> int:
     return main(["eval", "--environment", "doubling", *args])
 
 
+TIMES = {"run_seconds", "run_seconds_per_correct", "mean_seconds_per_search", "at_once", "lost"}
 CLOCK = {"seconds", "at", "device_seconds"}
 
 
@@ -57,4 +58,4 @@ def result(run: Path) -> dict[str, Any]:
     """What an evaluation found, without what the clock says and what was spent besides."""
     found = json.loads((run / "evaluation.json").read_text())
     found["spend"] = {k: v for k, v in found["spend"].items() if k not in CLOCK}
-    return {k: v for k, v in found.items() if k not in {"seconds", "seconds_per_correct", "lost"}}
+    return {k: v for k, v in found.items() if k not in TIMES}

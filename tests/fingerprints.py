@@ -237,7 +237,7 @@ def searches(path: Path) -> Found:
                 row["problem"],
                 row["prompt"],
                 row["chosen"],
-                row["confidence"],
+                row["vote_share"],
                 row["stop"],
                 spent(row["spend"]),
                 kind,

@@ -22,13 +22,23 @@ def point(accuracy: float, **rest: Any) -> dict[str, Any]:
 def ladder(low: float, high: float) -> dict[str, list[dict[str, Any]]]:
     budgets = (16, 32, 64, 128, 256)
     sequential = [
-        point(low + (high - low) * i / 4, budget_tokens=b, mean_tokens=b * (0.95 - 0.1 * i), no_answer=0.02 * (4 - i))
+        point(
+            low + (high - low) * i / 4,
+            budget_tokens=b,
+            mean_response_tokens_per_search=b * (0.95 - 0.1 * i),
+            no_answer=0.02 * (4 - i),
+        )
         for i, b in enumerate(budgets)
     ]
     parallel = []
     for i in range(7):
         accuracy = 1 - (1 - high * 0.6) ** (1 + 0.7 * i)
-        parallel.append({**point(accuracy, samples=2**i, mean_tokens=60.0 * 2**i), "coverage": accuracy + 0.01 * i / 6})
+        parallel.append(
+            {
+                **point(accuracy, samples=2**i, mean_response_tokens_per_search=60.0 * 2**i),
+                "coverage": accuracy + 0.01 * i / 6,
+            }
+        )
     return {"sequential": sequential, "parallel": parallel}
 
 
@@ -43,7 +53,7 @@ def curves() -> dict[str, Any]:
         "base": ladder(0.1, 0.47),
         "base_accuracy": 0.38,
         "trained_accuracy": 0.66,
-        "seconds": 431.5,
+        "run_seconds": 431.5,
         "peak_memory_bytes": 1_431_000_000,
         "seed": 0,
         "interval": "Wilson score",
@@ -89,14 +99,14 @@ def summary() -> dict[str, Any]:
         "cost": [
             {
                 "phase": "training",
-                "seconds": 290.2,
+                "run_seconds": 290.2,
                 "sampled_tokens": 3_600_000,
                 "trained_tokens": 3_400_000,
                 "flops": 9.7e12,
             },
             {
                 "phase": "evaluation",
-                "seconds": 141.3,
+                "run_seconds": 141.3,
                 "sampled_tokens": 2_900_000,
                 "trained_tokens": 0,
                 "flops": 5.2e12,

@@ -66,7 +66,7 @@ def test_votes_know_which_answers_are_the_same_without_being_told():
     if op == "-":
         texts = [f"</think>{gold}", f"</think>({gold})", "</think>1+1"]
     outcome = ponder.solve(problem, MockEngine(texts), environment=environment, strategy="majority", n=3)
-    assert outcome.confidence == pytest.approx(2 / 3)
+    assert outcome.vote_share == pytest.approx(2 / 3)
 
 
 def test_a_problem_comes_with_its_environment_or_with_none_on_purpose():

@@ -101,11 +101,11 @@ def test_an_evaluation_counts_the_probe_in_its_spend_and_in_what_a_correct_answe
     assert tokens_of(found["opening"]) == probed(server) > 0
     assert found["tokens_per_correct"] == pytest.approx(server.tokens() / correct)
     assert found["dollars_per_correct"] == pytest.approx(PRICE * server.tokens() / correct)
-    assert f"opening      {probed(server)} of these tokens" in said
+    assert f"{probed(server)} tokens of that, to find out what the model can do" in said
     cost = json.loads((out / "summary.json").read_text())["cost"]
     assert [row["phase"].split(":")[0] for row in cost] == ["opening", "evaluation"]
     assert sum(tokens_of(row) for row in cost) == server.tokens()
-    assert sum(row["seconds"] for row in cost) == pytest.approx(found["seconds"])
+    assert sum(row["run_seconds"] for row in cost) == pytest.approx(found["run_seconds"])
 
 
 def tokens_of(spend: dict[str, Any]) -> int:

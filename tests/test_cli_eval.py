@@ -24,7 +24,7 @@ def test_accuracy_comes_with_its_interval_and_size(engine: MockEngine, capsys: p
     assert evaluate("-n", "80") == 0
     out = capsys.readouterr().out
     found = re.search(
-        r"accuracy +([\d.]+)% \[([\d.]+)%, ([\d.]+)%\]  95 % interval \(clopper-pearson\), n = 80 problems", out
+        r"accuracy +([\d.]+) % \[([\d.]+), ([\d.]+)\], 95 % interval \(clopper-pearson\), n = 80 problems", out
     )
     assert found is not None
     value, low, high = (float(g) for g in found.groups())
@@ -32,7 +32,7 @@ def test_accuracy_comes_with_its_interval_and_size(engine: MockEngine, capsys: p
     assert 60 < value < 90
     correct = int(re.search(r"correct (\d+)", out)[1])  # type: ignore[index]
     assert value == pytest.approx(100 * correct / 80, abs=0.06)
-    assert "mean tokens" in out
+    assert "tokens per search" in out
     assert "tokens/s" in out
     assert out.count("->") == 2, "two responses are shown by default"
 
@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_numbers(engine: MockEngine, capsys: pytest
     for seed in ("1", "1", "2"):
         assert evaluate("-n", "60", "--seed", seed, "--json") == 0
         found = json.loads(capsys.readouterr().out)
-        results.append((found["kinds"], found["mean_tokens"]["value"]))
+        results.append((found["kinds"], found["mean_response_tokens_per_search"]["value"]))
     assert results[0] == results[1] != results[2]
 
 
@@ -101,7 +101,7 @@ def test_options_of_the_strategy_reach_the_engine(engine: MockEngine, capsys: py
     assert evaluate("-n", "3", "--strategy", "best_of_n", "--strategy-options", "n=4", "--max-tokens", "77") == 0
     assert {(r.params.max_tokens) for r in engine.requests} == {77}
     assert engine.used.sampled_tokens > 0
-    assert "checker calls" in capsys.readouterr().out
+    assert "checker or scorer calls" in capsys.readouterr().out
 
 
 def test_the_config_of_a_run_says_which_options_its_engine_was_asked_for(engine: MockEngine, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_any_engine_is_named_by_a_flag(tmp_path: Path, capsys: pytest.CaptureFix
     assert result(tmp_path / "a")["kinds"]["correct"] > 0
     capsys.readouterr()
     assert main(["report", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    assert "McNemar's exact test: p = 1" in capsys.readouterr().out
+    assert "McNemar's exact test" in capsys.readouterr().out
 
 
 SIMULATED = ("--engine", "simulated", "--environment", "simulated", "--model", "s")

@@ -55,7 +55,7 @@ def test_a_signal_prints_what_there_is_and_the_command_that_resumes_it(engine, s
     found = re.search(r"^partial: (\d+) of 40 searches have ended; short ones end first", out, re.M)
     assert found is not None
     assert int(found[1]) == len(searches(run)) > 20
-    assert re.search(r"^accuracy +\d+\.\d% \[\d", out, re.M)
+    assert re.search(r"^accuracy +\d+\.\d % \[\d", out, re.M)
     assert read_manifest(run)["status"] == "interrupted"
     command = err[err.index("ponder: stopped; continue with: ponder ") :].split("continue with: ponder ")[1]
     engine.delay = 0.0

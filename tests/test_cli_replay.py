@@ -48,14 +48,23 @@ def test_the_json_has_the_documented_form(pool, capsys):
     assert values["n"] == 6
     assert [c["k"] for c in values["coverage"]] == [1, 2, 4]
     assert values["coverage"][2] == {"k": 4, "value": 1.0, "low": values["coverage"][2]["low"], "high": 1.0}
+    # What it ranks by is said where the name leaves it open.
+    names[2] = "weighted:score"
     assert list(values["strategies"]) == names
     for name in names[:-1]:
         points = values["strategies"][name]
         assert [p["budget"] for p in points] == [1, 2, 4]
         for p in points:
-            assert set(p) == {"budget", "mean_samples", "mean_tokens", "accuracy", "low", "high"}
+            assert set(p) == {
+                "budget",
+                "mean_samples_per_search",
+                "mean_response_tokens_per_search",
+                "accuracy",
+                "low",
+                "high",
+            }
             assert p["low"] <= p["accuracy"] <= p["high"]
-    assert values["strategies"]["majority"][2]["mean_tokens"] == 100.0
+    assert values["strategies"]["majority"][2]["mean_response_tokens_per_search"] == 100.0
     assert len(values["paired"]) == 15
     assert set(values["paired"][0]) == {"a", "b", "difference", "low", "high", "p"}
     assert values["disagreements"] == []

@@ -190,9 +190,9 @@ def test_an_environments_problem_brings_its_checker_and_its_judge(
     assert captured.out == "206\n"
     asked, *_, stopped, judge, cost = captured.err.splitlines()
     assert asked == "doubling test:3: 2 * 103 ="
-    assert stopped == "accepted: chosen by the checker · confidence 100% · 3 responses"
+    assert stopped == "accepted: chosen by the checker · 3 responses"
     assert judge == "judge: correct, right"
-    assert "3 checker calls" in cost
+    assert "3 checker or scorer calls" in cost
     assert main(["solve", *flags, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["verdict"]["kind"] == "correct"
 

@@ -20,7 +20,7 @@ CURVES = c.Curves(
     base=c.TestTime(SEQUENTIAL, ()),
     base_accuracy=0.1,
     trained_accuracy=0.3,
-    seconds=12.5,
+    run_seconds=12.5,
     peak_memory_bytes=10**9,
     seed=3,
 )
@@ -36,16 +36,16 @@ def test_the_file_has_the_documented_form(tmp_path):
     c.write(tmp_path / "curves.json", CURVES)
     values = json.loads((tmp_path / "curves.json").read_text())
     assert list(values) == [
-        "train", "test", "base", "base_accuracy", "trained_accuracy", "seconds", "peak_memory_bytes", "seed",
+        "train", "test", "base", "base_accuracy", "trained_accuracy", "run_seconds", "peak_memory_bytes", "seed",
         "interval",
     ]  # fmt: skip
     assert list(values["train"][0]) == ["step", "flops", "sampled_tokens", "accuracy", "low", "high", "n"]
     assert list(values["test"]) == list(values["base"]) == ["sequential", "parallel"]
     assert list(values["test"]["sequential"][0]) == [
-        "budget_tokens", "mean_tokens", "accuracy", "low", "high", "no_answer", "n",
+        "budget_tokens", "mean_response_tokens_per_search", "accuracy", "low", "high", "no_answer", "n",
     ]  # fmt: skip
     assert list(values["test"]["parallel"][0]) == [
-        "samples", "mean_tokens", "accuracy", "coverage", "low", "high", "n",
+        "samples", "mean_response_tokens_per_search", "accuracy", "coverage", "low", "high", "n",
     ]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_the_file_has_the_documented_form(tmp_path):
     [
         ({"train": CURVES.train[::-1]}, "train: step must rise"),
         ({"trained_accuracy": 1.2}, "trained_accuracy is 1.2"),
-        ({"seconds": float("nan")}, "seconds is nan"),
+        ({"run_seconds": float("nan")}, "run_seconds is nan"),
         ({"test": c.TestTime((dataclasses.replace(SEQUENTIAL[0], low=0.25),))}, r"test.sequential\[0\]: accuracy 0.2"),
         ({"base": c.TestTime((), (dataclasses.replace(PARALLEL[1], coverage=0.5),))}, r"base.parallel\[0\]: coverage"),
         ({"test": c.TestTime((dataclasses.replace(SEQUENTIAL[0], n=0),))}, "n is 0"),

@@ -44,7 +44,7 @@ def test_an_evaluation_counts_verdicts_tokens_and_cost():
     assert result.accuracy == clopper_pearson(kinds["correct"], 60)
     assert result.no_answer == kinds["no_answer"] / 60
     assert result.spend.tokens == engine.used.tokens
-    assert result.mean_tokens.value == pytest.approx(engine.used.response_tokens / 60)
+    assert result.mean_response_tokens_per_search.value == pytest.approx(engine.used.response_tokens / 60)
     assert result.tokens_per_correct == engine.used.tokens / kinds["correct"]
     row = result.rows[7]
     assert (row.id, len(row.texts)) == ("test-7", 1)
@@ -262,7 +262,7 @@ def test_results_of_an_earlier_run_are_not_run_again_and_count_alike():
     assert len(engine.requests) == 7
     assert (again.rows, again.accuracy, again.spend) == (result.rows, result.accuracy, result.spend)
     assert again.lost == lost
-    assert again.seconds > 100.0
+    assert again.run_seconds > 100.0
 
 
 def test_votes_use_the_environments_answers():
@@ -324,7 +324,7 @@ def test_a_ladder_gives_one_point_per_budget_on_the_same_problems():
     assert [p.budget_tokens for p in rungs.points] == [10, 30, 50]
     assert [p.accuracy for p in rungs.points] == [0.0, 1.0, 1.0]
     assert all(p.n == 20 and p.no_answer == 0.0 and p.low <= p.accuracy <= p.high for p in rungs.points)
-    assert [round(p.mean_tokens) for p in rungs.points] == [15, 35, 55]
+    assert [round(p.mean_response_tokens_per_search) for p in rungs.points] == [15, 35, 55]
     assert [r.id for r in rungs.evaluations[0].rows] == [r.id for r in rungs.evaluations[2].rows]
 
 
@@ -353,7 +353,7 @@ def test_one_pool_gives_every_point_of_the_parallel_curve():
         # This checker is exact, so that the best of k is all that coverage promises.
         assert point.accuracy == pytest.approx(point.coverage)
         assert point.low <= point.accuracy <= point.high
-        assert point.mean_tokens == pytest.approx(point.samples * curve.pool.tokens_PG.mean())
+        assert point.mean_response_tokens_per_search == pytest.approx(point.samples * curve.pool.tokens_PG.mean())
     assert curve.pool.spend.response_tokens == curve.pool.tokens_PG.sum()
     assert curve.pool.kinds["correct"] == curve.pool.correct_PG.sum()
     assert [p.samples for p in parallel_points(curve.pool, [3, 5])] == [3, 5]

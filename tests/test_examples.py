@@ -12,7 +12,7 @@ SAYS = {
     "ask_once": ("Outcome(answer=", "judge: "),
     "majority_under_a_budget": ("majority ", "best_of_n "),
     "own_environment": ("Evaluation(accuracy ",),
-    "evaluate_and_compare": ("160 tokens of thought: Evaluation(", "Comparison(B - A "),
+    "evaluate_and_compare": ("160 tokens of thought: Evaluation(", "Comparison(B is better than A: "),
     "train_and_plot": ("step 2: ", "report.html"),
     "engine_in_your_loop": ("step 2: weights version 2",),
 }

@@ -14,6 +14,7 @@ ROWS = [
     {
         "types",
         "show",
+        "figures",
         "errors",
         "protocols",
         "config",

@@ -353,7 +353,7 @@ def test_a_comparison_holds_points_pairs_and_coverage(folder):
     assert values["coverage"][2]["value"] == 1.0
     assert [p["budget"] for p in values["strategies"]["majority"]] == [1, 2, 3]
     assert set(values["strategies"]["direct"][0]) == {
-        "budget", "mean_samples", "mean_tokens", "accuracy", "low", "high"
+        "budget", "mean_samples_per_search", "mean_response_tokens_per_search", "accuracy", "low", "high"
     }  # fmt: skip
     [pair] = values["paired"]
     # Direct 1/2 on average; majority is sure of five and has a tie of three on the others.

@@ -167,8 +167,24 @@ def test_before_the_first_step_there_is_no_curve_yet(tmp_path: Path) -> None:
 
 def test_one_point_curves_with_equal_ends_can_be_drawn(tmp_path: Path) -> None:
     path = fixture.make(tmp_path / "run", parts=())
-    one = {"budget_tokens": 8, "mean_tokens": 8.0, "accuracy": 0.0, "low": 0.0, "high": 0.0, "no_answer": 1.0, "n": 1}
-    many = {"samples": 1, "mean_tokens": 8.0, "accuracy": 1.0, "coverage": 1.0, "low": 1.0, "high": 1.0, "n": 1}
+    one = {
+        "budget_tokens": 8,
+        "mean_response_tokens_per_search": 8.0,
+        "accuracy": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "no_answer": 1.0,
+        "n": 1,
+    }
+    many = {
+        "samples": 1,
+        "mean_response_tokens_per_search": 8.0,
+        "accuracy": 1.0,
+        "coverage": 1.0,
+        "low": 1.0,
+        "high": 1.0,
+        "n": 1,
+    }
     ladder = {"sequential": [one], "parallel": [many]}
     train = [{"step": 1, "flops": 1e9, "sampled_tokens": 1, "accuracy": 1.0, "low": 1.0, "high": 1.0, "n": 1}]
     (path / "curves.json").write_text(json.dumps({"train": train, "test": ladder, "base": ladder}))
@@ -183,7 +199,7 @@ def test_one_point_curves_with_equal_ends_can_be_drawn(tmp_path: Path) -> None:
         ("[]", "expected a JSON object"),
         ('{"train": 3}', "'train' must be a JSON array"),
         ('{"train": [{"flops": 1}]}', "point 0 of 'train' has no number 'accuracy'"),
-        ('{"test": {"sequential": ["x"]}}', "point 0 of 'sequential' has no number 'mean_tokens'"),
+        ('{"test": {"sequential": ["x"]}}', "point 0 of 'sequential' has no number 'mean_response_tokens_per_search'"),
     ],
 )
 def test_broken_curves_are_named_by_file_and_field(tmp_path: Path, text: str, said: str) -> None:

@@ -76,9 +76,9 @@ def test_the_tree_has_every_branch_with_what_is_known_of_it() -> None:
     assert by_name["1"].facts == ("score 0.900", "given up: the beam is full")
     assert by_name["4"].facts == ("cut off",)
     assert by_name["4"].reasons == ("judge: is not 24", "checker: is not 24")
-    assert by_name["0"].cost == "20 + 10 tokens, 12 ms, $0.0021"
-    assert found.stopped == "accepted: chosen by the checker; confidence 75%"
-    assert found.totals == "5 branches, 2 checker or scorer calls, 100 + 90 tokens, 1.5 s, $0.011"
+    assert by_name["0"].cost == "20 prompt + 10 response tokens, 12 ms, $0.0021"
+    assert found.stopped == "accepted: chosen by the checker; share of the votes 75.0 %"
+    assert found.totals == "5 branches, 2 checker or scorer calls, 100 prompt + 90 response tokens, 1.5 s, $0.011"
 
 
 def test_the_sketch_is_a_line_a_branch() -> None:
@@ -86,7 +86,7 @@ def test_the_sketch_is_a_line_a_branch() -> None:
     assert len(lines) == 5
     assert lines[0].startswith("├─*0  first step")
     assert lines[1].startswith("│  └─*2  , second step")
-    assert lines[2].startswith("│     ├─*3  , 24  [judge correct · checker correct · score 1 · votes 24 · 20 + ")
+    assert lines[2].startswith("│     ├─*3  , 24  [judge correct · checker correct · score 1 · votes 24 · 20 prompt + ")
     assert lines[4].startswith("└─ 1  another step")
 
 
@@ -154,7 +154,7 @@ def test_the_page_shows_branches_that_open_and_close_without_a_script(tmp_path: 
     assert "script" not in page.tags
     for said in (
         "given up: the beam is full", "votes 24", "judge: correct", "checker: wrong", "chosen", "12 ms", "$0.0021",
-        "Stopped: accepted: chosen by the checker; confidence 75%",
+        "Stopped: accepted: chosen by the checker; share of the votes 75.0 %",
     ):  # fmt: skip
         assert said in page.seen
     markdown = (run / "report.md").read_text()

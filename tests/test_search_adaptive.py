@@ -174,7 +174,7 @@ def test_with_doubt_to_the_end_it_is_the_majority():
     outcome = run(Adaptive(n=32), saying(*answers))
     assert outcome.stop is StopReason.FINISHED
     assert outcome.reason == "16 of 32 votes for 1, as many as for 2: the earlier sample decides"
-    assert math.isclose(outcome.confidence, 0.5)
+    assert math.isclose(outcome.vote_share, 0.5)
 
 
 def test_each_sample_of_a_model_that_doubles_is_judged_by_the_same_seed_as_without_waves():

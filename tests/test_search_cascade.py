@@ -60,7 +60,7 @@ def test_doubt_calls_the_slow_search_on_the_big_engine(texts):
 def test_the_checker_decides_where_there_is_one():
     texts = ["</think>1", "</think>1", "</think>1", f"</think>{RIGHT}"]
     outcome = run(Cascade(engine="big"), MockEngine(texts), slow := big(), checker=ENV.checker)
-    assert (outcome.response.answer, outcome.confidence, slow.calls) == (RIGHT, 1.0, 0)
+    assert (outcome.response.answer, outcome.vote_share, slow.calls) == (RIGHT, None, 0)
     assert outcome.reason == f"the checker accepts {RIGHT}: sure, so majority was not run"
     outcome = run(Cascade(engine="big"), MockEngine("</think>1"), slow := big(), checker=ENV.checker)
     assert slow.calls == 1

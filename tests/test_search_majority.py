@@ -44,14 +44,14 @@ def said(*answers, n=None, **options):
 def test_the_answer_that_most_samples_give_wins_with_its_share_of_the_votes():
     outcome = said("41", "42", "42", "7", "42")
     assert (outcome.response.answer, outcome.chosen, outcome.stop) == ("42", 1, StopReason.FINISHED)
-    assert outcome.confidence == pytest.approx(3 / 5)
+    assert outcome.vote_share == pytest.approx(3 / 5)
     assert outcome.reason == "3 of 5 votes for 42"
     assert [n.vote for n in outcome.trace.nodes] == ["41", "42", "42", "7", "42"]
 
 
 def test_a_response_without_an_answer_abstains():
     outcome = said(None, None, "41", None, "42", "42")
-    assert (outcome.response.answer, outcome.confidence) == ("42", pytest.approx(2 / 3))
+    assert (outcome.response.answer, outcome.vote_share) == ("42", pytest.approx(2 / 3))
     assert outcome.reason == "2 of 3 votes for 42; 3 of 6 responses abstained"
     assert [n.vote for n in outcome.trace.nodes] == [None, None, "41", None, "42", "42"]
     assert outcome.trace.nodes[0].note == "abstains: cut off before its answer"
@@ -74,9 +74,9 @@ def test_what_kept_a_vote_from_being_held_is_said_first():
 
 def test_without_any_vote_there_is_no_answer():
     outcome = said(None, None)
-    assert (outcome.response.answer, outcome.chosen, outcome.confidence) == (None, None, None)
+    assert (outcome.response.answer, outcome.chosen, outcome.vote_share) == (None, None, None)
     unreadable = run(Majority(n=2), MockEngine("</think>dunno"), answers=VerifierAnswers(Numeric()))
-    assert (unreadable.response.answer, unreadable.chosen, unreadable.confidence) == (None, None, None)
+    assert (unreadable.response.answer, unreadable.chosen, unreadable.vote_share) == (None, None, None)
     assert unreadable.reason == "no response had an answer to vote with"
     assert unreadable.trace.nodes[0].note == "abstains: the answer cannot be read"
 
@@ -133,7 +133,7 @@ def test_a_sure_response_outweighs_two_that_are_not(by):
     assert outcome.reason.startswith("1 has ")
     weights = [n.score for n in outcome.trace.nodes]
     assert weights[1] > weights[0] + weights[2]
-    assert outcome.confidence == pytest.approx(weights[1] / sum(weights))
+    assert outcome.vote_share == pytest.approx(weights[1] / sum(weights))
     assert run(Majority(n=3), SureEngine([UNSURE, SURE, UNSURE])).response.answer == "2"
 
 
@@ -160,17 +160,17 @@ class Scores(BaseScorer):
 def test_scores_are_weights_and_negative_ones_are_made_so():
     engine = MockEngine(["</think>1", "</think>2", "</think>1"])
     high = run(Weighted(n=3, by="score"), engine, scorer=Scores(0.2, 0.9, 0.3))
-    assert (high.response.answer, high.confidence) == ("2", pytest.approx(0.9 / 1.4))
+    assert (high.response.answer, high.vote_share) == ("2", pytest.approx(0.9 / 1.4))
     logits = run(Weighted(n=3, by="score"), engine, scorer=Scores(-3.0, 1.0, -2.0))
     assert logits.response.answer == "2"
-    assert logits.confidence == pytest.approx(1 / (1 + math.exp(-4) + math.exp(-3)))
+    assert logits.vote_share == pytest.approx(1 / (1 + math.exp(-4) + math.exp(-3)))
     assert logits.spend.verifier_calls == 3
 
 
 def test_where_there_is_nothing_to_weigh_by_every_vote_counts_one():
     # It says that it gives log-probabilities, and does not give those of other ids.
     outcome = run(Weighted(n=3, by="tail"), MockEngine(["</think>2", "</think>1", "</think>2"]))
-    assert (outcome.response.answer, outcome.confidence) == ("2", pytest.approx(2 / 3))
+    assert (outcome.response.answer, outcome.vote_share) == ("2", pytest.approx(2 / 3))
     assert "no tail confidence to weigh by, so every vote counted 1" in outcome.reason
     with pytest.raises(Unsupported, match="needs log-probabilities, which the engine of mock does not give"):
         run(Weighted(by="tail"), MockEngine(capabilities=NO_LOGPROBS))

@@ -119,7 +119,7 @@ def test_answers_vote_with_their_values():
     often, dear = run(strategy, engine, scorer=rule(0.6)), run(strategy, engine, scorer=rule(9.0))
     assert often.response.answer.strip() == "5"
     assert dear.response.answer == "9"
-    assert often.confidence == pytest.approx(1.0 / 1.2)
+    assert often.vote_share == pytest.approx(1.0 / 1.2)
     assert {n.vote for n in often.trace.nodes} == {"5", "9"}
 
 
@@ -189,7 +189,7 @@ def test_an_answer_votes_as_often_as_its_thought_was_sampled():
     strategy = dataclasses.replace(MCTS, simulations=1, expand=4)
     _, outcome = searched(strategy, engine, lambda text: rule[text.removeprefix("</think>")[0]])
     assert outcome.response.answer == "5,0"
-    assert outcome.confidence == pytest.approx(1.2 / 2.2)
+    assert outcome.vote_share == pytest.approx(1.2 / 2.2)
 
 
 def first_steps(*logprobs):

@@ -59,7 +59,7 @@ def result(outcome):
     return (
         dataclasses.replace(outcome.trace, nodes=tuple(nodes)),
         outcome.response,
-        outcome.confidence,
+        outcome.vote_share,
         (
             outcome.stop,
             outcome.chosen,

@@ -33,7 +33,7 @@ def rounds(*texts, chat=False):
 def test_it_revises_until_the_checker_accepts():
     engine = rounds("a</think>1", "b</think>2", f"c</think>{RIGHT}", "d</think>3")
     outcome = run(Refine(n=6), engine, checker=ENV.checker)
-    assert (outcome.response.answer, outcome.stop, outcome.confidence) == (RIGHT, StopReason.ACCEPTED, 1.0)
+    assert (outcome.response.answer, outcome.stop, outcome.vote_share) == (RIGHT, StopReason.ACCEPTED, None)
     assert outcome.reason == "the checker accepted answer 3 of at most 6"
     assert engine.calls == 3
     assert [n.note for n in outcome.trace.nodes] == ["revised: 1 is not it", "revised: 2 is not it", ""]
@@ -91,7 +91,7 @@ def test_the_best_by_the_checkers_reward_is_kept():
         return Verdict(VerdictKind.WRONG, {"1": 0.2, "2": 0.6, "3": 0.4}[response.answer], "not yet")
 
     outcome = run(Refine(n=3), rounds("</think>1", "</think>2", "</think>3"), checker=partial)
-    assert (outcome.response.answer, outcome.confidence) == ("2", 0.6)
+    assert (outcome.response.answer, outcome.vote_share) == ("2", None)
     assert outcome.reason == "answer 2 of 3, none of them accepted"
 
 

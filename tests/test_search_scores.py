@@ -133,7 +133,7 @@ def test_an_environment_gives_its_own_feedback():
     def voted(feedback):
         return asyncio.run(solve(Majority(n=4), PROBLEM, engine, feedback=feedback))
 
-    assert [o.confidence for o in map(voted, (None, Feedback(), environment, environment.feedback))] == [
+    assert [o.vote_share for o in map(voted, (None, Feedback(), environment, environment.feedback))] == [
         0.5,
         0.5,
         0.75,

@@ -44,8 +44,8 @@ def test_every_search_in_flight_gets_its_seconds_and_no_more(strategy, concurren
     assert len(found) == len(problems)
     for one in found:
         assert one.outcome.stop is StopReason.BUDGET
-        assert SECONDS <= one.seconds <= SECONDS + grace
-        assert one.outcome.seconds == one.seconds
+        assert SECONDS <= one.judged.seconds <= SECONDS + grace
+        assert one.outcome.seconds == one.judged.seconds
         assert one.judged.spend.sampled_tokens > 0
 
 

@@ -108,13 +108,15 @@ def test_the_checker_decides_and_the_first_accepted_wins():
         MockEngine(["</think>1", f"</think>{RIGHT}", "</think>2", f"x</think>{RIGHT}"]),
         checker=ENV.checker,
     )
-    assert (outcome.chosen, outcome.confidence, outcome.stop) == (1, 1.0, StopReason.ACCEPTED)
+    assert (outcome.chosen, outcome.vote_share, outcome.stop) == (1, None, StopReason.ACCEPTED)
+    assert outcome.reason == "chosen by the checker"
     assert [n.check.kind for n in outcome.trace.nodes] == ["wrong", "correct", "wrong", "correct"]
 
 
-def test_if_the_checker_rejects_all_the_first_answer_is_given_without_confidence():
+def test_if_the_checker_rejects_all_the_first_answer_is_given_and_said_not_to_be_accepted():
     outcome = run(BestOfN(n=3, max_tokens=9), MockEngine(["." * 20, "</think>1", "</think>2"]), checker=ENV.checker)
-    assert (outcome.chosen, outcome.confidence, outcome.stop) == (1, 0.0, StopReason.FINISHED)
+    assert (outcome.chosen, outcome.vote_share, outcome.stop) == (1, None, StopReason.FINISHED)
+    assert outcome.reason == "the checker accepted none of 2 answers"
 
 
 def test_without_a_checker_the_highest_score_wins_and_the_first_of_equals():
@@ -138,7 +140,7 @@ def test_a_response_without_an_answer_never_wins(options):
     outcome = run(BestOfN(n=3, max_tokens=6), MockEngine(["." * 20, "." * 20, "</think>1"]), **options)
     assert outcome.chosen == 2
     none = run(BestOfN(n=3, max_tokens=6), MockEngine("." * 20), **options)
-    assert (none.chosen, none.response.answer, none.confidence) == (None, None, None)
+    assert (none.chosen, none.response.answer, none.vote_share) == (None, None, None)
 
 
 def test_best_of_n_bounds_thoughts_too():

@@ -119,7 +119,9 @@ def test_both_test_time_curves_run_on_countdown(model, countdown):
         return rungs, await parallel(BudgetForcing(8), countdown, engine, problems, n=4)
 
     rungs, pool = on_engine(model, curves)
-    assert all(e.mean_tokens.value <= b + 16 for e, b in zip(rungs.evaluations, (4, 16), strict=True))
+    assert all(
+        e.mean_response_tokens_per_search.value <= b + 16 for e, b in zip(rungs.evaluations, (4, 16), strict=True)
+    )
     assert [p.samples for p in pool.points] == [1, 2, 4]
     # Countdown's checker is exact.
     assert all(p.accuracy == pytest.approx(p.coverage) for p in pool.points)

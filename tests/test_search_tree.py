@@ -190,7 +190,7 @@ def test_without_a_scorer_the_log_probabilities_guide(strategy):
 def test_an_accepted_answer_ends_the_search(strategy):
     engine = MockEngine("7,</think>7")
     outcome = run(strategy, engine, checker=above(7), scorer=Scorer())
-    assert (outcome.stop, outcome.response.answer, outcome.confidence) == (StopReason.ACCEPTED, "7", 1.0)
+    assert (outcome.stop, outcome.response.answer, outcome.vote_share) == (StopReason.ACCEPTED, "7", None)
     # One call for "7,", one for "</think>7": nothing after it.
     assert engine.calls == 2
 

@@ -6,7 +6,7 @@ import math
 
 from mocks import MockEngine, MockEnvironment, doubler
 
-from ponder import show
+from ponder import figures, show
 from ponder.evaluation.evaluate import evaluate
 from ponder.search.runner import solve
 from ponder.search.strategies.direct import Direct
@@ -23,7 +23,7 @@ def test_a_result_is_one_short_line_without_token_ids():
     for value in (found, found.trace, found.trace.nodes[0], found.trace.nodes[0].completion):
         assert len(repr(value)) < 200
         assert "\n" not in repr(value)
-    assert repr(outcome()) == "Outcome(answer='42', finished, confidence 1.00, 4 responses, 72 tokens)"
+    assert repr(outcome()) == "Outcome(answer='42', finished, vote_share=1.00, 4 responses, 72 tokens)"
     assert repr(Segment(SegmentKind.SAMPLED, tuple(range(1000)))).startswith("Segment(sampled, 1000 ids")
     assert repr(Estimate(0.5, 0.4, 0.6, 100)) == "Estimate(0.5 [0.4, 0.6], n 100)"
     assert repr(Estimate(0.5, 0.4, 0.6, 100, "Gaffke")) == "Estimate(0.5 [0.4, 0.6], n 100, Gaffke)"
@@ -34,7 +34,7 @@ def test_a_result_is_one_short_line_without_token_ids():
 def test_an_estimate_without_an_interval_says_why_and_has_null_in_json():
     found = Estimate(5.0, math.nan, math.nan, 1, "no interval: 1 problem, 10 can carry one")
     assert repr(found) == "Estimate(5, n 1, no interval: 1 problem, 10 can carry one)"
-    assert show.bracket(found, str) == "5.0 (no interval: 1 problem, 10 can carry one)"
+    assert figures.text("mean_tokens_per_search", found) == "5 (no interval: 1 problem, 10 can carry one)"
     assert json.loads(json.dumps(to_json([found]), allow_nan=False))[0]["low"] is None
 
 
@@ -47,7 +47,7 @@ def test_model_text_is_escaped_in_a_notebook():
 
 def test_a_page_names_answer_reason_cost_and_every_response():
     page = outcome()._repr_html_()
-    for text in ("42", "finished", "4 responses", "prompt + ", "votes 42", "chosen"):
+    for text in ("42", "finished", "4 responses", " prompt (", "votes 42", "share of the votes", "chosen"):
         assert text in page, text
 
 

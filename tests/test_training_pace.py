@@ -337,7 +337,7 @@ def test_a_quickstart_trains_until_the_second_evaluation_and_its_config_repeats_
     def look(self: RLRun) -> SimpleNamespace:
         looks.append(2.0 * (slow if clock.elapsed < 60 else 1))
         clock.now += looks[-1]
-        found = SimpleNamespace(seconds=looks[-1], accuracy=SimpleNamespace(value=0.5, low=0.4, high=0.6, n=1))
+        found = SimpleNamespace(run_seconds=looks[-1], accuracy=SimpleNamespace(value=0.5, low=0.4, high=0.6, n=1))
         self.results[self.trainer.state.step] = found
         self.evaluations.append({"step": self.trainer.state.step, "accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 1})
         return found
@@ -346,7 +346,7 @@ def test_a_quickstart_trains_until_the_second_evaluation_and_its_config_repeats_
         if who == "trained":
             raise KeyboardInterrupt
         clock.now += 45 * slow if clock.elapsed + 45 * slow < 60 else 60 - clock.elapsed + (45 - 60 / slow)
-        return SimpleNamespace(evaluations=[SimpleNamespace(seconds=2.0 * slow)] * 5), None
+        return SimpleNamespace(evaluations=[SimpleNamespace(run_seconds=2.0 * slow)] * 5), None
 
     monkeypatch.setattr(RLRun, "prepare", prepared)
     monkeypatch.setattr(RLRun, "evaluate", look)

@@ -397,7 +397,7 @@ def test_a_run_without_a_signal_warns_on_the_console_and_in_the_report(base, tmp
     assert "signal 0%" in console
     made = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert made["warnings"][0].startswith(says)
-    assert made["facts"]["Groups with a signal"] == "0.0% (0 of 20)"
+    assert made["facts"]["Groups with a signal"] == "0.0 % (0 of 20)"
     # Two problems that never change are no proof of anything.
     assert "2 problems: too few" in made["facts"]["Gain (paired)"]
     from ponder.runs.report import render

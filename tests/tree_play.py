@@ -89,4 +89,4 @@ def run(strategy, engine, problem=DIGITS, **options):
 def shape(outcome):
     """What must not depend on timing."""
     nodes = [(n.id, n.parent, n.completion.text, n.score, n.check, n.note, n.vote) for n in outcome.trace.nodes]
-    return outcome.chosen, outcome.response, outcome.confidence, outcome.reason, nodes
+    return outcome.chosen, outcome.response, outcome.vote_share, outcome.reason, nodes

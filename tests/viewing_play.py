@@ -54,7 +54,7 @@ def line(rng: random.Random, index: int, sample: int, a: int, b: int, kind: str)
         "metadata": {},
         "thought": {"open": "<think>", "close": "</think>", "opened_by_template": True},
         "chosen": 0,
-        "confidence": None,
+        "vote_share": None,
         "stop": "budget" if answer is None and rng.random() < 0.3 else "finished",
         "reason": "",
         "spend": spend,

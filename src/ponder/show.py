@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from ponder import figures
 
 MOST_NODES = 50
 """Responses of a search that are listed."""
@@ -57,11 +59,6 @@ def short(text: Any, most: int = 60) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def count(number: float) -> str:
-    """`1,204`."""
-    return f"{number:,.0f}"
-
-
 def table(rows: Iterable[Sequence[Any]], head: Sequence[str] = ()) -> str:
     """An HTML table; cells are escaped, None is empty."""
     top = f"<tr>{''.join(f'<th {_CELL}>{_cell(c)}</th>' for c in head)}</tr>" if head else ""
@@ -81,8 +78,12 @@ def outcome(found: Any) -> str:
     facts = [
         ("answer", "none: the search abstains" if found.response.answer is None else found.response.answer.strip()),
         ("stopped", found.stop.value + (f": {found.reason}" if found.reason else "")),
-        ("confidence", None if found.confidence is None else f"{found.confidence:.0%}"),
-        ("spent", spend(found.spend)),
+        (
+            figures.label("vote_share"),
+            None if found.vote_share is None else figures.text("vote_share", found.vote_share),
+        ),
+        figures.line("spend", found.spend),
+        figures.line("seconds", found.seconds),
     ]
     nodes = found.trace.nodes
     rows = [_node(n, n.id == found.chosen) for n in nodes[:MOST_NODES]]
@@ -103,20 +104,6 @@ def _node(n: Any, chosen: bool) -> tuple[Any, ...]:
     return n.id, n.parent, shown, "\n".join(said), n.completion.spend.tokens
 
 
-def spend(found: Any) -> str:
-    """`120 prompt + 64 response tokens, 3 checker calls, 0.8 s, $0.0021`."""
-    parts = [
-        f"{count(found.prompt_tokens + found.cached_tokens)} prompt + {count(found.response_tokens)} response tokens"
-    ]
-    if found.verifier_calls:
-        parts.append(f"{count(found.verifier_calls)} checker or scorer call{'s' * (found.verifier_calls != 1)}")
-    if found.seconds:
-        parts.append(f"{found.seconds:.2g} s" if found.seconds < 10 else f"{found.seconds:.0f} s")
-    if found.dollars:
-        parts.append(f"${found.dollars:.2g}")
-    return ", ".join(parts)
-
-
 def estimate(found: Any, scale: float = 1.0, unit: str = "") -> str:
     """`42.0 % [35.4, 48.9], n 200, clopper-pearson` with `scale=100, unit=" %"`."""
     value, low, high = (
@@ -131,10 +118,3 @@ def estimate(found: Any, scale: float = 1.0, unit: str = "") -> str:
 def chosen(of: int) -> str:
     """What is said of a number that was chosen as the best of several on the same data."""
     return f"chosen as the highest of {of} on the same problems: optimistic, its interval allows for {of} (Bonferroni)"
-
-
-def bracket(found: Any, number: Callable[[float], str]) -> str:
-    """`102 [95, 110]`, with `number` for its numbers; without an interval `102 (no interval: 3 problems; …)`."""
-    if math.isnan(found.low):
-        return f"{number(found.value)} ({found.method})"
-    return f"{number(found.value)} [{number(found.low)}, {number(found.high)}]"

@@ -629,7 +629,8 @@ class Outcome:
 
     response: Response
     """The chosen response; its answer is None where the search abstains."""
-    confidence: float | None
+    vote_share: float | None
+    """Share of the votes (of their weight) for the chosen answer; None where fewer than two responses voted."""
     trace: Trace
     spend: Spend
     stop: StopReason
@@ -644,7 +645,7 @@ class Outcome:
     def __repr__(self) -> str:
         answer = None if self.response.answer is None else show.short(self.response.answer)
         parts = [f"answer={answer!r}", self.stop.value]
-        parts += [] if self.confidence is None else [f"confidence {self.confidence:.2f}"]
+        parts += [] if self.vote_share is None else [f"vote_share={self.vote_share:.2f}"]
         nodes = len(self.trace.nodes)
         parts += [f"{nodes} response{'s' * (nodes != 1)}", f"{self.spend.tokens:,} tokens"]
         return f"Outcome({', '.join(parts)})"

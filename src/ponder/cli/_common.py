@@ -1,4 +1,4 @@
-"""What `eval` and `solve` share: a model's flags and its engines, a strategy by name with shortcuts, spend as text."""
+"""What `eval` and `solve` share: a model's flags and its engines, a strategy by name with shortcuts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from ponder.config import Options
 from ponder.engines.opening import EngineOptions, OpeningBudget, open_engine, open_others, part_of
 from ponder.errors import PonderError, UserError, nearest
 from ponder.protocols import Engine, Strategy
-from ponder.runs.progress import duration, quantity
 from ponder.types import Spend
 
 
@@ -159,31 +158,6 @@ def value_of(args: Sequence[str], flag: str) -> str | None:
     return None
 
 
-def spend_text(spend: Spend, seconds: float) -> str:
-    """`120 prompt + 64 response tokens, 3.1e+08 FLOPs, 2 s, 32 tokens/s`."""
-    cached = f" (and {quantity(spend.cached_tokens)} cached)" if spend.cached_tokens else ""
-    parts = [f"{quantity(spend.prompt_tokens)} prompt{cached} + {quantity(spend.response_tokens)} response tokens"]
-    if spend.verifier_calls:
-        parts.append(f"{quantity(spend.verifier_calls)} checker call{'s' * (spend.verifier_calls != 1)}")
-    if spend.flops:
-        parts.append(f"{spend.flops:.2g} FLOPs")
-    if spend.dollars:
-        parts.append(money(spend.dollars))
-    parts.append(clock(seconds))
-    parts.append(f"{quantity(rate(spend, seconds))} tokens/s")
-    return ", ".join(parts)
-
-
 def rate(spend: Spend, seconds: float) -> float:
     """Response tokens per second."""
     return spend.response_tokens / seconds if seconds > 0 else 0.0
-
-
-def clock(seconds: float) -> str:
-    """`0.3 s`, `42 s`, `3 min 05 s`."""
-    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
-
-
-def money(dollars: float) -> str:
-    """`$12.30`, `$0.0041`, `$3.2e-06`."""
-    return f"${dollars:,.2f}" if dollars >= 1 else f"${dollars:.2g}"

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ponder import registry, sync
+from ponder import figures, registry, sync
 from ponder.budget.meter import Meter
 from ponder.budget.prices import PriceList, priced
 from ponder.cli import _output
 from ponder.cli._budget import branch_prices
-from ponder.cli._common import Stopped, model_facts, money
+from ponder.cli._common import Stopped, model_facts
 from ponder.config import to_toml
 from ponder.engines.opening import OpeningBudget
 from ponder.environments.loading import gold_of
@@ -72,6 +72,17 @@ class Job:
     scratch: Scratch | None = None
     """What `config.out` is, where the command line names no directory."""
 
+    @property
+    def ranking(self) -> str | None:
+        """What the strategy ranks responses by, where it has a choice: in the words of `ponder replay`."""
+        ranking = getattr(self.strategy, "ranking", None)
+        return ranking(self.feedback.checker is not None, self.feedback.scorer is not None) if ranking else None
+
+    @property
+    def name(self) -> str:
+        """The strategy with what it ranks by: `best_of_n:checker`."""
+        return f"{self.config.strategy}:{self.ranking}" if self.ranking else self.config.strategy
+
     def before(self) -> Earlier:
         """The results in the run directory to resume. Raises `UserError` if they are of another evaluation."""
         return self._found() if self.config.resume else Earlier()
@@ -98,7 +109,9 @@ class Job:
 
     def so_far(self) -> Evaluation | None:
         """What the run directory of a stopped evaluation holds, counted; None if no search has ended."""
-        return so_far(self.problems, self._found(), self.config.samples, self.config.seed)
+        config = self.config
+        at_once = min(config.concurrency or CONCURRENCY, len(self.problems) * config.samples)
+        return so_far(self.problems, self._found(), config.samples, at_once, config.seed)
 
     def run_in(
         self,
@@ -188,17 +201,16 @@ class Job:
         concurrency = config.concurrency or CONCURRENCY
         plan = Plan(config.samples, config.seed, self.budget, concurrency, keep_texts=max(config.show, KEPT))
         total = len(self.problems) * config.samples
-        with Progress(config.environment, total, unit="responses", at_once=min(concurrency, total)) as progress:
+        with Progress(config.environment, total, unit="searches", at_once=min(concurrency, total)) as progress:
 
             def show(p: Done) -> None:
-                judged = p.done - p.masked
                 progress.update(
                     p.done,
-                    accuracy=f"{p.correct / judged:.1%}" if judged else None,
+                    **p.so_far(),
                     failures=p.masked or None,
-                    tokens_per_s=p.response_tokens / p.seconds if p.seconds else None,
+                    response_tokens_per_s=p.response_tokens / p.seconds if p.seconds else None,
                     tokens=p.spend.tokens,
-                    cost=money(p.spend.dollars) if p.spend.dollars else None,
+                    dollars=figures.money(p.spend.dollars) if p.spend.dollars else None,
                 )
 
             return sync.run(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ponder import figures
 from ponder.cli._budget import UNITS
-from ponder.cli._common import rate, spend_text
-from ponder.runs.progress import quantity
+from ponder.cli._common import rate
 from ponder.show import visible
 
 if TYPE_CHECKING:
     from ponder.cli._solve_config import SolveConfig
     from ponder.types import Outcome, Spend, Verdict
+
+
+RATE = "response_tokens_per_second"
 
 
 def limits(config: SolveConfig) -> list[str]:
@@ -44,17 +47,21 @@ def why(outcome: Outcome, thinks: bool, config: SolveConfig, *, cut: bool) -> st
 
 
 def status(outcome: Outcome, verdict: Verdict | None, seconds: float, paid: Spend) -> list[str]:
-    """Why the search stopped, its confidence, the verdict, and what it cost."""
+    """Why the search stopped, how the vote went, the verdict, and what it cost."""
     parts = [outcome.stop.value + (f": {visible(outcome.reason, 500)}" if outcome.reason else "")]
-    if outcome.confidence is not None:
-        parts.append(f"confidence {outcome.confidence:.0%}")
+    if outcome.vote_share is not None:
+        parts.append(" ".join(figures.line("vote_share", outcome.vote_share)))
     count = len(outcome.trace.nodes)
     parts.append(f"{count} response{'s' * (count != 1)}")
     lines = [" · ".join(parts)]
     if verdict is not None:
         lines.append(f"judge: {verdict.kind.value}, {visible(verdict.reason, 500)}")
-    found_out = f", {quantity(paid.tokens)} of the tokens to find out what the model can do" if paid.tokens else ""
-    return [*lines, spend_text(outcome.spend, seconds) + found_out]
+    cost = f"{figures.spend(outcome.spend)}, {figures.text('seconds', seconds)}"
+    if speed := rate(outcome.spend, seconds):
+        cost += f", {figures.text(RATE, speed)} {figures.label(RATE)}"
+    if paid.tokens:
+        cost += f", {figures.quantity(paid.tokens)} of the tokens to find out what the model can do"
+    return [*lines, cost]
 
 
 def as_json(
@@ -72,14 +79,15 @@ def as_json(
         "answer": outcome.response.answer,
         "thought": outcome.response.thought,
         "text": outcome.response.text,
-        "confidence": outcome.confidence,
+        "vote_share": outcome.vote_share,
         "finish_reason": None if chosen is None else chosen.completion.finish_reason.value,
         "stop": outcome.stop.value,
         "reason": outcome.reason,
         "verdict": to_json(verdict),
+        "check": None if chosen is None else to_json(chosen.check),
         "responses": len(outcome.trace.nodes),
         "spend": to_json(outcome.spend),
         "opening": to_json(paid),
         "seconds": seconds,
-        "tokens_per_second": rate(outcome.spend, seconds),
+        RATE: rate(outcome.spend, seconds),
     }

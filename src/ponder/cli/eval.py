@@ -9,16 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ponder import registry
+from ponder import figures, registry
 from ponder.cli._budget import budgets_of, check_opening, check_prices, prices_of
 from ponder.cli._common import (
     build_strategy,
     check_target,
-    clock,
     engine_options,
     engines_for,
-    money,
-    spend_text,
     value_of,
 )
 from ponder.cli._eval_config import FREE, EvalConfig
@@ -27,8 +24,7 @@ from ponder.cli._output import note, say
 from ponder.config import parse, refuse_changed
 from ponder.environments.loading import first_problems, gold_of, name_of, size_of, with_data
 from ponder.errors import PonderError, UserError
-from ponder.runs.progress import quantity
-from ponder.show import bracket, visible
+from ponder.show import visible
 
 if TYPE_CHECKING:
     from ponder.cli._evaluation import Job
@@ -39,7 +35,7 @@ if TYPE_CHECKING:
     from ponder.types import Problem
 
 DESCRIPTION = """Measure how many problems of an environment a model solves: accuracy with its 95 % interval, verdicts
-by kind, tokens, seconds, and what a correct answer costs.
+by kind, tokens, seconds, and what a correct answer costs (docs/figures.md says what each figure counts).
 
 examples:
   ponder eval --model ponder-tiny --environment countdown -n 200
@@ -123,20 +119,20 @@ def main(args: list[str]) -> int:
         from ponder.cli._scratch import scratch
 
         with scratch() as place:
-            config = dataclasses.replace(config, out=str(place.path))
-            result = _evaluated(dataclasses.replace(job, config=config, scratch=place), asked)
+            job = dataclasses.replace(job, config=dataclasses.replace(config, out=str(place.path)), scratch=place)
+            result = _evaluated(job, asked)
             place.keep = bool(result.starved)
     else:
         result = _evaluated(job, asked)
     shown = samples(environment, problems, result, config.show)
     if config.json:
-        say(json.dumps(summary(config, result), indent=1))
+        say(json.dumps(summary(job, result), indent=1))
     else:
-        say(text(config, result, shown))
-    if job.config.out is not None:
+        say(text(job, result, shown))
+    if config.out is not None:
         from ponder.runs.report import render
 
-        _, page = render(job.config.out)
+        _, page = render(config.out)
         note(f"report: {page}")
     return 0
 
@@ -172,11 +168,11 @@ def _say_partial(job: Job) -> None:
     config, ended, total = job.config, sum(map(len, (r.kinds for r in result.rows))), len(job.problems)
     total *= config.samples
     if config.json:
-        say(json.dumps({"partial": {"ended": ended, "of": total}, **summary(config, result)}, indent=1))
+        say(json.dumps({"partial": {"ended": ended, "of": total}, **summary(job, result)}, indent=1))
         return
     say(
         f"partial: {ended:,} of {total:,} searches have ended; short ones end first, so the others may come out "
-        f"differently\n{text(config, result, [])}"
+        f"differently\n{text(job, result, [])}"
     )
 
 
@@ -188,63 +184,37 @@ def choose(environment: Environment, config: EvalConfig) -> list[Problem]:
     return first_problems(environment, config.split, config.n)
 
 
-def summary(config: EvalConfig, result: Evaluation) -> dict[str, Any]:
+def summary(job: Job, result: Evaluation) -> dict[str, Any]:
     """The result without its rows, as plain values."""
-    values = result.to_json()
+    config, values = job.config, result.to_json()
     del values["rows"]
     asked = {"model": config.model, "environment": config.environment, "split": config.split}
-    return {**asked, "strategy": config.strategy, **values}
+    return {**asked, "strategy": config.strategy, "ranking": job.ranking, **values}
 
 
-def text(config: EvalConfig, result: Evaluation, shown: list[dict[str, Any]]) -> str:
+def text(job: Job, result: Evaluation, shown: list[dict[str, Any]]) -> str:
     """What is printed: a few responses, then the numbers."""
-    lines = []
+    config, lines = job.config, []
     for sample in shown:
         response = sample["response"]
         said = visible(response["text"], 1500).strip().replace("\n", "\n  ")
         lines += [f"{sample['problem_id']}: {visible(sample['prompt'], 500)}", f"  {said}"]
         lines += [f"  -> {response['verdict']}: {visible(response['reason'], 300)}", ""]
-    a, t = result.accuracy, result.mean_tokens
-    n = f"n = {a.n:,} problems" + (f" × {result.samples} samples" if result.samples > 1 else "")
-    verdicts = " · ".join(f"{kind} {count:,}" for kind, count in result.kinds.items())
-    lines += [
-        f"{config.model} on {config.environment} ({config.split}), {config.strategy}, seed {config.seed}",
-        f"accuracy     {a.value:.1%} [{a.low:.1%}, {a.high:.1%}]  95 % interval ({a.method}), {n}",
-        f"verdicts     {verdicts}",
-        f"no answer    {result.no_answer:.1%}",
-        f"mean tokens  {bracket(t, quantity)} per response",
-        f"spent        {spend_text(result.spend, result.seconds)}",
-    ]
-    if result.opening.tokens:
-        lines.append(
-            f"opening      {quantity(result.opening.tokens)} of these tokens, to find out what the model can do"
-        )
-    if result.lost.tokens:
-        lines.append(f"lost         {quantity(result.lost.tokens)} tokens, on searches that were run again")
-    if set(result.stops) != {"finished"}:
-        lines.append("stopped      " + " · ".join(f"{stop} {count:,}" for stop, count in result.stops.items()))
+    asked = f"{config.model} on {config.environment} ({config.split})"
+    facts = result.facts()
     if result.starved:
-        lines.append(f"starved      {_starved(config, result)}")
-    lines.append(f"per correct  {_per_correct(result)}")
-    return "\n".join(lines)
+        facts.append((figures.label("starved"), _starved(config, result)))
+    wide = max(len(name) for name, _ in facts)
+    lines.append(f"{asked}, {job.name}, seed {config.seed}")
+    return "\n".join([*lines, *(f"{name:<{wide}}  {said}" for name, said in facts)])
 
 
 def _starved(config: EvalConfig, result: Evaluation) -> str:
     """How many searches the total budget stopped or refused, and the command that runs them."""
     flags = [f for f in ("total_tokens", "total_seconds", "total_dollars") if getattr(config, f) is not None]
     more = " ".join(f"--{f.replace('_', '-')} MORE" for f in flags)
-    said = f"{result.starved:,} of these, by the total budget"
+    said = f"{result.starved:,} searches, by the total budget"
     return f"{said}; continue with: ponder eval --resume --out {shlex.quote(config.out or '')} {more}"
-
-
-def _per_correct(result: Evaluation) -> str:
-    """What a correct answer cost: `412 tokens · $0.0021 · 0.31 s`."""
-    if result.tokens_per_correct is None or result.seconds_per_correct is None:
-        return "no response is correct"
-    parts = [f"{quantity(round(result.tokens_per_correct))} tokens"]
-    if result.dollars_per_correct:
-        parts.append(money(result.dollars_per_correct))
-    return " · ".join([*parts, clock(result.seconds_per_correct)])
 
 
 def samples(
@@ -267,28 +237,23 @@ def samples(
 def _write(run: Run, job: Job, result: Evaluation) -> None:
     """The numbers, and what the report shows besides the searches."""
     from ponder.cli._evaluation import less
-    from ponder.types import to_json
+    from ponder.evaluation.results import cost
 
     config = job.config
-    run.write_json("evaluation.json", summary(config, result))
+    run.write_json("evaluation.json", summary(job, result))
     run.write_json("samples.json", samples(job.environment, job.problems, result, max(config.show, 8)))
-    a = result.accuracy
     facts = {
         "model": config.model,
         "engine": config.engine,
         "environment": f"{config.environment} ({config.split})",
-        "strategy": config.strategy,
-        "accuracy": f"{a.value:.1%} [{a.low:.1%}, {a.high:.1%}], 95 % interval ({a.method}), n = {a.n:,}",
-        "mean tokens": result.mean_tokens.value,
-        "no answer": f"{result.no_answer:.1%}",
-        "cost of a correct answer": _per_correct(result),
-        "stopped": ", ".join(f"{stop} {count:,}" for stop, count in result.stops.items()),
+        "strategy": job.name,
+        **dict(result.facts()),
     }
-    rest = result.seconds - result.opening.seconds
-    cost = [{"phase": "evaluation", **to_json(less(result.spend, result.opening)), "seconds": rest}]
+    rest = result.run_seconds - result.opening.seconds
+    phases = [cost("evaluation", less(result.spend, result.opening), rest)]
     if result.opening.tokens:
-        cost.insert(0, {"phase": "opening: finding out what the model can do", **to_json(result.opening)})
+        phases.insert(0, cost("opening: finding out what the model can do", result.opening, result.opening.seconds))
     if result.lost.tokens:
-        cost.append({"phase": "searches that were run again", **to_json(result.lost), "seconds": 0})
+        phases.append(cost("searches that were run again", result.lost, 0.0))
     title = f"{config.model} on {config.environment}"
-    run.write_json("summary.json", {"title": title, "facts": facts, "verdicts": result.kinds, "cost": cost})
+    run.write_json("summary.json", {"title": title, "facts": facts, "verdicts": result.kinds, "cost": phases})

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ponder import figures
 from ponder.cli._output import say
 from ponder.config import from_mapping, load_toml, parse, refuse_changed, to_toml
 from ponder.errors import UserError
-from ponder.runs.progress import Progress, duration
+from ponder.figures import duration, percent
+from ponder.runs.progress import Progress
 from ponder.runs.run import Run, read_manifest, refuse_existing
 
 if TYPE_CHECKING:
@@ -179,10 +181,10 @@ def quickstart(config: QuickstartConfig, rl: RLRun, run: Run, began: float) -> C
     rl.command = _command(config)
     earlier = rl.trainer.state.spend.seconds + rl.trainer.state.evaluation.seconds
     at = RUNGS.index(COMPARED_AT)
-    before_seconds = base.evaluations[at].seconds
+    before_seconds = base.evaluations[at].run_seconds
 
     def again() -> float:
-        looks = [look.seconds for look in rl.results.values()]
+        looks = [look.run_seconds for look in rl.results.values()]
         return MARGIN * seconds_again(evaluation_seconds, before_seconds, looks)
 
     rl.reserve = again
@@ -203,7 +205,7 @@ def quickstart(config: QuickstartConfig, rl: RLRun, run: Run, began: float) -> C
         base=files.TestTime(base.points, base_pool.points),
         base_accuracy=before.accuracy.value,
         trained_accuracy=after.accuracy.value,
-        seconds=seconds,
+        run_seconds=seconds,
         peak_memory_bytes=peak_memory_bytes(),
         seed=config.seed,
         interval=OF_PROBLEMS,
@@ -276,12 +278,10 @@ def _test_time(rl: RLRun, config: QuickstartConfig, who: str, quiet: bool) -> tu
     environment, engine = rl.source.environment, rl.source.engine
     total = len(RUNGS) * config.problems
     plan, done = Plan(seed=config.seed), 0
-    with Progress(f"{who}: thinking longer", total, unit="responses", quiet=quiet) as progress:
+    with Progress(f"{who}: thinking longer", total, unit="searches", quiet=quiet) as progress:
 
         def step(p: Any) -> None:
-            progress.update(
-                done + p.done, tokens_per_s=p.response_tokens / max(1e-9, p.seconds), correct=p.correct / p.done
-            )
+            progress.update(done + p.done, response_tokens_per_s=p.response_tokens / max(1e-9, p.seconds), **p.so_far())
 
         results = []
         for rung in RUNGS:
@@ -298,7 +298,9 @@ def _test_time(rl: RLRun, config: QuickstartConfig, who: str, quiet: bool) -> tu
                 rl.held_out,
                 n=config.samples,
                 seed=config.seed,
-                on_progress=lambda p: progress.update(p.done, tokens_per_s=p.response_tokens / max(1e-9, p.seconds)),
+                on_progress=lambda p: progress.update(
+                    p.done, response_tokens_per_s=p.response_tokens / max(1e-9, p.seconds)
+                ),
             )
         )
     joined = dataclasses.replace(
@@ -333,15 +335,15 @@ def _samples(rl: RLRun, before: Any, after: Any) -> list[dict[str, Any]]:
 
 
 def _cost(phase: str, ladder: Ladder, pool: Parallel) -> dict[str, Any]:
-    from ponder.types import Spend, to_json
+    from ponder.evaluation.results import cost
+    from ponder.types import Spend
 
     spend = sum((e.spend for e in ladder.evaluations), Spend()) + pool.pool.spend
-    seconds = sum(e.seconds for e in ladder.evaluations) + pool.pool.seconds
-    return {"phase": phase, **to_json(spend), "seconds": seconds}
+    return cost(phase, spend, sum(e.run_seconds for e in ladder.evaluations) + pool.pool.seconds)
 
 
 def _points(difference: Estimate) -> str:
-    return f"{difference.value * 100:+.1f} points ({difference.low * 100:+.1f} to {difference.high * 100:+.1f})"
+    return figures.text("difference", difference)
 
 
 def _summary(rl: RLRun, curves: Curves, base: Ladder, trained: Ladder, cost: Any, show: Any) -> dict[str, Any]:
@@ -363,7 +365,7 @@ def _summary(rl: RLRun, curves: Curves, base: Ladder, trained: Ladder, cost: Any
             f"Trained, {RUNGS[-1]} tokens of thought": show(last),
             "Gain by thinking longer (paired)": _points(paired_difference(last.correct_P, first.correct_P)),
             "Training steps": rl.trainer.state.step,
-            "Seconds": round(curves.seconds, 1),
+            figures.label("run_seconds").capitalize(): duration(curves.run_seconds),
             "Peak memory": f"{curves.peak_memory_bytes / 2**20:.0f} MiB",
         },
         "gain": to_json(gain),
@@ -382,21 +384,25 @@ def table(curves: Curves) -> str:
     """Both curves as a short table."""
     lines = ["", "thinking longer      base                     trained                  no answer"]
     for a, b in zip(curves.base.sequential, curves.test.sequential, strict=True):
-        lines.append(
-            f"{a.budget_tokens:>5} tokens     {_cell(a)}   {_cell(b)}   {a.no_answer:.1%} -> {b.no_answer:.1%}"
-        )
+        silent = f"{percent(a.no_answer)} -> {percent(b.no_answer)}"
+        lines.append(f"{a.budget_tokens:>5} tokens     {_cell(a)}   {_cell(b)}   {silent}")
     heading = "sampling more        base                     trained"
     lines += ["", f"{heading}                  (best by the checker, thoughts of {PARALLEL_AT} tokens)"]
     for c, d in zip(curves.base.parallel, curves.test.parallel, strict=True):
         lines.append(f"{c.samples:>5} samples    {_cell(c)}   {_cell(d)}")
-    lines += ["", f"{duration(curves.seconds)}, {curves.peak_memory_bytes / 2**20:.0f} MiB at most, seed {curves.seed}"]
+    lines += [
+        "",
+        f"{duration(curves.run_seconds)}, {curves.peak_memory_bytes / 2**20:.0f} MiB at most, seed {curves.seed}",
+    ]
     return "\n".join(lines)
 
 
 def _cell(point: Any) -> str:
+    from ponder.types import Estimate
+
     value, low, high = (
         (point.accuracy, point.low, point.high)
         if point.accuracy is not None
         else (point.coverage, point.coverage_low, point.coverage_high)
     )
-    return f"{value:6.1%} ({low:.1%} to {high:.1%})".ljust(22)
+    return figures.text("accuracy", Estimate(value, low, high, point.n)).ljust(22)

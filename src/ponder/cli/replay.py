@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ponder import registry
+from ponder import figures, registry
 from ponder.cli._common import value_of
 from ponder.cli._output import say
 from ponder.config import Options, parse
 from ponder.errors import UserError
+from ponder.figures import percent, quantity
 from ponder.runs.files import plain
-from ponder.runs.progress import Progress, quantity
+from ponder.runs.progress import Progress
 from ponder.show import estimate, visible
 
 if TYPE_CHECKING:
@@ -30,14 +31,17 @@ tokens, at 1, 2, 4, … samples per problem.
 
 strategies, joined by commas:
   direct, majority                exact over all draws of k samples
+  best_of_n:checker               the same, by the environment's checker (which sees no gold answer)
   best_of_n:score, :logprob       the same, by recorded score or mean_logprob
   weighted:score, :logprob        votes weighted by these; exact for few samples, else over random orders
   adaptive:beta, :dirichlet, :esc votes that stop early; a limit may follow, as in adaptive:beta:0.9 or adaptive:esc:4
   live:NAME[:KEY=VALUE+...]       a strategy of `ponder list strategies`, run on the samples in several orders
   NAME                            the same for any other strategy
 
-Each except direct and majority is compared with majority at the same mean tokens (paired by problem). The highest
-point of several is marked as chosen, with an interval that allows for the choice.
+best_of_n and weighted alone rank as they do in a search: best_of_n by the checker where --environment has one, else by
+score, else by logprob; weighted by logprob. Each except direct and majority is compared with majority at the same mean
+response tokens per search (paired by problem). The highest point of several is marked as chosen, with an interval that
+allows for the choice.
 
 examples:
   ponder replay pool.jsonl
@@ -98,11 +102,10 @@ def main(args: list[str]) -> int:
     # Judging can take long: what can be refused is refused first.
     rows = judgeable(recorded, judge, config.trust_recorded).rows
     counts = analysis.ladder(rows, config.budgets or None)
-    named = [name.strip() for name in config.strategies.split(",") if name.strip()] or analysis.defaults(rows)
     checker = judge.checker if isinstance(judge, EnvironmentJudge) else None
-    strategies = {
-        name: analysis.build(name, rows, checker=checker, seed=config.seed, orders=config.orders) for name in named
-    }
+    named = [name.strip() for name in config.strategies.split(",") if name.strip()] or analysis.defaults(rows, checker)
+    built = [(n, analysis.build(n, rows, checker=checker, seed=config.seed, orders=config.orders)) for n in named]
+    strategies = {analysis.full_name(name, strategy): strategy for name, strategy in built}
     for strategy in strategies.values():
         strategy.check(rows)
     pool = _judged(config, recorded, judge)
@@ -152,6 +155,11 @@ def _judged(config: ReplayConfig, pool: RecordedPool, judge: Judge) -> JudgedPoo
         )
 
 
+def span(low: float, high: float) -> str:
+    """The interval of a share, in percent."""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def in_points(value: float, low: float, high: float) -> str:
     """A difference in percentage points, with its interval."""
     return f"{value * 100:>+7.1f}  {f'[{low * 100:+.1f}, {high * 100:+.1f}]':<16}"
@@ -173,17 +181,19 @@ def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[s
         )
     yield f"\n{'coverage (pass@k)':<24}{'k':>8}{'':20}{'value':>10}  95 % interval"
     for c in result.coverage:
-        yield f"{'':24}{c.k:>8}{'':20}{c.value:>10.1%}  [{c.low:.1%}, {c.high:.1%}]"
+        yield f"{'':24}{c.k:>8}{'':20}{percent(c.value):>10}  {span(c.low, c.high)}"
     few = too_few(max(p.high - p.low for points in result.strategies.values() for p in points), result.n)
     if few:
         yield f"note: {few}"
-    head = f"{'strategy':<24}{'budget':>8}{'samples':>9}{'tokens':>11}{'accuracy':>10}  {'95 % interval':<17}"
+    tokens, accuracy = figures.label("mean_response_tokens_per_search"), figures.label("accuracy")
+    head = f"{'strategy':<24}{'budget':>8}{'samples':>9}{tokens:>28}{accuracy:>10}  {'95 % interval':<17}"
     yield f"\n{head}" + ("against majority, same tokens" if any(result.equal_spend.values()) else "").rstrip()
     for name, points in result.strategies.items():
         beside = result.equal_spend.get(name, (None,) * len(points))
         for i, (p, found) in enumerate(zip(points, beside, strict=True)):
-            spent = f"{p.budget:>8}{quantity(p.mean_samples):>9}{quantity(p.mean_tokens):>11}"
-            line = f"{name if i == 0 else '':<24}{spent}{p.accuracy:>10.1%}  {f'[{p.low:.1%}, {p.high:.1%}]':<17}"
+            tokens = quantity(p.mean_response_tokens_per_search)
+            spent = f"{p.budget:>8}{quantity(p.mean_samples_per_search):>9}{tokens:>28}"
+            line = f"{name if i == 0 else '':<24}{spent}{percent(p.accuracy):>10}  {span(p.low, p.high):<17}"
             if found is not None:
                 line += in_points(found.difference.value, found.difference.low, found.difference.high)
             yield line.rstrip()

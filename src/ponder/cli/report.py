@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ponder.cli._output import say
-from ponder.runs.progress import quantity
-from ponder.show import bracket
 
 if TYPE_CHECKING:
     from ponder.evaluation.compare import Comparison
@@ -69,10 +67,9 @@ def main(args: list[str]) -> int:
         if given.problem:
             parser.error("--problem goes with one run")
         from ponder.evaluation.compare import compare
-        from ponder.types import to_json
 
         result = compare(given.run, given.other)
-        say(json.dumps(to_json(result), indent=1) if given.json else text(given.run, given.other, result))
+        say(json.dumps(result.to_json(), indent=1) if given.json else text(given.run, given.other, result))
         return 0
     if given.problem:
         from ponder.runs.results import read
@@ -103,16 +100,6 @@ def trees(search: Mapping[str, Any]) -> str:
 
 def text(a: str, b: str, result: Comparison) -> str:
     """The comparison as text."""
-    d = result.difference
-    few = f"; {d.method.partition('; ')[2]}" if ";" in d.method else ""
-    lines = [
-        f"A  {result.a.value:6.1%} ({result.a.low:.1%} to {result.a.high:.1%}, n {result.a.n})  {a}",
-        f"B  {result.b.value:6.1%} ({result.b.low:.1%} to {result.b.high:.1%}, n {result.b.n})  {b}",
-        f"B - A, paired: {d.value * 100:+.1f} points ({d.low * 100:+.1f} to {d.high * 100:+.1f}){few}",
-    ]
-    if result.p is not None:
-        lines.append(f"McNemar's exact test: p = {result.p:.2g}")
-    s, t, u = result.tokens_a, result.tokens_b, result.tokens_difference
-    lines.append(f"tokens a search: A {bracket(s, quantity)}, B {bracket(t, quantity)}, B - A {bracket(u, quantity)}")
-    lines += [f"{count:>6}  {move}" for move, count in result.moves.items()]
-    return "\n".join(lines)
+    facts = [("A", a), ("B", b), *result.facts()]
+    wide = max(len(name) for name, _ in facts)
+    return "\n".join(f"{name:<{wide}}  {said}" for name, said in facts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ponder import show
+from ponder import figures, show
 from ponder.errors import UserError
 from ponder.evaluation.intervals import differences, mcnemar, mean_of_problems, mean_unbounded, paired_difference
 from ponder.evaluation.results import Evaluation
@@ -28,26 +28,56 @@ class Comparison:
     """McNemar's exact p-value; None where a problem has several samples."""
     moves: dict[str, int]
     """First samples whose rightness changed, by verdicts, such as `wrong to correct`."""
-    tokens_a: Estimate
-    """Tokens spent on a search, prompt and response, every branch counted; mean over problems."""
-    tokens_b: Estimate
-    tokens_difference: Estimate
+    mean_tokens_per_search_a: Estimate
+    """Prompt and response, every branch counted; mean over problems."""
+    mean_tokens_per_search_b: Estimate
+    mean_tokens_per_search_difference: Estimate
     """B − A, paired by problem."""
 
+    @property
+    def conclusion(self) -> str:
+        """What the difference shows: its interval decides, not its value."""
+        if self.difference.low > 0:
+            return "B is better than A"
+        if self.difference.high < 0:
+            return "B is worse than A"
+        count = self.difference.n
+        return f"{count:,} problem{'s' * (count != 1)} do{'es' * (count == 1)} not tell A and B apart"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"conclusion": self.conclusion, **to_json(self)}
+
     def __repr__(self) -> str:
-        p = "" if self.p is None else f", p {self.p:.2g}"
-        return f"Comparison(B - A {show.estimate(self.difference, 100, ' points')}{p})"
+        p = "" if self.p is None else f", {figures.text('p', self.p)}"
+        return f"Comparison({self.conclusion}: {figures.text('difference', self.difference)}{p})"
 
     def _repr_html_(self) -> str:
-        rows = [
-            ("accuracy of A", show.estimate(self.a, 100, " %")),
-            ("accuracy of B", show.estimate(self.b, 100, " %")),
-            ("B - A, paired", show.estimate(self.difference, 100, " points")),
-            ("McNemar's exact test", None if self.p is None else f"p = {self.p:.2g}"),
-            ("tokens of a search, A", show.estimate(self.tokens_a)),
-            ("tokens of a search, B", show.estimate(self.tokens_b)),
+        return show.table(self.facts())
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Label and text of each figure, for people."""
+        few = self.difference.method.partition("; ")[2]
+        tokens = figures.label("mean_tokens_per_search")
+        found = [
+            ("compared", self.conclusion),
+            *((f"{figures.label('accuracy')}, {who}", _accuracy(e)) for who, e in (("A", self.a), ("B", self.b))),
+            ("B - A, paired", figures.text("difference", self.difference) + (f"; {few}" if few else "")),
         ]
-        return show.table([row for row in rows if row[1]] + [(move, n) for move, n in self.moves.items()])
+        if self.p is not None:
+            found.append(figures.line("p", self.p))
+        found += [
+            (f"{tokens}, {who}", figures.text("mean_tokens_per_search", estimate))
+            for who, estimate in (
+                ("A", self.mean_tokens_per_search_a),
+                ("B", self.mean_tokens_per_search_b),
+                ("B - A", self.mean_tokens_per_search_difference),
+            )
+        ]
+        return found + [(move, f"{count:,}") for move, count in self.moves.items()]
+
+
+def _accuracy(estimate: Estimate) -> str:
+    return f"{figures.text('accuracy', estimate)}, n = {estimate.n:,}"
 
 
 @dataclass(slots=True)
@@ -105,9 +135,9 @@ def compare(a: Evaluation | str | Path, b: Evaluation | str | Path) -> Compariso
         difference=paired_difference(right_b, right_a),
         p=mcnemar(right_b, right_a) if single else None,
         moves=moves([first[i].first for i in ids], [second[i].first for i in ids]),
-        tokens_a=mean_unbounded(tokens_a),
-        tokens_b=mean_unbounded(tokens_b),
-        tokens_difference=mean_unbounded(differences(tokens_b, tokens_a)),
+        mean_tokens_per_search_a=mean_unbounded(tokens_a),
+        mean_tokens_per_search_b=mean_unbounded(tokens_b),
+        mean_tokens_per_search_difference=mean_unbounded(differences(tokens_b, tokens_a)),
     )
 
 

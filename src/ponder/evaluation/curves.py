@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ponder import reading
+from ponder import figures, reading
 from ponder.config import from_mapping
 from ponder.errors import UserError
 from ponder.types import to_json
@@ -32,10 +32,10 @@ class TrainPoint:
 
 @dataclass(frozen=True)
 class SequentialPoint:
-    """Accuracy when the thought may have `budget_tokens` tokens; `mean_tokens` is of whole responses."""
+    """Accuracy when the thought may have `budget_tokens` tokens."""
 
     budget_tokens: int
-    mean_tokens: float
+    mean_response_tokens_per_search: float
     accuracy: float
     low: float
     high: float
@@ -49,7 +49,7 @@ class ParallelPoint:
     """The best of `samples` by the environment's checker (`accuracy`), and whether any is right (`coverage`)."""
 
     samples: int
-    mean_tokens: float
+    mean_response_tokens_per_search: float
     """Of all samples together."""
     accuracy: float | None
     """None for an environment without a checker; `low` and `high` are then None too."""
@@ -82,7 +82,7 @@ class Curves:
     base: TestTime = field(default_factory=TestTime)
     base_accuracy: float | None = None
     trained_accuracy: float | None = None
-    seconds: float = 0.0
+    run_seconds: float = 0.0
     peak_memory_bytes: int = 0
     seed: int = 0
     interval: str = ""
@@ -103,14 +103,14 @@ def validate(curves: Curves, where: str = "curves") -> None:
             raise UserError(f"{where}: {name}: {x} must rise from point to point, and is {values}")
     for key in ("base_accuracy", "trained_accuracy"):
         _share(getattr(curves, key), f"{where}: {key}")
-    for key in ("seconds", "peak_memory_bytes"):
+    for key in ("run_seconds", "peak_memory_bytes"):
         _amount(getattr(curves, key), f"{where}: {key}")
 
 
 def _validate_point(point: Any, where: str) -> None:
     for key in ("accuracy", "coverage", "low", "high", "coverage_low", "coverage_high", "no_answer"):
         _share(getattr(point, key, None), f"{where}: {key}")
-    for key in ("step", "flops", "sampled_tokens", "budget_tokens", "mean_tokens", "samples"):
+    for key in ("step", "flops", "sampled_tokens", "budget_tokens", "mean_response_tokens_per_search", "samples"):
         _amount(getattr(point, key, 0), f"{where}: {key}")
     if point.n < 1:
         raise UserError(f"{where}: n is {point.n}: a point needs at least one problem")
@@ -160,6 +160,6 @@ def read(path: str | Path) -> Curves:
     values = reading.json_value(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a JSON object")
-    curves = from_mapping(Curves, values, where=str(path))
+    curves = from_mapping(Curves, figures.current(values, "curves"), where=str(path))
     validate(curves, str(path))
     return curves

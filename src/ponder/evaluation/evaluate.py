@@ -174,12 +174,12 @@ async def evaluate(
         if verdict.kind is VerdictKind.JUDGE_ERROR:
             faults.add(error or verdict.reason)
         starved = outcome.stop is StopReason.BUDGET and outcome.outer
-        judged = Judged(verdict, outcome.response.text, outcome.spend, outcome.stop, starved)
+        judged = Judged(verdict, outcome.response.text, outcome.spend, outcome.stop, starved, outcome.seconds)
         if on_search is not None:
             verdicts = await _samples(environment, problem, outcome, verdict)
             outcome = dataclasses.replace(outcome, trace=with_verdicts(outcome.trace, verdicts))
             at = earlier.seconds + ended - started
-            on_search(Searched(index, sample, problem, outcome, judged, outcome.seconds, at))
+            on_search(Searched(index, sample, problem, outcome, judged, at))
         if plan.keep_texts is not None and index >= plan.keep_texts:
             judged = dataclasses.replace(judged, text="")
         results[index, sample] = judged
@@ -199,10 +199,11 @@ async def evaluate(
     if all(r.refused for r in results.values()):
         what = "no question" if earlier.opening.tokens else "nothing"
         raise PonderError(f"{what} was sent, as the budget is too small: {results[0, 0].verdict.reason}; give more")
-    rows = tuple(row(p, [results[i, s] for s in range(samples)]) for i, p in enumerate(problems))
+    ordered = [[results[i, s] for s in range(samples)] for i in range(len(problems))]
+    rows = tuple(row(p, of) for p, of in zip(problems, ordered, strict=True))
     seconds = earlier.seconds + earlier.opening.seconds + time.perf_counter() - started
-    ordered = [results[i, s] for i in range(len(problems)) for s in range(samples)]
-    return summarise(rows, ordered, samples, earlier.lost, earlier.opening, seconds, seed, engine.weights_version)
+    at_once, version = min(plan.concurrency, total), engine.weights_version
+    return summarise(rows, ordered, samples, earlier.lost, earlier.opening, seconds, at_once, seed, version)
 
 
 async def _give_way() -> None:

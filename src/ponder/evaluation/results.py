@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ponder import show
+from ponder import figures, show
 from ponder.evaluation.intervals import mean_of_problems, mean_unbounded
 from ponder.types import Estimate, Outcome, Problem, Prompt, Spend, StopReason, Verdict, VerdictKind, to_json
 
@@ -52,6 +52,20 @@ class Progress:
     spend: Spend = field(default_factory=Spend)
     """Everything, what was spent before a resume too."""
 
+    def so_far(self) -> dict[str, Any]:
+        """What is right of what is done, and between what the accuracy will end.
+
+        The share of what is done is no estimate of the accuracy: short responses end first, and are more often right.
+        """
+        judged, possible = self.done - self.masked, self.total - self.masked
+        if not judged:
+            return {}
+        right = f"{self.correct:,} of {judged:,}"
+        if self.done == self.total:
+            return {"correct": right}
+        low, high = self.correct / possible, (self.correct + self.total - self.done) / possible
+        return {"correct": right, "accuracy": f"will be {100 * low:.0f} to {100 * high:.0f} %"}
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -63,6 +77,8 @@ class Judged:
     stop: StopReason
     starved: bool = False
     """The budget of the whole evaluation cut it short, not its own."""
+    seconds: float = field(default=0.0, compare=False)
+    """Wall-clock time of the search, since its first call was worked on."""
 
     @property
     def again(self) -> bool:
@@ -90,8 +106,6 @@ class Searched:
     outcome: Outcome
     """Its trace holds the judge's verdicts, on the chosen response at least."""
     judged: Judged
-    seconds: float
-    """Wall-clock time of the search, since its first call was worked on."""
     at: float
     """When it ended: seconds since the evaluation began, those before a resume included."""
 
@@ -115,14 +129,18 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a strategy reaches on some problems, and what it cost."""
+    """What a strategy reaches on some problems, and what it cost. `ponder.figures` says what each number counts."""
 
     accuracy: Estimate
     """Share of problems solved (with several samples: mean over problems of the share of samples)."""
     no_answer: float
     """Share of judged responses without an answer."""
-    mean_tokens: Estimate
-    """Response tokens per sample, everything that was generated counted."""
+    mean_tokens_per_search: Estimate
+    """Prompt and response tokens of a search, every branch counted."""
+    mean_response_tokens_per_search: Estimate
+    """The same without prompts."""
+    mean_seconds_per_search: Estimate
+    """Wall-clock time of a search, while others ran beside it."""
     kinds: dict[str, int]
     """Verdicts by kind, `judge_error` (left out of the shares) too."""
     problems: int
@@ -142,9 +160,13 @@ class Evaluation:
     tokens_per_correct: float | None
     """Prompt and response tokens spent for one correct response; None if there was none."""
     dollars_per_correct: float | None
-    seconds_per_correct: float | None
-    seconds: float
-    """Wall-clock time."""
+    """None where no price is known, too."""
+    run_seconds_per_correct: float | None
+    """Of the wall-clock time of the evaluation, whose searches ran side by side."""
+    run_seconds: float
+    """Wall-clock time of the evaluation, in all processes so far."""
+    at_once: int
+    """Most searches in flight at the same time."""
     seed: int
     weights_version: int
     rows: tuple[Row, ...]
@@ -158,23 +180,51 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         return to_json(self)
 
+    def facts(self) -> list[tuple[str, str]]:
+        """Label and text of each figure, for people."""
+        method, _, few = self.accuracy.method.partition("; ")
+        many = f"n = {self.accuracy.n:,} problems" + (f" × {self.samples} samples" if self.samples > 1 else "")
+        accuracy = f"{figures.text('accuracy', self.accuracy)}, 95 % interval ({method}), {many}"
+        beside = f" ({figures.label('at_once')}: {self.at_once:,})" if self.at_once > 1 else ""
+        found = [
+            (figures.label("accuracy"), accuracy + (f"; {few}" if few else "")),
+            ("verdicts", _counted(self.kinds)),
+            *(figures.line(key, getattr(self, key)) for key in _PLAIN),
+            figures.line("spend", self.spend),
+        ]
+        if self.opening.tokens:
+            opened = f"{figures.quantity(self.opening.tokens)} tokens of that, to find out what the model can do"
+            found.append(("opening", opened))
+        if self.lost.tokens:
+            found.append(("lost", f"{figures.quantity(self.lost.tokens)} tokens, on searches that were run again"))
+        found.append((figures.label("run_seconds"), figures.text("run_seconds", self.run_seconds) + beside))
+        if self.run_seconds > 0:
+            rate = self.spend.response_tokens / self.run_seconds
+            found.append(figures.line("response_tokens_per_second", rate))
+        if set(self.stops) != {StopReason.FINISHED.value}:
+            found.append(("stopped", _counted(self.stops)))
+        if not self.kinds.get(VerdictKind.CORRECT.value):
+            return [*found, (figures.label("tokens_per_correct"), "no response is correct")]
+        return [*found, *(figures.line(key, value) for key in _PER if (value := getattr(self, key)) is not None)]
+
     def __repr__(self) -> str:
         accuracy = show.estimate(self.accuracy, 100, " %")
-        return f"Evaluation(accuracy {accuracy}, {self.spend.tokens:,} tokens, {self.seconds:.1f} s)"
+        return f"Evaluation(accuracy {accuracy}, {self.spend.tokens:,} tokens, {self.run_seconds:.1f} s)"
 
     def _repr_html_(self) -> str:
-        facts = [
-            ("accuracy", f"{show.estimate(self.accuracy, 100, ' %')} (95 % interval)"),
-            ("verdicts", " · ".join(f"{kind} {count:,}" for kind, count in self.kinds.items())),
-            ("tokens per response", show.estimate(self.mean_tokens)),
-            ("spent", show.spend(self.spend)),
-        ]
-        if self.tokens_per_correct is not None:
-            facts.append(("per correct answer", f"{self.tokens_per_correct:,.0f} tokens"))
         rows = [(r.id, r.kinds[0].value, r.answers[0], r.reasons[0], r.tokens[0]) for r in self.rows[: show.MOST_NODES]]
         listed = show.table(rows, ("problem", "verdict", "answer", "reason", "tokens"))
         label = f"{len(rows)} of {self.problems:,} problems"
-        return f"{show.table(facts)}<details><summary>{label}</summary>{listed}</details>"
+        return f"{show.table(self.facts())}<details><summary>{label}</summary>{listed}</details>"
+
+
+_PLAIN = ("no_answer", "mean_tokens_per_search", "mean_response_tokens_per_search", "mean_seconds_per_search")
+
+_PER = ("tokens_per_correct", "dollars_per_correct", "run_seconds_per_correct")
+
+
+def _counted(kinds: Mapping[str, int]) -> str:
+    return " · ".join(f"{kind} {count:,}" for kind, count in kinds.items())
 
 
 def row(problem: Problem, results: Sequence[Judged]) -> Row:
@@ -194,7 +244,7 @@ def row(problem: Problem, results: Sequence[Judged]) -> Row:
     )
 
 
-def so_far(problems: Sequence[Problem], found: Earlier, samples: int, seed: int) -> Evaluation | None:
+def so_far(problems: Sequence[Problem], found: Earlier, samples: int, at_once: int, seed: int) -> Evaluation | None:
     """Count what a stopped evaluation has: the problems of which a search has ended; None if none has.
 
     `rows` has these problems alone, each with the samples that there are.
@@ -205,21 +255,23 @@ def so_far(problems: Sequence[Problem], found: Earlier, samples: int, seed: int)
     if not by_problem:
         return None
     rows = tuple(row(problems[index], results) for index, results in by_problem.items())
-    ordered = [judged for results in by_problem.values() for judged in results]
-    return summarise(rows, ordered, samples, found.lost, found.opening, found.seconds, seed, 0)
+    results = tuple(by_problem.values())
+    return summarise(rows, results, samples, found.lost, found.opening, found.seconds, at_once, seed, 0)
 
 
 def summarise(
     rows: tuple[Row, ...],
-    results: Sequence[Judged],
+    by_problem: Sequence[Sequence[Judged]],
     samples: int,
     lost: Spend,
     opening: Spend,
     seconds: float,
+    at_once: int,
     seed: int,
     weights_version: int,
 ) -> Evaluation:
-    """Count. `rows` are by problem, `results` the same by search, both in order."""
+    """Count. `rows` and `by_problem` are of the same problems in the same order; `seconds` are those of the run."""
+    results = [r for of in by_problem for r in of]
     kinds = Counter(k for r in rows for k in r.kinds)
     stops = Counter(r.stop for r in results)
     # Summed in the order of the problems: floats must not depend on which search finished first.
@@ -227,11 +279,12 @@ def summarise(
     correct = kinds[VerdictKind.CORRECT]
     judged = sum(kinds.values()) - kinds[VerdictKind.JUDGE_ERROR]
     scored = [math.nan if r.correct is None else r.correct for r in rows]
-    tokens = [[t for t, k in zip(r.tokens, r.kinds, strict=True) if k is not VerdictKind.JUDGE_ERROR] for r in rows]
     return Evaluation(
         accuracy=mean_of_problems(scored),
         no_answer=kinds[VerdictKind.NO_ANSWER] / judged,
-        mean_tokens=mean_unbounded([sum(t) / len(t) if t else math.nan for t in tokens]),
+        mean_tokens_per_search=_per_search(by_problem, lambda r: r.spend.tokens),
+        mean_response_tokens_per_search=_per_search(by_problem, lambda r: r.spend.response_tokens),
+        mean_seconds_per_search=_per_search(by_problem, lambda r: r.seconds),
         kinds={k.value: kinds[k] for k in VerdictKind if kinds[k]},
         problems=len(rows),
         samples=samples,
@@ -241,10 +294,26 @@ def summarise(
         opening=opening,
         lost=lost,
         tokens_per_correct=spend.tokens / correct if correct else None,
-        dollars_per_correct=spend.dollars / correct if correct else None,
-        seconds_per_correct=seconds / correct if correct else None,
-        seconds=seconds,
+        dollars_per_correct=spend.dollars / correct if correct and spend.dollars else None,
+        run_seconds_per_correct=seconds / correct if correct else None,
+        run_seconds=seconds,
+        at_once=at_once,
         seed=seed,
         weights_version=weights_version,
         rows=rows,
     )
+
+
+def _per_search(by_problem: Sequence[Sequence[Judged]], of: Callable[[Judged], float]) -> Estimate:
+    """A mean over problems of the mean over those of their searches that could be judged."""
+    means = []
+    for results in by_problem:
+        values = [of(r) for r in results if r.verdict.kind is not VerdictKind.JUDGE_ERROR]
+        means.append(sum(values) / len(values) if values else math.nan)
+    return mean_unbounded(means)
+
+
+def cost(phase: str, spend: Spend, run_seconds: float) -> dict[str, Any]:
+    """A row of `summary.json`'s `cost`. The spend's own seconds are of calls that ran side by side: left out."""
+    spent = {key: value for key, value in to_json(spend).items() if key != "seconds"}
+    return {"phase": phase, **spent, "run_seconds": run_seconds}

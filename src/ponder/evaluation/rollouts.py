@@ -38,7 +38,7 @@ def to_line(searched: Searched, prices: Prices | None = None, thought: ThoughtFo
     line |= {"index": searched.index, "sample": searched.sample, "verdict": _without_none(to_json(verdict))}
     if searched.judged.starved:
         line["starved"] = True
-    line |= {"seconds": round(searched.seconds, 6), "at": round(searched.at, 6)}
+    line |= {"seconds": round(searched.judged.seconds, 6), "at": round(searched.at, 6)}
     chosen = next((n for n in outcome.trace.nodes if n.id == outcome.chosen), None)
     if searched.judged.text and (chosen is None or chosen.completion.text != searched.judged.text):
         line["text"] = searched.judged.text
@@ -100,4 +100,5 @@ def from_line(line: dict[str, Any]) -> Judged:
     chosen = next((s for s in line["samples"] if s["id"] == line["chosen"]), None)
     text = line.get("text", "" if chosen is None else chosen["text"])
     spend = msgspec.convert(line["spend"], Spend)
-    return Judged(verdict, text, spend, StopReason(line["stop"]), bool(line.get("starved")))
+    seconds = float(line.get("seconds") or 0.0)
+    return Judged(verdict, text, spend, StopReason(line["stop"]), bool(line.get("starved")), seconds)

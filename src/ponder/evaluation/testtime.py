@@ -40,7 +40,7 @@ def sequential_point(budget_tokens: int, evaluation: Evaluation) -> SequentialPo
     accuracy = evaluation.accuracy
     return SequentialPoint(
         budget_tokens=budget_tokens,
-        mean_tokens=evaluation.mean_tokens.value,
+        mean_response_tokens_per_search=evaluation.mean_response_tokens_per_search.value,
         accuracy=accuracy.value,
         low=accuracy.low,
         high=accuracy.high,
@@ -169,7 +169,7 @@ def parallel_points(pool: Pool, counts: Sequence[int] | None = None) -> tuple[Pa
         points.append(
             ParallelPoint(
                 samples=k,
-                mean_tokens=float(k * tokens),
+                mean_response_tokens_per_search=float(k * tokens),
                 accuracy=best.value if best else None,
                 coverage=coverage.value,
                 low=best.low if best else None,

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ponder import figures
 from ponder.errors import MissingExtra
 from ponder.runs import figure
 from ponder.runs.figure import BASE, COLOURS, INK, TRAINED
 from ponder.runs.files import write_atomic
 from ponder.runs.panels import panels, training
-from ponder.runs.results import Results, Row
+from ponder.runs.results import TOKENS, Results, Row
 from ponder.runs.ticks import Ticks, linear, logarithmic, powers_of_two
 
 if TYPE_CHECKING:
@@ -144,12 +145,12 @@ def _test_half(axis: Axes, results: Results) -> None:
     means: list[float] = []
     for who, points in results.sequential.items():
         if points:
-            _curve(axis, points, "mean_tokens", COLOURS[who])
-            ends.append((points[-1]["mean_tokens"], points[-1]["accuracy"], who))
-            means += [p["mean_tokens"] for p in points]
+            _curve(axis, points, TOKENS, COLOURS[who])
+            ends.append((points[-1][TOKENS], points[-1]["accuracy"], who))
+            means += [p[TOKENS] for p in points]
     _show_log_x(axis, logarithmic(min(means) / 1.1, max(means) * 1.1))
     _end_labels(axis, ends)
-    axis.set_xlabel("mean tokens of a response (log scale)")
+    axis.set_xlabel(f"{figures.label(TOKENS)} (log scale)")
     axis.set_title("Test-time compute: longer thinking")
 
 

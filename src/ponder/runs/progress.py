@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
+from ponder.figures import duration, quantity
 from ponder.show import WHOLE, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def quantity(value: float) -> str:
-    """A number for people: `0.412`, `5.63`, `37.5`, `8,210`, `1.2e+13`."""
-    size = abs(value)
-    if not math.isfinite(value):
-        return str(value)
-    if value == int(value) and size < 1e10:
-        return f"{int(value):,}"
-    if size >= 1e7:
-        return f"{value:.2g}"
-    if size >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
 
 
 class Progress:

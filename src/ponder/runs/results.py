@@ -3,15 +3,15 @@
 Every part may be missing, since an RL run, an evaluation and the quickstart write different parts:
 
 - `curves.json`: `{"train": [point], "test": {"sequential": [point], "parallel": [point]}, "base": {the same two lists},
-  "base_accuracy", "trained_accuracy", "seconds", "peak_memory_bytes", "seed"}`, and optionally `"interval"`, the
-  name of the interval's method;
+  "base_accuracy", "trained_accuracy", "run_seconds", "peak_memory_bytes", "seed"}`, and optionally `"interval"`, the
+  name of the interval's method (names of older versions are read: `figures.current`);
 - `metrics.jsonl`: one object a step;
 - `samples.json`: `[{"problem_id", "prompt", "gold", "before": {"text", "verdict", "reason"}, "after": {...}}]`, or
   `"response"` in place of before and after;
 - `rollouts.jsonl`: one search a line, as `search.record.to_row` writes it; those of a training have a `step`, and their
   samples a `reward`;
 - `config.toml`, or `rl.toml` of a training within another command;
-- `summary.json`: `"title"`, `"facts": {name: value}`, `"cost": [{"phase", "seconds", "sampled_tokens",
+- `summary.json`: `"title"`, `"facts": {name: value}`, `"cost": [{"phase", "run_seconds", "sampled_tokens",
   "trained_tokens", "flops"}]`, `"verdicts": {kind: count}`, `"next": [command]`, `"warnings": [sentence]`,
   `"gain"`: an `Estimate` of the paired difference that training made.
 """
@@ -24,13 +24,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ponder import jsonl, reading, show
+from ponder import figures, jsonl, reading, show
 from ponder.errors import UserError
+from ponder.figures import percent
 from ponder.runs.files import read_json, read_lines
 from ponder.runs.run import read_manifest
 
 _log = logging.getLogger(__name__)
 Row = Mapping[str, Any]
+TOKENS = "mean_response_tokens_per_search"
+"""The x axis of curves of test-time compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,11 @@ class Results:
     train: tuple[Row, ...] = ()
     """Held-out accuracy along training: `step`, `flops`, `sampled_tokens`, `accuracy`, `low`, `high`, `n`."""
     sequential: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
-    """`base` and `trained`: `budget_tokens`, `mean_tokens`, `accuracy`, `low`, `high`, `no_answer`, `n`."""
+    """`base` and `trained`: `budget_tokens`, `mean_response_tokens_per_search`, `accuracy`, `low`, `high`, `no_answer`,
+    `n`."""
     parallel: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
-    """`base` and `trained`: `samples`, `mean_tokens`, `accuracy`, `low`, `high` (None without a checker),
-    `coverage`, `coverage_low`, `coverage_high` (where known), `n`."""
+    """`base` and `trained`: `samples`, `mean_response_tokens_per_search`, `accuracy`, `low`, `high` (None without a
+    checker), `coverage`, `coverage_low`, `coverage_high` (where known), `n`."""
     curves: Row = field(default_factory=dict)
     """The whole of `curves.json`."""
     metrics: tuple[Row, ...] = ()
@@ -69,7 +73,9 @@ class Results:
         parts += [f"{len(self.metrics)} steps"] if self.metrics else []
         parts += [f"{self.searched} searches"] if self.searched else []
         if self.train:
-            parts.append(f"held-out accuracy {self.train[0]['accuracy']:.1%} to {self.train[-1]['accuracy']:.1%}")
+            parts.append(
+                f"held-out accuracy {percent(self.train[0]['accuracy'])} to {percent(self.train[-1]['accuracy'])}"
+            )
         return f"Results({str(self.path)!r}, {', '.join(parts)})"
 
     def _repr_html_(self) -> str:
@@ -77,7 +83,7 @@ class Results:
         facts += [(str(name), str(value)) for name, value in dict(self.summary.get("facts") or {}).items()]
         head = ("step", "held-out accuracy", "95 % interval", "n")
         rows = [
-            (p.get("step"), f"{p['accuracy']:.1%}", f"{p['low']:.1%} to {p['high']:.1%}", p.get("n"))
+            (p.get("step"), percent(p["accuracy"]), f"{percent(p['low'])} to {percent(p['high'])}", p.get("n"))
             for p in self.train
         ]
         return show.table(facts) + (show.table(rows, head) if rows else "")
@@ -94,7 +100,10 @@ def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
     """
     path = Path(path)
     manifest = read_manifest(path)
-    curves = _optional(path / "curves.json", dict)
+    curves = figures.current(_optional(path / "curves.json", dict), "curves")
+    summary = _optional(path / "summary.json", dict)
+    if isinstance(summary.get("cost"), list):
+        summary = {**summary, "cost": figures.current(summary["cost"], "cost")}
     test, base = (_part(curves, key, dict, path / "curves.json") for key in ("test", "base"))
     lines = read_lines(path / "metrics.jsonl")
     both = {"base": base, "trained": test}
@@ -106,8 +115,7 @@ def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
         manifest=manifest,
         train=_points(curves, "train", ("flops", "accuracy", "low", "high"), path),
         sequential={
-            who: _points(part, "sequential", ("mean_tokens", "accuracy", "low", "high"), path)
-            for who, part in both.items()
+            who: _points(part, "sequential", (TOKENS, "accuracy", "low", "high"), path) for who, part in both.items()
         },
         parallel={who: _points(part, "parallel", ("samples", "coverage"), path) for who, part in both.items()},
         curves=curves,
@@ -117,7 +125,7 @@ def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
         searched=rollouts.searched,
         groups=rollouts.groups,
         config=_config(path),
-        summary=_optional(path / "summary.json", dict),
+        summary=summary,
         searches_torn=rollouts.torn,
         notes=(lines.torn,) if lines.torn else (),
     )

@@ -9,13 +9,14 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
+from ponder import figures
+from ponder.figures import duration, quantity
 from ponder.runs import examples, panels
 from ponder.runs.headline import headline
 from ponder.runs.plots import halves
-from ponder.runs.progress import duration, quantity
-from ponder.runs.results import Results, Row
+from ponder.runs.results import TOKENS, Results, Row
 from ponder.runs.run import KEPT
 from ponder.runs.settings import settings
 from ponder.runs.trees import Tree, prompt_text, tree
@@ -106,14 +107,20 @@ def sections(results: Results, pictures: Sequence[str]) -> list[Section]:
 
 def percent(value: Any) -> str:
     """`41.2 %`, or a dash for no number."""
-    return f"{100 * value:.1f} %" if _number(value) else "–"
+    return figures.percent(value) if _number(value) else "–"
 
 
 def with_interval(point: Row, key: str = "accuracy") -> str:
     """`41.2 % [37.0, 45.5]`."""
     if not (_number(point.get("low")) and _number(point.get("high"))):
         return percent(point.get(key))
-    return f"{percent(point.get(key))} [{100 * point['low']:.1f}, {100 * point['high']:.1f}]"
+    return figures.with_interval(_Interval(point[key], point["low"], point["high"]))
+
+
+class _Interval(NamedTuple):
+    value: float
+    low: float
+    high: float
 
 
 def _number(value: Any) -> TypeGuard[float]:
@@ -191,7 +198,7 @@ def _beside(parts: Mapping[str, Sequence[Row]], key: str, label: str) -> Table:
     for name, short in (("coverage", "coverage"), ("no_answer", "no answer")):
         if any(_number(p.get(name)) for who in there for p in parts[who]):
             columns.append((short, partial(_share, name)))
-    columns.append(("mean tokens", lambda p: quantity(p["mean_tokens"]) if _number(p.get("mean_tokens")) else "–"))
+    columns.append((figures.label(TOKENS), lambda p: quantity(p[TOKENS]) if _number(p.get(TOKENS)) else "–"))
     head = (label, *(f"{who}: {name}" for name, _ in columns for who in there))
     rows = tuple(
         (_cell(k), *(show(by_key[who][k]) if k in by_key[who] else "–" for _, show in columns for who in there))
@@ -285,29 +292,25 @@ def _example(example: examples.Example) -> Sample:
 
 
 COST = (
-    ("seconds", "time"),
-    ("prompt_tokens", "prompt tokens"),
-    ("sampled_tokens", "sampled tokens"),
-    ("trained_tokens", "trained tokens"),
-    ("verifier_calls", "verifier calls"),
-    ("flops", "FLOPs"),
-    ("dollars", "dollars"),
+    *("run_seconds", "prompt_tokens", "cached_tokens", "sampled_tokens", "forced_tokens", "trained_tokens"),
+    *("verifier_calls", "flops", "dollars"),
 )
+"""Columns of what it cost."""
 
 
 def _cost(results: Results) -> list[Block]:
     blocks: list[Block] = []
     given = results.summary.get("cost")
     phases = [p for p in given if isinstance(p, Mapping)] if isinstance(given, list) else []
-    columns = [(key, label) for key, label in COST if any(_number(p.get(key)) and p[key] for p in phases)]
+    columns = [key for key in COST if any(_number(p.get(key)) and p[key] for p in phases)]
     if columns:
-        rows = [(visible(p.get("phase", ""), 60), *(_amount(k, p.get(k)) for k, _ in columns)) for p in phases]
+        rows = [(visible(p.get("phase", ""), 60), *(_amount(k, p.get(k)) for k in columns)) for p in phases]
         if len(phases) > 1:
-            sums = ((k, sum(p[k] for p in phases if _number(p.get(k)))) for k, _ in columns)
+            sums = ((k, sum(p[k] for p in phases if _number(p.get(k)))) for k in columns)
             rows.append(("together", *(_amount(k, total) for k, total in sums)))
-        blocks.append(Table(("phase", *(label for _, label in columns)), tuple(rows)))
+        blocks.append(Table(("phase", *map(figures.label, columns)), tuple(rows)))
     memory = results.curves.get("peak_memory_bytes") or results.manifest.get("peak_memory_bytes")
-    seconds = results.curves.get("seconds")
+    seconds = results.curves.get("run_seconds")
     said = [f"{duration(seconds)} from start to end" if _number(seconds) else ""]
     said.append(f"{memory / 1e9:.2f} GB of memory at most" if _number(memory) else "")
     if any(said):
@@ -316,11 +319,7 @@ def _cost(results: Results) -> list[Block]:
 
 
 def _amount(key: str, value: Any) -> str:
-    if not _number(value):
-        return "–"
-    if key == "seconds":
-        return duration(value)
-    return f"{value:.2e}" if key == "flops" else quantity(value)
+    return figures.text(key, value) if _number(value) else "–"
 
 
 def _next(results: Results) -> list[Block]:

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ponder.runs.progress import duration, quantity
+from ponder import figures
+from ponder.figures import clock, money, quantity
 from ponder.show import visible
 
 MOST_BRANCHES = 200
@@ -159,22 +160,13 @@ def tokens(spend: Row) -> int:
 
 
 def cost(spend: Row) -> str:
-    """`23 + 41 tokens, 12 ms, $0.0021`: prompt and response, time, dollars; what is not known is left out."""
+    """`23 prompt + 41 response tokens, 12 ms, $0.0021`; what is not known is left out."""
     prompt = (spend.get("prompt_tokens") or 0) + (spend.get("cached_tokens") or 0)
-    parts = [f"{quantity(prompt)} + {quantity(tokens(spend) - prompt)} tokens"]
+    parts = [f"{quantity(prompt)} prompt + {quantity(tokens(spend) - prompt)} response tokens"]
     seconds, dollars = spend.get("seconds") or 0.0, spend.get("dollars") or 0.0
-    if seconds:
-        parts.append(milliseconds(seconds))
-    if dollars:
-        parts.append(f"${dollars:.2g}")
+    parts += [clock(seconds)] if seconds else []
+    parts += [money(dollars)] if dollars else []
     return ", ".join(parts)
-
-
-def milliseconds(seconds: float) -> str:
-    """`0.3 ms`, `12 ms`, `3.4 s`, `2 min 05 s`."""
-    if seconds < 1:
-        return f"{seconds * 1e3:.2g} ms" if seconds < 0.1 else f"{seconds * 1e3:.0f} ms"
-    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def _stopped(row: Row) -> str:
@@ -182,17 +174,15 @@ def _stopped(row: Row) -> str:
     if row.get("reason"):
         said.append(visible(row["reason"], 300))
     text = ": ".join(s for s in said if s)
-    if isinstance(row.get("confidence"), int | float):
-        text += f"; confidence {row['confidence']:.0%}"
-    return text
+    share = figures.vote_share(row)
+    return text if share is None else f"{text}; {figures.label('vote_share')} {figures.text('vote_share', share)}"
 
 
 def _totals(row: Row, nodes: int) -> str:
     spend = row.get("spend") or {}
     parts = [f"{nodes} branch{'es' * (nodes != 1)}", cost({**spend, "seconds": row.get("seconds")})]
     if spend.get("verifier_calls"):
-        calls = spend["verifier_calls"]
-        parts.insert(1, f"{quantity(calls)} checker or scorer call{'s' * (calls != 1)}")
+        parts.insert(1, figures.calls(spend["verifier_calls"]))
     return ", ".join(parts)
 
 

@@ -5,7 +5,7 @@ A line is one problem:
     {"problem", "prompt", "metadata", "thought"?, "gold"?, …, "samples": [sample]}
 
 `thought` is how the model marks its thought (`types.ThoughtFormat`); `gold` is in pools only, since an evaluation
-keeps it in the environment. A search's line has `chosen`, `confidence`, `stop`, `reason` and `spend` too; an evaluation
+keeps it in the environment. A search's line has `chosen`, `vote_share`, `stop`, `reason` and `spend` too; an evaluation
 adds what `evaluation.rollouts` says. In `samples` are all nodes of a search's trace; of a pool only whole responses.
 
 A sample is one node:
@@ -43,7 +43,7 @@ def to_row(
     return {
         **problem_row(problem, thought),
         "chosen": outcome.chosen,
-        "confidence": outcome.confidence,
+        "vote_share": outcome.vote_share,
         "stop": outcome.stop.value,
         "reason": outcome.reason,
         "spend": _spend(outcome.spend),

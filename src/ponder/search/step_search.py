@@ -287,11 +287,10 @@ class Stepping(Asking):
         if best is None:
             first = trace.nodes[0].response if trace.nodes else Response(None)
             return Outcome(first, None, trace, spend, stop)
-        confidence, reason = None, "chosen by score" if self.scored and best.score is not None else ""
+        reason = "chosen by score" if self.scored and best.score is not None else ""
         if best.rank != 1 and best.verdict is not None:
-            confidence = best.verdict.reward
             reason = "chosen by the checker" if best.verdict.correct else "the checker accepted none of the answers"
         if best.rank == 2 and stop is StopReason.FINISHED:
             stop = StopReason.ACCEPTED
         reason = reason or "chosen by mean log-probability"
-        return Outcome(self.tree[best.id].response, confidence, trace, spend, stop, best.id, reason)
+        return Outcome(self.tree[best.id].response, None, trace, spend, stop, best.id, reason)

@@ -86,8 +86,9 @@ class Voting(Sampling):
             return Outcome(response, None, first.trace, spend, stop, reason="no response had an answer to vote with")
         total = sum(p.weight for p in ranked)
         node = self.leaves[self.representative(ranked[0])]
-        confidence = ranked[0].weight / total if total > 0 else None
-        return Outcome(node.response, confidence, first.trace, spend, stop, node.id, self.explain(ranked))
+        several = sum(len(p.members) for p in ranked) > 1
+        share = ranked[0].weight / total if several and total > 0 else None
+        return Outcome(node.response, share, first.trace, spend, stop, node.id, self.explain(ranked))
 
     def representative(self, cluster: Cluster) -> int:
         """The sample that represents a cluster: the first."""

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ponder import config as configs
-from ponder import registry, sync
+from ponder import figures, registry, sync
 from ponder.engines.torch.engine import TorchEngine
 from ponder.environments.loading import problem_at
 from ponder.errors import PonderError, TrainingDiverged, UserError
+from ponder.evaluation import results
 from ponder.evaluation.compare import moves
 from ponder.evaluation.evaluate import Evaluation, Plan, evaluate
 from ponder.evaluation.intervals import OF_PROBLEMS, paired_difference
@@ -37,11 +38,11 @@ from ponder.training.rollouts import refuse_untrainable
 from ponder.training.signal import RECENT, signal, warning
 from ponder.training.source import EngineSource
 from ponder.training.start import trained
-from ponder.types import VerdictKind, to_json
+from ponder.types import Estimate, VerdictKind, to_json
 
 if TYPE_CHECKING:
     from ponder.protocols import Strategy
-    from ponder.types import Estimate, Problem
+    from ponder.types import Problem
 
 
 @dataclass
@@ -224,7 +225,7 @@ class RLRun:
 
     def _look(self) -> float:
         """Seconds of the newest held-out evaluation of this process; 0 without one."""
-        return next((e.seconds for e in reversed(self.results.values())), 0.0)
+        return next((e.run_seconds for e in reversed(self.results.values())), 0.0)
 
     def _evaluates_now(self) -> bool:
         """Whether a held-out evaluation is due."""
@@ -306,7 +307,7 @@ class RLRun:
         sync.run(source.engine.drop_caches())
         self.results[state.step] = result
         total = state.evaluation + result.spend
-        state.evaluation = dataclasses.replace(total, seconds=state.evaluation.seconds + result.seconds)
+        state.evaluation = dataclasses.replace(total, seconds=state.evaluation.seconds + result.run_seconds)
         self.run.write_json(
             "curves.json", {"train": self.evaluations, "seed": self.config.seed, "interval": OF_PROBLEMS}
         )
@@ -357,7 +358,7 @@ class RLRun:
             truncated=f"{row['truncated']:.0%}" if row["truncated"] else None,
             signal=f"{row['signal']:.0%}",
             entropy=None if row["entropy"] is None else f"{row['entropy']:.2f}",
-            tokens_per_s=row["response_tokens"] / row["seconds"],
+            response_tokens_per_s=row["response_tokens"] / row["seconds"],
         )
 
     def _warn(self, progress: Progress, *, last: bool = False) -> None:
@@ -410,9 +411,8 @@ def _continued(config: RLConfig) -> RLConfig:
 
 
 def show(result: Evaluation) -> str:
-    """`42.0 % (38 to 46, n 500)`."""
-    a = result.accuracy
-    return f"{a.value:.1%} ({a.low:.1%} to {a.high:.1%}, n {a.n})"
+    """`42.0 % [38.0, 46.0], n = 500`."""
+    return f"{figures.text('accuracy', result.accuracy)}, n = {result.accuracy.n:,}"
 
 
 def summary(loop: RLRun) -> dict[str, Any]:
@@ -431,7 +431,7 @@ def summary(loop: RLRun) -> dict[str, Any]:
     found = signal(rows)
     facts["Steps"] = loop.trainer.state.step
     if found.groups:
-        facts["Groups with a signal"] = f"{found.share:.1%} ({found.with_signal:,} of {found.groups:,})"
+        facts["Groups with a signal"] = f"{figures.percent(found.share)} ({found.with_signal:,} of {found.groups:,})"
         ends = [sum(r["reward"] for r in part) / len(part) for part in (rows[:RECENT], rows[-RECENT:])]
         facts[f"Mean reward, first and last {min(RECENT, len(rows))} steps"] = f"{ends[0]:.3f} and {ends[1]:.3f}"
     few = warning(found) or warning(signal(rows[-RECENT:]))
@@ -445,23 +445,25 @@ def summary(loop: RLRun) -> dict[str, Any]:
 
 
 def _cell(point: dict[str, Any]) -> str:
-    return f"{point['accuracy']:.1%} ({point['low']:.1%} to {point['high']:.1%}, n {point['n']})"
+    accuracy = Estimate(point["accuracy"], point["low"], point["high"], point["n"])
+    return f"{figures.text('accuracy', accuracy)}, n = {accuracy.n:,}"
 
 
 def _gain(gain: Estimate) -> str:
     few = gain.method.partition("; ")[2]
     if few:
         return f"between {gain.low * 100:+.1f} and {gain.high * 100:+.1f} points; {few}"
-    return f"{gain.value * 100:+.1f} points ({gain.low * 100:+.1f} to {gain.high * 100:+.1f})"
+    return figures.text("difference", gain)
 
 
 def cost(loop: RLRun) -> list[dict[str, Any]]:
     """What training and the evaluations during it took, as the report shows it."""
     state = loop.trainer.state
-    phases = [{"phase": "training", **to_json(state.spend)}]
+    phases = {"training": state.spend}
     if loop.held_out:
-        phases.append({"phase": "evaluation during training", **to_json(state.evaluation)})
-    return phases
+        phases["evaluation during training"] = state.evaluation
+    # A phase's seconds are wall-clock time here, not those of its calls.
+    return [results.cost(phase, spend, spend.seconds) for phase, spend in phases.items()]
 
 
 def train(config: RLConfig) -> Path:

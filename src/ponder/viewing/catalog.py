@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ponder import figures
 from ponder.errors import UserError
 from ponder.evaluation.compare import compare
 from ponder.runs.files import plain
@@ -80,7 +81,7 @@ class Catalog:
                 run.error = run.error or str(error)
             evaluation = run.evaluation().get("evaluation") or {}
             found.append({**run.facts(), "accuracy": evaluation.get("accuracy")})
-        return {"runs": found, "chosen": self.chosen}
+        return {"runs": found, "chosen": self.chosen, "labels": figures.labels()}
 
     def compare(self, a: int, b: int) -> dict[str, Any]:
         """`evaluation.compare` of two runs as JSON, or the sentence why they cannot be compared."""
@@ -94,7 +95,7 @@ class Catalog:
             try:
                 if under_way:
                     raise UserError(f"{under_way[0].name} is under way: the difference is shown when it is done")
-                found = plain(compare(first.path, second.path))
+                found = plain(compare(first.path, second.path).to_json())
             except (UserError, OSError) as error:
                 found = {"error": str(error)}
             held = self._compared[a, b] = ((state[0], state[1]), found)

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ponder import jsonl
+from ponder import figures, jsonl
 from ponder.errors import UserError
 from ponder.responses import split_response
 from ponder.runs.files import disk_errors, plain, read_json, write_json
@@ -165,7 +165,7 @@ def _sample_of(line: Row, model: str, golds: Row) -> dict[str, Any]:
         "metadata": {
             "stop": line["stop"],
             "reason": line.get("reason"),
-            "confidence": line.get("confidence"),
+            "vote_share": figures.vote_share(line),
             "problem": line.get("metadata") or {},
             "branches": [_branch(s) for s in line["samples"]] if len(line["samples"]) > 1 else [],
         },

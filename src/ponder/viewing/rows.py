@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from ponder import figures
 from ponder.errors import UserError
 
 FIELDS = (
@@ -146,6 +147,7 @@ def _searched(line: _Line) -> str:
 def full(data: bytes) -> dict[str, Any]:
     """The whole of a line but for what is for programs. Raises `ValueError` for what is not JSON."""
     line: dict[str, Any] = json.loads(data)
+    line["vote_share"] = figures.vote_share(line)
     for sample in line["samples"]:
         for name in LEFT_OUT:
             sample.pop(name, None)

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from ponder import figures
 from ponder.errors import UserError
 from ponder.runs.files import plain, read_json
 from ponder.runs.run import read_manifest
@@ -30,17 +31,21 @@ class _Head(msgspec.Struct):
     """The summary in `evaluation.json`, without its rows."""
 
     accuracy: dict[str, Any]
+    mean_tokens_per_search: dict[str, Any] | None = None
+    mean_response_tokens_per_search: dict[str, Any] | None = None
     mean_tokens: dict[str, Any] | None = None
+    """Its name in older versions."""
     no_answer: float | None = None
     samples: int | None = None
-    seconds: float | None = None
 
 
 def _evaluation(path: Path) -> dict[str, Any]:
     try:
-        return {"evaluation": msgspec.to_builtins(msgspec.json.decode(path.read_bytes(), type=_Head))}
+        found = msgspec.to_builtins(msgspec.json.decode(path.read_bytes(), type=_Head))
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return {"evaluation_error": f"{path}: not the result of an evaluation that this version of ponder reads"}
+    known = {key: value for key, value in found.items() if value is not None}
+    return {"evaluation": figures.current(known, "evaluation")}
 
 
 @dataclass

@@ -53,9 +53,9 @@ class Point:
 
     budget: int
     """Most samples of a problem."""
-    mean_samples: float
-    mean_tokens: float
-    """Response tokens of a problem, every sample counted."""
+    mean_samples_per_search: float
+    mean_response_tokens_per_search: float
+    """Every sample counted."""
     accuracy: float
     low: float
     high: float
@@ -128,10 +128,16 @@ def ladder(rows: Sequence[RecordedRow], counts: Sequence[int] | None = None) -> 
     return tuple(sorted(set(counts)))
 
 
-def defaults(rows: Sequence[RecordedRow]) -> tuple[str, ...]:
+def defaults(rows: Sequence[RecordedRow], checker: Checker | None = None) -> tuple[str, ...]:
     """The strategies that a pool has recorded enough for."""
+    checked = () if checker is None else ("best_of_n:checker",)
     scored = [f"{name}:{by}" for by in recorded(rows) for name in ("best_of_n", "weighted")]
-    return ("direct", "majority", *scored, "adaptive")
+    return ("direct", "majority", *checked, *scored, "adaptive")
+
+
+def full_name(spec: str, strategy: PoolStrategy) -> str:
+    """The name of a strategy with what it ranks by, where the spec leaves that open: `best_of_n:checker`."""
+    return f"{spec}:{strategy.by}" if isinstance(strategy, BestOfK | Weighted) and ":" not in spec else spec
 
 
 def build(
@@ -139,10 +145,10 @@ def build(
 ) -> PoolStrategy:
     """A strategy by name: one of `NAMES`, with what it ranks by after a colon, or one of the registry, run.
 
-    `best_of_n:score`, `weighted:logprob`, `adaptive:beta`, `adaptive:dirichlet:0.9`, `adaptive:esc:4`; options of one
-    that is run follow its name, as in `live:best_of_n:temperature=0.5+top_k=20`. `rows` are those that will be judged:
-    they say what can be ranked by where the name does not. Raises `UserError` for an unknown name,
-    rule or option, or a number out of range.
+    `best_of_n:checker`, `best_of_n:score`, `weighted:logprob`, `adaptive:beta`, `adaptive:dirichlet:0.9`,
+    `adaptive:esc:4`; options of one that is run follow its name, as in `live:best_of_n:temperature=0.5+top_k=20`.
+    `rows` are those that will be judged: they say what can be ranked by where the name does not. Raises `UserError` for
+    an unknown name, rule or option, or a number out of range.
     """
     head, _, rest = spec.partition(":")
     name = registry.canonical(head)
@@ -151,8 +157,8 @@ def build(
             raise UserError(f"{spec}: {name} takes nothing after the colon")
         return Direct() if name == "direct" else Majority()
     if name in ("best_of_n", "weighted"):
-        by = _by(spec, rest, rows)
-        return BestOfK(by) if name == "best_of_n" else Weighted(by, seed, orders or ORDERS)
+        by = _by(spec, rest, rows, checker if name == "best_of_n" else None)
+        return BestOfK(by, checker) if name == "best_of_n" else Weighted(by, seed, orders or ORDERS)
     if name == "adaptive":
         rule, _, limit = rest.partition(":")
         rule = rule or "beta"
@@ -177,16 +183,21 @@ def build(
     return live.Live(strategy, spec, checker, seed, live.ORDERS if orders is None else orders)
 
 
-def _by(spec: str, given: str, rows: Sequence[RecordedRow]) -> By:
-    by = registry.canonical(given)
-    if by in ("score", "logprob", "mean_logprob"):
-        return "score" if by == "score" else "logprob"
+def _by(spec: str, given: str, rows: Sequence[RecordedRow], checker: Checker | None) -> By:
+    """What is ranked by: as given, else as the strategy itself chooses in a search."""
+    best, by = registry.canonical(spec.partition(":")[0]) == "best_of_n", registry.canonical(given)
+    words: dict[str, By] = {"score": "score", "scorer": "score", "logprob": "logprob", "mean_logprob": "logprob"}
+    words |= {"checker": "checker"} if best else {}
+    if by in words:
+        return words[by]
     if by:
-        raise UserError(f"{spec}: give score or logprob after the colon")
+        raise UserError(f"{spec}: give {'checker, ' * best}score or logprob after the colon")
+    if checker is not None:
+        return "checker"
     known = recorded(rows)
     if not known:
         raise UserError(f"{spec} needs a 'score' or 'mean_logprob' and no sample of the pool has one; leave it out")
-    return known[0]
+    return known[0] if best else known[-1]
 
 
 def replay(pool: JudgedPool, strategies: Mapping[str, PoolStrategy], counts: Sequence[int] | None = None) -> Replayed:

@@ -22,9 +22,12 @@ from ponder.engines.recorded import RecordedRow
 from ponder.errors import UserError
 from ponder.evaluation.estimators import Floats, best_of_k, majority_of_k
 from ponder.evaluation.pools.judging import JudgedProblem
+from ponder.protocols import Checker
+from ponder.search.confidence import check_rank, usable
 from ponder.search.seeds import derive
+from ponder.types import Problem, Response, Verdict
 
-By = Literal["score", "logprob"]
+By = Literal["checker", "score", "logprob"]
 Ints = NDArray[np.int64]
 ENUMERATE = 2_000
 """Up to so many draws of k samples, a weighted vote is exact over all of them."""
@@ -111,37 +114,67 @@ class Majority(OneByOne):
 
 @dataclass(frozen=True)
 class BestOfK(AtEachBudget):
-    """The response with the highest score or mean log-probability: exact over all draws (`best_of_k`).
+    """The response that ranks highest, as `best_of_n` takes it in a search: exact over all draws (`best_of_k`).
 
-    Responses without an answer never win; one without a score (or log-probability) ranks below all that have one.
+    By the environment's checker, by score or by mean log-probability. Responses without an answer never win; one
+    without a score (or log-probability) ranks below all that have one. Where the checker fails on every response of a
+    problem, score or log-probability decides there.
     """
 
     by: By
+    checker: Checker | None = None
+    """The environment's, for `by = "checker"`."""
 
     def check(self, rows: Sequence[RecordedRow]) -> None:
-        _check_recorded(rows, self.by)
+        _check_recorded(rows, self.by, self.checker)
 
     def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
-        _check_recorded([p.row for p in problems], self.by)
+        self.check([p.row for p in problems])
         most = max(p.n for p in problems)
+        ranks = [self._rank(p) for p in problems]
         # NaN is a sample that is not there.
         correct_PG, rank_PG = np.full((2, len(problems), most), np.nan)
-        for i, p in enumerate(problems):
-            correct_PG[i, : p.n], rank_PG[i, : p.n] = p.correct_G, self._rank(p)
+        for i, (p, rank) in enumerate(zip(problems, ranks, strict=True)):
+            correct_PG[i, : p.n], rank_PG[i, : p.n] = p.correct_G, rank
         accuracy_PK = np.stack([best_of_k(correct_PG, rank_PG, k) for k in counts if k <= most], axis=1)
         return [
-            _exact(p, counts, row[[k <= p.n for k in counts[: len(row)]]], self._decision(p, max(counts)))
-            for p, row in zip(problems, accuracy_PK, strict=True)
+            _exact(p, counts, row[[k <= p.n for k in counts[: len(row)]]], _first_best(p, rank[: max(counts)]))
+            for p, rank, row in zip(problems, ranks, accuracy_PK, strict=True)
         ]
 
     def _rank(self, problem: JudgedProblem) -> Floats:
-        value = _values(problem, self.by)
-        rank = np.where(np.isnan(value), np.nanmin(value, initial=0.0) - 1.0, value)
-        return np.where(problem.answered_G, rank, -np.inf)
+        return np.where(problem.answered_G, self._values(problem), -np.inf)
 
-    def _decision(self, problem: JudgedProblem, k: int) -> float:
-        rank = self._rank(problem)[:k]
-        return float(problem.correct_G[int(rank.argmax())]) if len(rank) and rank.max() > -np.inf else 0.0
+    def _values(self, problem: JudgedProblem) -> Floats:
+        if self.by != "checker":
+            return _ranked(problem, self.by)
+        checks = [_checked(self.checker, problem.problem, r) if r.answered else None for r in problem.responses]
+        if any(map(usable, checks)):
+            keys = [check_rank(check) for check in checks]
+            order = {key: float(place) for place, key in enumerate(sorted(set(keys)))}
+            return np.array([order[key] for key in keys])
+        by = next(iter(recorded([problem.row])), None)
+        return np.zeros(problem.n) if by is None else _ranked(problem, by)
+
+
+def _ranked(problem: JudgedProblem, by: By) -> Floats:
+    """Scores or log-probabilities, what was not recorded below all others."""
+    value = _values(problem, by)
+    return np.where(np.isnan(value), np.nanmin(value, initial=0.0) - 1.0, value)
+
+
+def _checked(checker: Checker | None, problem: Problem, response: Response) -> Verdict | None:
+    """The checker's verdict; None where it fails, as in a search."""
+    assert checker is not None
+    try:
+        return checker(problem, response)
+    except Exception:
+        return None
+
+
+def _first_best(problem: JudgedProblem, rank: Floats) -> float:
+    """Whether the best of the first samples as recorded is right."""
+    return float(problem.correct_G[int(rank.argmax())]) if len(rank) and rank.max() > -np.inf else 0.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +194,7 @@ class Weighted(AtEachBudget):
         _check_recorded(rows, self.by)
 
     def reach(self, problems: Sequence[JudgedProblem], counts: Sequence[int]) -> list[Reached]:
-        _check_recorded([p.row for p in problems], self.by)
+        self.check([p.row for p in problems])
         below = self.by == "logprob" or any(np.nanmin(p.score_G, initial=0.0) < 0 for p in problems)
         return [self._one(p, counts, below) for p in problems]
 
@@ -215,7 +248,11 @@ def recorded(rows: Sequence[RecordedRow]) -> list[By]:
     return [by for by, field in FIELDS.items() if any(getattr(s, field) is not None for r in rows for s in r.samples)]
 
 
-def _check_recorded(rows: Sequence[RecordedRow], by: By) -> None:
+def _check_recorded(rows: Sequence[RecordedRow], by: By, checker: Checker | None = None) -> None:
+    if by == "checker":
+        if checker is None:
+            raise UserError("a checker is the environment's: give --environment, one that has a checker")
+        return
     if by not in recorded(rows):
         field = FIELDS[by]
         raise UserError(f"no sample of the pool has a {field!r}; leave out the strategies by {by}")

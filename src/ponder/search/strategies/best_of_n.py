@@ -35,6 +35,13 @@ class BestOfN(SamplingOptions):
         super().__post_init__()
         check_choice("by", self.by, BY)
 
+    def ranking(self, checker: bool, scorer: bool) -> str:
+        """What it ranks by where these are there: checker, score, logprob or certainty, as `ponder replay` says it."""
+        by = self.by
+        if by == "auto":
+            by = "checker" if checker else "scorer" if scorer else "logprob"
+        return "score" if by == "scorer" else by
+
     def start(self, problem: Problem, context: SearchContext) -> Sampling:
         there = {"checker": context.checker, "scorer": context.scorer}
         if not there.get(self.by, True):
@@ -47,11 +54,12 @@ class BestOfN(SamplingOptions):
         certainty = self.by == "certainty"
         params = self.params(raw=certainty or self.by == "logprob", top_logprobs=TOP_LOGPROBS if certainty else 0)
         prompt = self.prompt(problem, context)
-        checks = self.by == "checker" or (self.by == "auto" and context.checker)
-        scores = self.by == "scorer" or (self.by == "auto" and context.scorer and not checks)
+        by = self.ranking(context.checker, context.scorer)
         measures = [("self-certainty", self_certainty)] if certainty else []
         measures.append(("mean log-probability", mean_logprob))
-        return _Best(checks, scores, measures, problem, context, params, self.n, self.thought_budget(), prompt)
+        return _Best(
+            by == "checker", by == "score", measures, problem, context, params, self.n, self.thought_budget(), prompt
+        )
 
 
 _SCORE = -1
@@ -90,23 +98,22 @@ class _Best(Sampling):
         answered = self._answered()
         if not answered:
             return dataclasses.replace(first, chosen=None)
-        best, confidence, reason = self._select(answered)
+        best, reason = self._select(answered)
         if stop is StopReason.FINISHED and best.check is not None and best.check.correct:
             stop = StopReason.ACCEPTED
-        return Outcome(best.response, confidence, first.trace, spend, stop, best.id, reason)
+        return Outcome(best.response, None, first.trace, spend, stop, best.id, reason)
 
-    def _select(self, nodes: list[Node]) -> tuple[Node, float | None, str]:
-        """The best of the answered nodes (in sample order), the confidence in it, and what decided."""
+    def _select(self, nodes: list[Node]) -> tuple[Node, str]:
+        """The best of the answered nodes (in sample order), and what decided."""
         if any(usable(n.check) for n in nodes):
             best = max(nodes, key=lambda n: check_rank(n.check))
-            reward = best.check.reward if best.check is not None and usable(best.check) else None
             accepted = best.check is not None and best.check.correct
-            none = f"the checker accepted none of {len(nodes)} answers"
-            return best, reward, "chosen by the checker" if accepted else none
+            none = f"the checker accepted none of {len(nodes)} answer{'s' * (len(nodes) != 1)}"
+            return best, "chosen by the checker" if accepted else none
         scores: list[tuple[str, list[float | None]]] = [("score", [n.score for n in nodes])]
         scores += [(name, [measure(self.calls_of(n)) for n in nodes]) for name, measure in self._measures]
         for name, values in scores:
             there = [(n, v) for n, v in zip(nodes, values, strict=True) if v is not None and not math.isnan(v)]
             if there:
-                return max(there, key=lambda pair: pair[1])[0], None, f"chosen by {name}"
-        return nodes[0], None, "nothing to choose by: the first answer"
+                return max(there, key=lambda pair: pair[1])[0], f"chosen by {name}"
+        return nodes[0], "nothing to choose by: the first answer"

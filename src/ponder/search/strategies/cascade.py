@@ -116,9 +116,10 @@ class _Fast(Voting):
         return check is not None and check.correct
 
     def outcome(self, spend: Spend, stop: StopReason) -> Outcome:
+        """The checker's choice is no vote."""
         outcome = super().outcome(spend, stop)
         check = None if outcome.chosen is None else self.tree[outcome.chosen].check
-        return dataclasses.replace(outcome, confidence=check.reward) if check and check.correct else outcome
+        return dataclasses.replace(outcome, vote_share=None) if check and check.correct else outcome
 
     def sure(self) -> tuple[bool, str]:
         """Whether the fast answer is kept, and why, as a clause."""

@@ -16,7 +16,7 @@ class Majority(SamplingOptions):
 
     Answers are read and compared by the environment (1/2 and 0.5 are one answer), as text where it cannot. A response
     without an answer abstains. Of answers with as many votes the one that came up at the lower sample index wins. The
-    outcome is the first response that gave the answer; its confidence is the answer's share of the votes.
+    outcome is the first response that gave the answer; its `vote_share` the answer's share of the votes.
     """
 
     def start(self, problem: Problem, context: SearchContext) -> Voting:

@@ -197,4 +197,7 @@ class TreeSearch(Stepping):
         total = math.fsum(weights.values())
         share = weights[cluster] / total if total else 1.0 / len(weights)
         reason = f"{share:.0%} of the votes, weighted by value"
-        return Outcome(self.tree[best.id].response, share, self.tree.trace(), spend, stop, best.id, reason)
+        several = sum(v is not None for v in self._votes) > 1
+        return Outcome(
+            self.tree[best.id].response, share if several else None, self.tree.trace(), spend, stop, best.id, reason
+        )

@@ -146,11 +146,10 @@ class _Refine(Sampling):
         if not answered:
             return dataclasses.replace(first, chosen=None, reason=self._reason(len(answers), None))
         best = max(enumerate(answered), key=lambda pair: (check_rank(pair[1].check), pair[0]))[1]
-        confidence = best.check.reward if best.check is not None else None
         if self._accepted and stop in (StopReason.FINISHED, StopReason.BUDGET):
             stop = StopReason.ACCEPTED
         reason = self._reason(len(answers), answers.index(best))
-        return Outcome(best.response, confidence, first.trace, spend, stop, best.id, reason)
+        return Outcome(best.response, None, first.trace, spend, stop, best.id, reason)
 
     def _reason(self, rounds: int, best: int | None) -> str:
         if best is None:

@@ -56,6 +56,10 @@ class Weighted(SamplingOptions):
         if self.window < 1:
             raise UserError(f"window = {self.window}: give at least 1 token")
 
+    def ranking(self, checker: bool, scorer: bool) -> str:
+        """What it weighs by."""
+        return self.by
+
     def start(self, problem: Problem, context: SearchContext) -> Voting:
         if self.by == "score" and not context.scorer:
             raise Unsupported("weighted by score needs a scorer and there is none; weigh by logprob, or use majority")

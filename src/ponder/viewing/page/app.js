@@ -35,6 +35,7 @@ async function readRuns() {
     if (known) Object.assign(known, facts);
     else state.runs[number] = { number, generation: "", rows: [], metrics: [], ...facts };
   });
+  Object.assign(labels, found.labels);
   return found.chosen;
 }
 

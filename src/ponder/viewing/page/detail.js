@@ -60,11 +60,13 @@ function side(lines, r, run, group) {
 
 const tokensOf = (spend) => ["prompt_tokens", "cached_tokens", "sampled_tokens", "forced_tokens"].reduce((n, k) => n + ((spend || {})[k] || 0), 0);
 
+const responseTokensOf = (spend) => ((spend || {}).sampled_tokens || 0) + ((spend || {}).forced_tokens || 0);
+
 function costs(spend, seconds) {
   const prompt = ((spend || {}).prompt_tokens || 0) + ((spend || {}).cached_tokens || 0);
-  const parts = [`${count(prompt)} + ${count(tokensOf(spend) - prompt)} tokens`];
+  const parts = [`${count(prompt)} prompt + ${count(tokensOf(spend) - prompt)} response tokens`];
   if (seconds) parts.push(duration(seconds));
-  if (spend && spend.dollars) parts.push(`$${Number(spend.dollars.toPrecision(2))}`);
+  if (spend && spend.dollars) parts.push(money(spend.dollars));
   return parts.join(" · ");
 }
 
@@ -80,7 +82,7 @@ function searchOf(line) {
     el("dl.facts", null,
       fact("answer", answer == null ? "none" : visible(answer)),
       fact("stopped", visible(stop)),
-      isNumber(line.confidence) && fact("confidence", percent(line.confidence)),
+      isNumber(line.vote_share) && fact(label("vote_share"), percent(line.vote_share), meaning("vote_share")),
       fact("cost", costs(line.spend, line.seconds)),
       chosen && chosen.finish === "length" && fact("note", "the response was cut off at its token limit")),
     text ? response(text, line.thought) : el("p.nothing", null, "No response was chosen."),
@@ -100,7 +102,7 @@ function groupOf(line) {
     branches(line, true));
 }
 
-const fact = (name, value) => value && [el("dt", null, name), el("dd", null, value)];
+const fact = (name, value, title) => value && [el("dt", { title }, name), el("dd", null, value)];
 const kindBadge = (kind) => el(`span.kind.${(SIGNS[kind] || ["infra"])[0]}`, null, kind ? words(kind) : "not judged");
 
 // A response with its thoughts set apart, by the rule of ponder.responses: an end marker ends the thought that is open,
@@ -159,7 +161,7 @@ function branch(s, depth, parent, path, line, opened) {
     s.finish === "length" && "cut off",
     s.note && visible(s.note),
     s.error && visible(s.error),
-    `${count(s.tokens ?? tokensOf(s.spend))} tokens`,
+    `${count(s.tokens ?? responseTokensOf(s.spend))} response tokens`,
   ].filter(Boolean);
   const all = s.text ?? "", before = parent && parent.text ? parent.text : "";
   const added = before && all.startsWith(before) ? all.slice(before.length) : all;

@@ -31,7 +31,7 @@ function listRow(group, place) {
         group.step == null
           ? [...new Set(answers)].map((a) => el(a === "no answer" ? "span.answer.none" : "span.answer", null, visible(a)))
           : isNumber(side.reward) && el("span.answer", null, `reward ${figure(side.reward)}`))),
-    el("span.tokens", { title: "tokens of a search, prompt included" }, tokens));
+    el("span.tokens", { title: label("mean_tokens_per_search") }, tokens));
   row.style.top = `${place * HEIGHT}px`;
   return row;
 }

@@ -131,12 +131,16 @@ function select() {
   state.seen.sort((a, b) => order(a, b) || ORDERS["in order"](a, b));
 }
 
-// What a run reached: of its evaluation where that is done, else counted so far (without an interval).
+// What a run reached: of its evaluation where that is done, else counted so far (without a share or an interval).
 function reached(run, r) {
   const found = run.evaluation && run.evaluation.accuracy;
   if (found) return { ...found, what: "" };
   const held = trains(run) && (run.train || []).at(-1);
   if (held) return { ...held, value: held.accuracy, what: `held-out, step ${held.step}` };
   const shares = state.groups.map((g) => g.per[r] && g.per[r].share).filter((s) => s != null);
-  return shares.length ? { value: shares.reduce((x, y) => x + y, 0) / shares.length, n: shares.length, what: trains(run) ? "of the recorded samples right" : "so far" } : null;
+  if (!shares.length) return null;
+  const right = shares.reduce((x, y) => x + y, 0);
+  if (trains(run)) return { value: right / shares.length, n: shares.length, what: "of the recorded samples right" };
+  // No share: short responses end first, and are more often right.
+  return { n: shares.length, what: `${figure(right)} right of those done,` };
 }

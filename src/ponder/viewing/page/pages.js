@@ -13,10 +13,16 @@ function showSummary() {
       el("div.big", null, found ? percent(found.value) : "–", found && isNumber(found.low) ? el("span.soft", null, ` [${(100 * found.low).toFixed(1)}, ${(100 * found.high).toFixed(1)}]`) : null),
       el("div.soft", null, [found && found.what, found && plural(found.n, found.what.startsWith("of") ? "group" : "problem"),
         run.evaluation && run.evaluation.samples > 1 && `${run.evaluation.samples} samples`,
-        run.evaluation && run.evaluation.mean_tokens && `${count(run.evaluation.mean_tokens.value)} tokens a response`].filter(Boolean).join(" · ")));
+        tokensPerSearch(run)].filter(Boolean).join(" · ")));
   });
   const pairs = runs.slice(1).map((_, i) => comparison(i + 1)).filter(Boolean);
   $("summary").replaceChildren(...cards, ...pairs);
+}
+
+// Of older runs without their prompts; the label says which.
+function tokensPerSearch(run) {
+  const key = ["mean_tokens_per_search", "mean_response_tokens_per_search"].find((k) => run.evaluation && run.evaluation[k]);
+  return key && `${count(run.evaluation[key].value)} ${label(key)}`;
 }
 
 const compared = new Map();

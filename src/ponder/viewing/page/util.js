@@ -50,16 +50,26 @@ const plural = (n, word, more = word + "s") => `${count(n)} ${n === 1 ? word : m
 const percent = (x) => (isNumber(x) ? `${(100 * x).toFixed(1)} %` : "–");
 const points = (x) => `${x > 0 ? "+" : x < 0 ? "−" : "±"}${Math.abs(100 * x).toFixed(1)}`;
 
+// As ponder.figures.clock.
 function duration(seconds) {
   if (!isNumber(seconds)) return "";
-  if (seconds < 0.1) return `${(seconds * 1e3).toPrecision(2)} ms`;
-  if (seconds < 1) return `${Math.round(seconds * 1e3)} ms`;
-  if (seconds < 60) return `${seconds.toFixed(1)} s`;
-  const minutes = Math.floor(seconds / 60);
-  return minutes < 60
-    ? `${minutes} min ${String(Math.floor(seconds % 60)).padStart(2, "0")} s`
-    : `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`;
+  if (seconds < 0.1) return `${Number((seconds * 1e3).toPrecision(2))} ms`;
+  if (seconds < 1) return `${Math.min(999, Math.round(seconds * 1e3))} ms`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds), two = (n) => String(n).padStart(2, "0");
+  if (whole < 60) return `${whole} s`;
+  return whole < 3600
+    ? `${Math.floor(whole / 60)} min ${two(whole % 60)} s`
+    : `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
 }
+
+// As ponder.figures.money.
+const money = (x) => `$${x >= 1 ? x.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 }) : Number(x.toPrecision(2))}`;
+
+// Labels and meanings of the figures, from ponder.figures, by their key in JSON.
+const labels = {};
+const label = (key) => (labels[key] || [words(key)])[0];
+const meaning = (key) => (labels[key] || [])[1];
 
 // 0.00342 → 0.00342, 1234567 → 1,234,567, 2.31e-7, 4.1e12
 function figure(x) {
