@@ -149,6 +149,21 @@ def test_options_that_the_config_leaves_out_are_taken_from_the_manifest(found: R
     assert without["temperature"] == "the strategy's default"
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"split": "test", "samples": "x", "seed": 1},
+        {"group_size": "many", "seed": 1},
+        {"fit": 3, "seed": 1},
+        {"minutes": 8.0, "seed": 1, "options": {"a": 1}},
+    ],
+)
+def test_a_config_of_another_shape_is_shown_as_it_is(config: dict[str, Any], found: Results) -> None:
+    rows = dict(settings(dataclasses.replace(found, config=config)))
+    assert rows["seed"] == "1"
+    assert rows.keys() <= config.keys()
+
+
 def gain(value: float, low: float, high: float, n: int, method: str = "paired, Gaffke") -> dict[str, Any]:
     return {"gain": {"value": value, "low": low, "high": high, "n": n, "method": method}}
 

@@ -141,7 +141,8 @@ def _result(results: Results) -> list[Block]:
     facts = results.summary.get("facts")
     if not isinstance(facts, Mapping):
         facts = {k: v for k, v in results.summary.items() if k != "title" and isinstance(v, str | int | float)}
-    rows = [(visible(k, 80), _cell(v)) for k, v in facts.items()]
+    said_above = {name for name, _ in settings(results)}
+    rows = [(visible(k, 80), _cell(v)) for k, v in facts.items() if k not in said_above]
     if rows:
         blocks.append(Table(("", ""), tuple(rows)))
     verdicts = results.summary.get("verdicts")

@@ -26,8 +26,12 @@ def settings(results: Results) -> list[tuple[str, str]]:
         ("fit", _supervised),
         ("split", _evaluation),
     )
-    fields = ((key, value) for key, value in config.items() if isinstance(value, str | int | float))
-    rows = next((of(results) for field, of in kinds if field in config), ((key, str(v)) for key, v in fields))
+    try:
+        rows = next((list(of(results)) for field, of in kinds if field in config), None)
+    except (TypeError, ValueError, KeyError, AttributeError):
+        rows = None  # edited by hand
+    if rows is None:
+        rows = [(key, str(value)) for key, value in config.items() if isinstance(value, str | int | float)]
     return [(name, visible(value, 400)) for name, value in rows if value]
 
 
