@@ -83,7 +83,7 @@ STEPWISE = ("beam", "mcts")
 SIMULATED = ["--engine", "simulated", "--environment", "simulated", "--model", "simulated", "-n", "40"]
 RL = ["rl", "--problems", "4", "--group-size", "4", "--steps", "3", "--eval-problems", "16", "--warmup-steps", "1"]
 RL += ["--record-problems", "-1", "--record-tokens"]
-FIT = ["--fit.batch-tokens", "1024", "--fit.max-tokens", "6000", "--fit.eval-every", "3", "--fit.warmup-steps", "2"]
+FIT = ["--fit.batch-tokens", "1024", "--fit.max-tokens", "7500", "--fit.eval-every", "3", "--fit.warmup-steps", "2"]
 
 
 def cases(pool: str | None) -> Iterator[tuple[str, Callable[[Path], Found]]]:

@@ -205,10 +205,10 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """The rows that are one pass over a finite set, and those of all passes together."""
+    """The rows that are one pass over a finite set, and those of all passes together; None without an end."""
 
     rows: int
-    total: int
+    total: int | None = None
 
     def ends(self, position: int) -> bool:
         return position % self.rows == 0 or position == self.total
@@ -256,7 +256,8 @@ def _pools(
 
 
 def steps_of(source: RowSource, tokens: int, epoch: Epoch, pool: int = 8) -> int:
-    """How many batches the passes of `epoch` are."""
+    """How many batches the passes of `epoch`, which must have an end, are."""
+    assert epoch.total is not None
     steps = 0
     for _, following, made in _pools(source, 0, tokens, pool, epoch):
         steps += len(made)

@@ -1,16 +1,17 @@
 """Next-token training on batches with a mask: the loop under `ponder train pretrain` and `ponder train sft`.
 
 Leaves out gradient accumulation (a batch is what fits), mixed precision and several devices. The schedule is
-warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395): the stable phase ends by itself when the validation loss no
-longer improves, or at `max_tokens`; then the rate falls linearly to zero over `decay` of the tokens seen so far. With a
-number of `steps` instead, the last of them are the decay, and the validation loss is only measured.
+warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395): in the last part of a training, `decay` of what came before,
+the rate falls linearly to zero. `max_tokens` and a number of `steps` limit a training; the limit that comes first ends
+it, and the rate follows the one that is nearer to its end. Without a number of steps the stable phase also ends when
+the validation loss no longer improves; with one the loss is only measured.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
     from ponder.models.base import LoadedModel
 
-MAX_TOKENS = 20_000_000
+MAX_TOKENS = 25_000_000
+"""Where nothing else limits a training."""
 SHARE = 0.15
 """Of the training: the most that measuring on generated text costs."""
 
@@ -43,11 +45,11 @@ class LMConfig:
     batch_tokens: int = 16384
     """Tokens of a batch, padding included."""
     warmup_steps: int = 50
-    """Steps of linear warm-up; at most a tenth of a fixed number of steps."""
+    """Steps of linear warm-up; at most a tenth of the training."""
     max_tokens: int | None = None
-    """Most tokens before the decay begins, padding included (default: 20 million, where there are no fixed steps)."""
+    """Most tokens of the training, padding and decay included (default: 25 million, where nothing else limits it)."""
     decay: float = 0.25
-    """Tokens of the decay as a share of those before it."""
+    """Length of the decay, at the end, as a share of what comes before it."""
     eval_every: int = 50
     """Steps between measurements of the validation loss; fewer in a training so short that it would have less than
     five."""
@@ -86,7 +88,7 @@ class LMState:
     best: float = math.inf
     stale: int = 0
     decay_from: int | None = None
-    """Tokens seen when the decay began."""
+    """Tokens seen when the validation loss no longer improved, so that the decay began before a limit was near."""
 
 
 def loss_sum(module: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -112,18 +114,36 @@ def mean_loss(module: nn.Module, held_out: Sequence[Batch]) -> float:
 
 
 def rate_at(config: LMConfig, state: LMState, steps: int | None = None) -> float:
-    """The learning rate of the next step; 0 when the decay is over, or all `steps` are done."""
-    rate = peak(config)
-    warmup = config.warmup_steps if steps is None else min(config.warmup_steps, max(1, steps // 10))
-    if state.step < warmup:
-        return rate * (state.step + 1) / warmup
+    """The learning rate of the next step; 0 when a limit is reached or the decay is over."""
+    rate, tokens = peak(config), most_tokens(config, steps)
+    rates = [rate]
+    if state.step < (warmup := _warmup(config, steps)):
+        rates.append(rate * (state.step + 1) / warmup)
     if steps is not None:
-        length = steps - round(steps / (1 + config.decay))
-        return rate * max(0.0, min(1.0, (steps - state.step) / max(1, length)))
-    if state.decay_from is None:
-        return rate
-    span = max(1.0, config.decay * state.decay_from)
-    return rate * max(0.0, 1.0 - (state.tokens - state.decay_from) / span)
+        rates.append(rate * (steps - state.step) / max(1, steps - round(steps / (1 + config.decay))))
+    if tokens is not None:
+        rates.append(rate * (tokens - state.tokens) / max(1.0, tokens * config.decay / (1 + config.decay)))
+    if state.decay_from is not None:
+        rates.append(rate * (1.0 - (state.tokens - state.decay_from) / max(1.0, config.decay * state.decay_from)))
+    return max(0.0, min(rates))
+
+
+def decaying(config: LMConfig, state: LMState, steps: int | None = None) -> bool:
+    """Whether the rate falls."""
+    return state.step >= _warmup(config, steps) and rate_at(config, state, steps) < peak(config)
+
+
+def total(config: LMConfig, state: LMState, steps: int | None = None) -> int:
+    """Where the training will end by what is known now: in steps if their number is limited, else in tokens."""
+    tokens = most_tokens(config, steps)
+    if steps is not None:
+        return steps if tokens is None or not state.step else min(steps, state.step * tokens // state.tokens)
+    assert tokens is not None
+    return tokens if state.decay_from is None else min(tokens, round(state.decay_from * (1 + config.decay)))
+
+
+def _warmup(config: LMConfig, steps: int | None) -> int:
+    return min(config.warmup_steps, max(1, expected_steps(config, steps) // 10))
 
 
 def peak(config: LMConfig) -> float:
@@ -132,11 +152,21 @@ def peak(config: LMConfig) -> float:
     return config.learning_rate
 
 
+def most_tokens(config: LMConfig, steps: int | None = None) -> int | None:
+    """The limit in tokens; None where a number of steps alone limits the training."""
+    return MAX_TOKENS if config.max_tokens is None and steps is None else config.max_tokens
+
+
+def expected_steps(config: LMConfig, steps: int | None = None) -> int:
+    """The number of steps that the limits come to, if batches are full."""
+    tokens = most_tokens(config, steps)
+    limits = [n for n in (steps, None if tokens is None else tokens // config.batch_tokens) if n is not None]
+    return max(1, min(limits))
+
+
 def eval_every(config: LMConfig, steps: int | None = None) -> int:
     """Steps between measurements of the validation loss: five measurements or more, from five steps on."""
-    if steps is None:
-        steps = round(most_tokens(config) * (1 + config.decay) / config.batch_tokens)
-    return min(config.eval_every, max(1, steps // 5))
+    return min(config.eval_every, max(1, expected_steps(config, steps) // 5))
 
 
 def held_out_tokens(config: LMConfig, steps: int | None = None) -> int:
@@ -145,11 +175,6 @@ def held_out_tokens(config: LMConfig, steps: int | None = None) -> int:
     A forward pass takes a third of forward and backward.
     """
     return int(SHARE * 3 * eval_every(config, steps) * config.batch_tokens)
-
-
-def most_tokens(config: LMConfig) -> int:
-    """Tokens before the decay, where there are no fixed steps."""
-    return MAX_TOKENS if config.max_tokens is None else config.max_tokens
 
 
 def make_optimiser(module: nn.Module, config: LMConfig) -> torch.optim.Optimizer:
@@ -169,24 +194,24 @@ def train(
     on_step: Callable[[LMState, dict[str, Any]], None] = lambda state, row: None,
     interrupt: Interrupt | None = None,
 ) -> None:
-    """Train until the decay is over, or for `steps` (or until an interrupt asks to stop); `state` is updated.
+    """Train until a limit is reached or the decay is over (or until an interrupt asks to stop); `state` is updated.
 
-    With an `epoch` no batch holds rows of two of them. Without `held_out` rows nothing is validated, and `steps` must
-    be given. `on_step` gets each step's metrics: loss, rate, gradient norm, tokens/s, and `validation_loss` where it
-    was measured. Raises `TrainingDiverged` with the step if the loss is not finite; the step is not taken.
+    No batch is begun that would exceed `max_tokens`. With an `epoch` no batch holds rows of two of them. Without
+    `held_out` rows nothing is validated, and only the limits end the training. `on_step` gets each step's metrics:
+    loss, rate, gradient norm, tokens/s, and `validation_loss` where it was measured. Raises `TrainingDiverged` with the
+    step if the loss is not finite; the step is not taken.
     """
     module = model.module
-    stream: Iterator[tuple[Position, Batch]] = batches(
-        source, state.position, config.batch_tokens, model.pad_id, epoch=epoch
-    )
-    limit, every = most_tokens(config), eval_every(config, steps)
-    while not (interrupt and interrupt.requested):
-        rate = rate_at(config, state, steps)
-        if (state.decay_from is not None and rate <= 0) or (steps is not None and state.step >= steps):
-            break
+    stream = batches(source, state.position, config.batch_tokens, model.pad_id, epoch=epoch)
+    every, limit = eval_every(config, steps), most_tokens(config, steps)
+
+    def goes_on() -> bool:
+        return rate_at(config, state, steps) > 0 and (limit is None or state.tokens + batch.ids_BT.numel() <= limit)
+
+    position, batch = next(stream)
+    while goes_on() and not (interrupt and interrupt.requested):
         began = time.perf_counter()
-        position, batch = next(stream)
-        made = time.perf_counter()
+        rate = rate_at(config, state, steps)
         set_rate(optimiser, rate)
         optimiser.zero_grad(set_to_none=True)
         with recomputed(module, config.gradient_checkpointing):
@@ -199,7 +224,9 @@ def train(
         step(optimiser)
         state.step += 1
         state.tokens += batch.ids_BT.numel()
-        state.position = position
+        state.position, tokens = position, batch.ids_BT.numel()
+        taken = time.perf_counter()
+        position, batch = next(stream)
         seconds = time.perf_counter() - began
         row: dict[str, Any] = {
             "step": state.step,
@@ -208,17 +235,15 @@ def train(
             "learning_rate": rate,
             "gradient_norm": norm,
             "seconds": seconds,
-            "seconds_data": made - began,
-            "tokens_per_second": batch.ids_BT.numel() / seconds,
+            "seconds_data": seconds - (taken - began),
+            "tokens_per_second": tokens / seconds,
         }
-        ended = rate_at(config, state, steps) <= 0 if state.decay_from is not None else state.step == steps
-        if held_out and (state.step % every == 0 or ended):
+        if held_out and (state.step % every == 0 or not goes_on()):
             row["validation_loss"] = held = mean_loss(module, held_out)
             if held < state.best * (1 - config.min_gain):
                 state.best, state.stale = held, 0
             else:
                 state.stale += 1
-        if steps is None and state.decay_from is None and (state.stale >= config.patience or state.tokens >= limit):
+        if steps is None and state.stale >= config.patience and not decaying(config, state):
             state.decay_from = state.tokens
-            row["decay_began"] = True
         on_step(state, row)

@@ -24,10 +24,12 @@ from ponder.training.corpus.base import mixture
 from ponder.training.data import (
     Batch,
     Epoch,
+    Position,
     ProceduralChats,
     ProceduralText,
     RowSource,
     Transcripts,
+    batches,
     read_rows,
     steps_of,
 )
@@ -62,7 +64,7 @@ class PretrainConfig:
     length: int = 256
     """Ids of a packed row."""
     fit: lm.LMConfig = field(
-        default_factory=lambda: lm.LMConfig(learning_rate=PRETRAIN_RATE, batch_tokens=8192, max_tokens=4_000_000)
+        default_factory=lambda: lm.LMConfig(learning_rate=PRETRAIN_RATE, batch_tokens=8192, max_tokens=5_000_000)
     )
     """How to fit."""
     seed: int = 0
@@ -99,9 +101,9 @@ class SFTConfig(StartOptions):
     held_out: float = 0.05
     """Share of the rows of `data` that is kept for validation, one row at least; 0 is none."""
     epochs: float | None = None
-    """Passes over the rows of `data` (default: 3, where neither `steps` nor `fit.max_tokens` is given)."""
+    """Most passes over the rows of `data` (default: 3, where neither `steps` nor `fit.max_tokens` is given)."""
     steps: int | None = None
-    """Training steps, instead of epochs."""
+    """Most training steps; of several limits the one that comes first ends the training."""
     fit: lm.LMConfig = field(default_factory=lambda: lm.LMConfig(batch_tokens=8192, eval_every=100, patience=8))
     """How to fit."""
     seed: int = 0
@@ -126,14 +128,8 @@ class SFTConfig(StartOptions):
             raise UserError(f"epochs = {self.epochs}: give more than 0")
         if self.steps is not None and self.steps < 1:
             raise UserError(f"steps = {self.steps}: give at least 1")
-        given = [name for name in ("epochs", "steps") if getattr(self, name) is not None]
-        given += ["fit.max_tokens"] if self.fit.max_tokens is not None else []
-        if len(given) > 1:
-            raise UserError(f"{given[0]} and {given[1]} both say how long to train; give one (None leaves one out)")
         if self.epochs is not None and not self.data:
             raise UserError("epochs are passes over the rows of a file, and procedural chats have no end: give steps")
-        if not self.held_out and self.data and self.fit.max_tokens is not None:
-            raise UserError("held_out = 0 with fit.max_tokens: the validation loss ends such a training; give steps")
         if self.raw_prompts and not self.data:
             raise UserError("raw_prompts is for the prompts of a file, and procedural chats have none: give --data")
 
@@ -187,10 +183,12 @@ class Plan:
     source: RowSource
     held_out: Sequence[Batch]
     steps: int | None = None
-    """None: until the validation loss no longer improves, or `fit.max_tokens`."""
+    """Most of them, besides `fit.max_tokens`; None: until the validation loss no longer improves, too."""
     epoch: Epoch | None = None
     notes: tuple[str, ...] = ()
     """For the console, before the first step."""
+    whole: int | None = None
+    """Tokens of all rows as one batch, of a file: no batch is larger."""
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -257,22 +255,22 @@ def _file_plan(config: SFTConfig, model: LoadedModel, lines: Sequence[tuple[str,
     count = _held_out_count(config, len(rows.items), left)
     source = Transcripts(rows.items[count:], config.seed)
     held_out = _fixed(Transcripts(rows.items[:count], 0), count, model) if count else []
+    whole = len(source.items) * max(len(row.ids) for row in source.items)
     notes = [f"rows to train on: {len(source.items):,}, for validation: {count:,}"]
     if long:
         notes.append(f"warning: {long:,} rows of more than {config.longest:,} tokens are left out; longest raises that")
-    if config.fit.max_tokens is not None:
-        return Plan(source, held_out, notes=tuple(notes))
-    if config.steps is not None:
+    if config.epochs is None:
         # No batch holds a row twice, so a small file makes small batches.
-        endless = Epoch(len(source.items), len(source.items) * config.steps)
-        return Plan(source, held_out, config.steps, endless, tuple(notes))
-    assert config.epochs is not None
+        return Plan(source, held_out, config.steps, Epoch(len(source.items)), tuple(notes), whole)
     epoch = Epoch(len(source.items), max(1, round(config.epochs * len(source.items))))
     steps = steps_of(source, config.fit.batch_tokens, epoch)
     notes.append(f"epochs: {config.epochs:g}, steps: {steps:,}, of at most {config.fit.batch_tokens:,} tokens each")
+    if config.steps is not None and config.steps < steps:
+        steps = config.steps
+        notes.append(f"of these the first {steps:,} are trained")
     if steps < FEW_STEPS:
         notes.append("note: that is few steps; more epochs or a smaller fit.batch_tokens give more")
-    return Plan(source, held_out, steps, epoch, tuple(notes))
+    return Plan(source, held_out, steps, epoch, tuple(notes), whole)
 
 
 def _held_out(source: RowSource, model: LoadedModel, fit: lm.LMConfig, steps: int | None = None) -> list[Batch]:
@@ -323,20 +321,36 @@ def _continued(config: T) -> T:
 
 def _refuse_less(config: PretrainConfig | SFTConfig, state: lm.LMState, steps: int | None) -> None:
     """Raises `UserError` for a run that is to end before the point where it is."""
-    wanted, done, what = (
-        (steps, state.step, "steps") if steps is not None else (lm.most_tokens(config.fit), state.tokens, "tokens")
-    )
-    if wanted < done and state.decay_from is None:
+    tokens = lm.most_tokens(config.fit, steps)
+    for wanted, done, what in ((steps, state.step, "steps"), (tokens, state.tokens, "tokens")):
+        if wanted is not None and wanted < done:
+            raise UserError(
+                f"{what} = {wanted:,}: {config.out} has done {done:,} {what} already; train for at least as many, or "
+                "begin another run with another out"
+            )
+
+
+def _refuse_no_step(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan) -> None:
+    """Raises `UserError` where not even the first batch fits the limit."""
+    limit = config.fit.max_tokens
+    if limit is None:
+        return
+    _, first = next(batches(plan.source, Position(), config.fit.batch_tokens, model.pad_id, epoch=plan.epoch))
+    if first.ids_BT.numel() > limit:
         raise UserError(
-            f"{what} = {wanted:,}: {config.out} has done {done:,} {what} already; train for at least as many, or begin "
-            "another run with another out"
+            f"fit.max_tokens = {limit:,}: the first batch has {first.ids_BT.numel():,} tokens; give at least as many, "
+            "or a smaller fit.batch_tokens"
         )
 
 
 def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, verb: str) -> Path:
     reuse_freed_memory()
+    fit = config.fit
+    if plan.whole is not None:  # how many steps a limit in tokens comes to depends on it
+        fit = dataclasses.replace(fit, batch_tokens=min(fit.batch_tokens, plan.whole))
+    _refuse_no_step(config, model, plan)
     state = lm.LMState()
-    optimiser = lm.make_optimiser(model.module, config.fit)
+    optimiser = lm.make_optimiser(model.module, fit)
     written = configs.to_toml(dataclasses.replace(config, resume=False, overwrite=False))
     if config.resume:
         saved = checkpoint.last(Path(config.out) / "checkpoints")
@@ -363,24 +377,27 @@ def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, ver
         loop["best"] = min(loop["best"], 1e30)  # JSON has no infinity
         return checkpoint.write(run.checkpoints, model, optimiser, {"step": state.step, "loop": loop})
 
+    def done() -> int:
+        return state.tokens if plan.steps is None else state.step
+
+    fields: dict[str, Any] = {}
+
     def on_step(now: lm.LMState, row: dict[str, Any]) -> None:
         run.log(row)
-        progress.update(
-            now.tokens if plan.steps is None else now.step,
+        fields.update(
             loss=row["loss"],
             validation=row.get("validation_loss"),
             tokens_per_s=row["tokens_per_second"],
-            phase="decay" if now.decay_from is not None and plan.steps is None else None,
+            phase="decay" if lm.decaying(fit, now, plan.steps) else None,
         )
+        progress.update(done(), total=lm.total(fit, now, plan.steps), **fields)
         if "validation_loss" in row:
             progress.note(f"step {now.step}: validation loss {row['validation_loss']:.4f}")
         if now.step % config.checkpoint_every == 0:
             keep()
 
-    total, unit = (
-        (lm.most_tokens(config.fit) * (1 + config.fit.decay), "tokens") if plan.steps is None else (plan.steps, "steps")
-    )
-    with run, Interrupt() as interrupt, Progress(verb, total, unit=unit) as progress:
+    unit = "tokens" if plan.steps is None else "steps"
+    with run, Interrupt() as interrupt, Progress(verb, lm.total(fit, state, plan.steps), unit=unit) as progress:
         for line in plan.notes:
             progress.note(line)
         try:
@@ -388,7 +405,7 @@ def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, ver
                 model,
                 plan.source,
                 plan.held_out,
-                config.fit,
+                fit,
                 state,
                 optimiser=optimiser,
                 steps=plan.steps,
@@ -404,6 +421,7 @@ def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, ver
             raise Interrupted(
                 f"stopped at step {state.step}; continue with: {verb} --config {run.config_path} --resume"
             )
+        progress.update(done(), total=done(), **fields)
         final = run.path / "model"
         save(model, final, replace=True)
         last = lm.mean_loss(model.module, plan.held_out) if plan.held_out else None
