@@ -315,14 +315,17 @@ def test_a_decay_that_contradicts_the_rest_is_refused_with_one_sentence(changes,
         limited(base, tmp_path / "run", **{"minutes": None, **FIXED, **changes})
 
 
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize(
+    ("minutes", "busy", "first", "after"), [(8, False, 45, 45), (8, True, 75, 45), (1, False, 200, 0)]
+)
 def test_a_quickstart_trains_until_the_second_evaluation_and_its_config_repeats_the_training(
-    busy, tmp_path, monkeypatch, stubbed
+    minutes, busy, first, after, tmp_path, monkeypatch, stubbed
 ) -> None:
-    """On a machine that is half as fast in the first minute, of which the base's evaluation takes most."""
-    out, clock = tmp_path / "run", Clock(lambda t: 6.0 if busy and t < 60 else 3.0)
+    """On a quiet machine; on one that is half as fast in the first minute, of which the base's evaluation takes most;
+    and where the evaluations alone take longer than there is: then 20 s are trained."""
+    out, clock = tmp_path / "run", Clock(lambda t: 3.0)
     slow = 2 if busy else 1
-    prepare, step, looks = RLRun.prepare, Trainer.step, []
+    prepare, step = RLRun.prepare, Trainer.step
 
     def prepared(config: RLConfig, **rest) -> RLRun:
         loop = prepare(config, **rest)
@@ -335,9 +338,8 @@ def test_a_quickstart_trains_until_the_second_evaluation_and_its_config_repeats_
         return await step(self)
 
     def look(self: RLRun) -> SimpleNamespace:
-        looks.append(2.0 * (slow if clock.elapsed < 60 else 1))
-        clock.now += looks[-1]
-        found = SimpleNamespace(run_seconds=looks[-1], accuracy=SimpleNamespace(value=0.5, low=0.4, high=0.6, n=1))
+        clock.now += 2.0
+        found = SimpleNamespace(run_seconds=2.0, accuracy=SimpleNamespace(value=0.5, low=0.4, high=0.6, n=1))
         self.results[self.trainer.state.step] = found
         self.evaluations.append({"step": self.trainer.state.step, "accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 1})
         return found
@@ -345,7 +347,7 @@ def test_a_quickstart_trains_until_the_second_evaluation_and_its_config_repeats_
     def evaluated(rl, config, who, quiet):
         if who == "trained":
             raise KeyboardInterrupt
-        clock.now += 45 * slow if clock.elapsed + 45 * slow < 60 else 60 - clock.elapsed + (45 - 60 / slow)
+        clock.now += first
         return SimpleNamespace(evaluations=[SimpleNamespace(run_seconds=2.0 * slow)] * 5), None
 
     monkeypatch.setattr(RLRun, "prepare", prepared)
@@ -353,9 +355,10 @@ def test_a_quickstart_trains_until_the_second_evaluation_and_its_config_repeats_
     monkeypatch.setattr(Trainer, "step", ticking)
     monkeypatch.setattr(quickstart, "_test_time", evaluated)
     monkeypatch.setattr(quickstart, "time", SimpleNamespace(monotonic=clock))
-    assert main(["quickstart", "--out", str(out)]) == 130
-    # 8 s are for the report, and 45 s for the evaluation that is to come, whatever the first one took.
-    assert 480 - 8 - 45 - 12 <= clock.elapsed <= 480 - 8 - 45
+    assert main(["quickstart", "--minutes", str(minutes), "--out", str(out)]) == 130
+    # 8 s are for the report, and the rest for the evaluation that is to come, whatever the first one took.
+    end = max(60 * minutes - 8, first + 20) - after
+    assert end - 12 <= clock.elapsed <= end
     own = from_mapping(quickstart.QuickstartConfig, load_toml(out / "config.toml"), "config.toml")
     training = from_mapping(RLConfig, load_toml(out / "rl.toml"), "rl.toml")
     assert training.minutes is None

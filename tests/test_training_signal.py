@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ponder.training.signal import signal, warning
+from ponder.training.signal import rewards, signal, warning
 
 
 def row(verdicts: dict[str, int], without: int, truncated: float = 0.0, replaced: int = 0) -> dict:
@@ -37,3 +37,18 @@ def test_the_likely_cause_is_named(rows, says) -> None:
 def test_groups_that_differ_are_no_reason_to_warn() -> None:
     assert not warning(signal([row({"correct": 2, "wrong": 14}, 3)]))
     assert not warning(signal([]))
+
+
+@pytest.mark.parametrize(
+    ("of_steps", "says"),
+    [
+        ([0.5], {"Reward of the one step": "0.500"}),
+        ([0.25, 0.5], {"Reward, first and last step": "0.250 and 0.500"}),
+        ([0.25, 1.0, 0.5], {"Reward, first and last step": "0.250 and 0.500"}),
+        ([0.0, 0.5, 0.5, 1.0], {"Mean reward, first and last 2 steps": "0.250 and 0.750"}),
+        ([0.0] * 5 + [1.0] * 5, {"Mean reward, first and last 5 steps": "0.000 and 1.000"}),
+        ([0.0] * 50 + [1.0] * 50, {"Mean reward, first and last 5 steps": "0.000 and 1.000"}),
+    ],
+)
+def test_a_mean_of_steps_never_claims_more_of_them_than_there_are_nor_one_twice(of_steps, says) -> None:
+    assert rewards(of_steps) == says

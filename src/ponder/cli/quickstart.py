@@ -182,15 +182,16 @@ def quickstart(config: QuickstartConfig, rl: RLRun, run: Run, began: float) -> C
     earlier = rl.trainer.state.spend.seconds + rl.trainer.state.evaluation.seconds
     at = RUNGS.index(COMPARED_AT)
     before_seconds = base.evaluations[at].run_seconds
-
-    def again() -> float:
-        looks = [look.run_seconds for look in rl.results.values()]
-        return MARGIN * seconds_again(evaluation_seconds, before_seconds, looks)
-
-    rl.reserve = again
     if not rl.config.resume and config.steps is None:
         left = config.minutes * 60 - (time.monotonic() - began) - REPORT_SECONDS
-        rl.limit(minutes=max(left, again() + LEAST_SECONDS) / 60)
+        rl.limit(minutes=max(left, LEAST_SECONDS) / 60)
+    limit = 60 * (rl.config.minutes or 0.0)
+
+    def reserve() -> float:
+        looks = [look.run_seconds for look in rl.results.values()]
+        return min(MARGIN * seconds_again(evaluation_seconds, before_seconds, looks), limit - LEAST_SECONDS)
+
+    rl.reserve = reserve
     rl.train()
     done = {name: getattr(rl.config, name) for name in ("steps", "decay_from", "decay_steps")}
     run.write_text("config.toml", _own_config(dataclasses.replace(config, **done)))

@@ -17,7 +17,7 @@ from ponder import config as configs
 from ponder import figures, registry, sync
 from ponder.engines.torch.engine import TorchEngine
 from ponder.environments.loading import problem_at
-from ponder.errors import PonderError, TrainingDiverged, UserError
+from ponder.errors import PonderError, TrainingDiverged
 from ponder.evaluation import results
 from ponder.evaluation.compare import moves
 from ponder.evaluation.evaluate import Evaluation, Plan, evaluate
@@ -34,8 +34,9 @@ from ponder.training.pace import Pace
 from ponder.training.rl import RLState, Step, Trainer
 from ponder.training.rl_checks import checked, first_requests, source_of, with_strategy
 from ponder.training.rl_config import RLConfig
+from ponder.training.rl_resume import config_path, continued
 from ponder.training.rollouts import refuse_untrainable
-from ponder.training.signal import RECENT, signal, warning
+from ponder.training.signal import RECENT, rewards, signal, warning
 from ponder.training.source import EngineSource
 from ponder.training.start import trained
 from ponder.types import Estimate, VerdictKind, to_json
@@ -84,7 +85,7 @@ class RLRun:
         Raises `UserError`; what needs no model is checked first, all of it, since loading one takes long.
         """
         if config.resume:
-            config = _continued(config)
+            config = continued(config)
         config = dataclasses.replace(config, steps=config.planned_steps)
         known = checked(config, new=not (config.resume or within))
         environment, held_out = known.environment, known.held_out
@@ -116,7 +117,7 @@ class RLRun:
         if run is not None:
             self.config_name = "rl.toml"
         if self.config.resume:
-            self.config_name = _config_path(self.config.out).name
+            self.config_name = config_path(self.config.out).name
             self._run = run or Run.open(self.config.out)
             saved = checkpoint.last(self._run.checkpoints)
             if saved is not None:
@@ -373,43 +374,6 @@ class RLRun:
         sync.run(self.source.engine.close())
 
 
-def _config_path(out: str) -> Path:
-    """The config that a run's training was started with."""
-    folder = Path(out)
-    return folder / "rl.toml" if (folder / "rl.toml").exists() else folder / "config.toml"
-
-
-FREE = (
-    *("resume", "overwrite", "out", "steps", "minutes", "device", "track"),
-    *("checkpoint_every", "keep_checkpoints", "record_problems", "record_tokens"),
-)
-"""Fields that may differ when a run is continued."""
-
-
-def _continued(config: RLConfig) -> RLConfig:
-    """The config of a run that goes on; what it leaves open is filled in from the run's own.
-
-    Raises `UserError` if the run has another config, or has done more steps than this one asks for.
-    """
-    path = _config_path(config.out)
-    saved = configs.from_mapping(RLConfig, configs.load_toml(path), where=str(path))
-    filled = ["learning_rate", "problems", "eval_every", "eval_problems", "decay_from", "decay_steps"]
-    filled += ["steps", "minutes"] if config.steps is None and config.minutes is None else []
-    open_ones = [f for f in filled if getattr(config, f) is None]
-    open_ones += [f for f in ("environment", "strategy") if not getattr(config, f)]
-    if "strategy" in open_ones and not config.strategy_options:
-        open_ones.append("strategy_options")
-    config = dataclasses.replace(config, **{f: getattr(saved, f) for f in open_ones})
-    configs.refuse_changed(config, path, FREE)
-    done = checkpoint.last_step(Path(config.out) / "checkpoints")
-    if config.steps is not None and config.steps < done:
-        raise UserError(
-            f"steps = {config.steps}: {config.out} has done {done} steps already; give at least {done}, or begin "
-            "another run with another out"
-        )
-    return config
-
-
 def show(result: Evaluation) -> str:
     """`42.0 % [38.0, 46.0], n = 500`."""
     return f"{figures.text('accuracy', result.accuracy)}, n = {result.accuracy.n:,}"
@@ -432,8 +396,7 @@ def summary(loop: RLRun) -> dict[str, Any]:
     facts["Steps"] = loop.trainer.state.step
     if found.groups:
         facts["Groups with a signal"] = f"{figures.percent(found.share)} ({found.with_signal:,} of {found.groups:,})"
-        ends = [sum(r["reward"] for r in part) / len(part) for part in (rows[:RECENT], rows[-RECENT:])]
-        facts[f"Mean reward, first and last {min(RECENT, len(rows))} steps"] = f"{ends[0]:.3f} and {ends[1]:.3f}"
+        facts |= rewards([row["reward"] for row in rows])
     few = warning(found) or warning(signal(rows[-RECENT:]))
     return {
         "title": f"RL: {loop.config.model} on {loop.config.environment}",

@@ -83,3 +83,13 @@ def cause(found: Signal) -> str:
     if right < FEW:
         return f"{right:.0%} of the responses are right; take easier problems, larger groups or a stronger model"
     return "the samples of a problem hardly differ; raise the temperature of the strategy"
+
+
+def rewards(of_steps: Sequence[float]) -> dict[str, str]:
+    """Mean reward at both ends of a run, over so few steps that none is in both."""
+    count = min(RECENT, len(of_steps) // 2)
+    if not count:
+        return {"Reward of the one step": f"{of_steps[0]:.3f}"}
+    first, last = (sum(part) / count for part in (of_steps[:count], of_steps[-count:]))
+    what = f"Mean reward, first and last {count} steps" if count > 1 else "Reward, first and last step"
+    return {what: f"{first:.3f} and {last:.3f}"}
