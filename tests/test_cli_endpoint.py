@@ -242,7 +242,7 @@ def test_what_fails_once_is_retried_within_the_budget(
     assert solve(server, "--budget-tokens", "600", options=STATED) == 0
     captured = capsys.readouterr()
     assert captured.out.strip().isdigit()
-    assert "finished · 1 response" in captured.err
+    assert "finished · 1 branch" in captured.err
     assert server.tokens() <= 600
 
 

@@ -51,7 +51,7 @@ def test_the_answer_is_alone_on_stdout(engine: MockEngine, capsys: pytest.Captur
     assert captured.out == "(5+7)*2\n"
     thought, stopped, cost = captured.err.splitlines()
     assert thought == "5+7=12, 12*2=24"
-    assert stopped == "finished · 1 response"
+    assert stopped == "finished · 1 branch"
     assert "tokens/s" in cost
     assert engine.requests[0].prompt == QUESTION
 
@@ -163,7 +163,7 @@ def test_the_leading_thought_streams_while_others_run(engine: MockEngine, capsys
     lines = captured.err.splitlines()
     assert [line.startswith("thought ") for line in lines] == [True, False, False, False]
     assert lines[1] == "7"
-    assert "finished: chosen by mean log-probability · 4 responses" in lines[2]
+    assert "finished: chosen by mean log-probability · 4 branches" in lines[2]
 
 
 def test_a_leader_that_fails_ends_its_line_and_another_leads(
@@ -190,7 +190,7 @@ def test_an_environments_problem_brings_its_checker_and_its_judge(
     assert captured.out == "206\n"
     asked, *_, stopped, judge, cost = captured.err.splitlines()
     assert asked == "doubling test:3: 2 * 103 ="
-    assert stopped == "accepted: chosen by the checker · 3 responses"
+    assert stopped == "accepted: chosen by the checker · 3 branches"
     assert judge == "judge: correct, right"
     assert "3 checker or scorer calls" in cost
     assert main(["solve", *flags, "--json"]) == 0
@@ -238,7 +238,7 @@ def numbered(request: Any, rng: Any) -> str:
 def answer(args: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     assert main(["solve", *args, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    return {k: found[k] for k in ("question", "answer", "text", "responses", "seed")}
+    return {k: found[k] for k in ("question", "answer", "text", "branches", "seed")}
 
 
 def test_a_search_that_used_up_its_budget_resumes_in_another_process(
@@ -248,11 +248,11 @@ def test_a_search_that_used_up_its_budget_resumes_in_another_process(
     file = str(tmp_path / "search.json")
     whole = answer([QUESTION, *SAVED], capsys)
     first = answer([QUESTION, *SAVED, "--budget-tokens", "220", "--save", file], capsys)
-    assert first["responses"] < 6
+    assert first["branches"] < 6
     engine.requests.clear()
     assert answer(["--continue", file], capsys) == whole
     # What is in its journal is not asked again, except the response that the budget cut short.
-    assert len(engine.requests) == 6 - (first["responses"] - 1)
+    assert len(engine.requests) == 6 - (first["branches"] - 1)
     engine.requests.clear()
     assert answer(["--continue", file], capsys) == whole
     assert not engine.requests

@@ -172,7 +172,7 @@ def test_a_difference_from_few_problems_is_no_headline(found: Results) -> None:
     few = "paired, Gaffke; 3 problems: too few to say much, 385 give ±10 points"
     said = headline(dataclasses.replace(found, summary=gain(2 / 3, -0.204, 0.991, 3, few)), with_interval)
     assert said.startswith("What training changed cannot be told (3 problems: too few to say much")
-    assert "between -20.4 and +99.1 points" in said
+    assert "-20.4 to +99.1 points" in said
     assert "66.7" not in said
 
 

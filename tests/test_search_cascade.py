@@ -33,7 +33,7 @@ def test_a_sure_answer_does_not_call_the_slow_search():
     slow = big()
     outcome = run(Cascade(n=4, engine="big"), MockEngine(["</think>1"] * 3 + ["</think>2"]), slow)
     assert (outcome.response.answer, outcome.stop, slow.calls) == ("1", StopReason.ACCEPTED, 0)
-    assert outcome.reason == "3 of 4 votes for 1, 75% of 4 fast samples: sure, so majority was not run"
+    assert outcome.reason == "3 of 4 votes for 1, 75.0 % of 4 fast samples: sure, so majority was not run"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_checker_that_fails_leaves_agreement():
         raise ConnectionError("gone")
 
     outcome = run(Cascade(), MockEngine("</think>1"), checker=fails)
-    assert outcome.reason.startswith("the checker failed; 4 of 4 votes for 1, 100% of 4 fast samples: sure")
+    assert outcome.reason.startswith("the checker failed; 4 of 4 votes for 1, 100.0 % of 4 fast samples: sure")
     assert "ConnectionError: gone" in outcome.reason
 
 

@@ -23,7 +23,7 @@ def test_a_result_is_one_short_line_without_token_ids():
     for value in (found, found.trace, found.trace.nodes[0], found.trace.nodes[0].completion):
         assert len(repr(value)) < 200
         assert "\n" not in repr(value)
-    assert repr(outcome()) == "Outcome(answer='42', finished, vote_share=1.00, 4 responses, 72 tokens)"
+    assert repr(outcome()) == "Outcome(answer='42', finished, vote_share=1.00, 4 branches, 72 tokens)"
     assert repr(Segment(SegmentKind.SAMPLED, tuple(range(1000)))).startswith("Segment(sampled, 1000 ids")
     assert repr(Estimate(0.5, 0.4, 0.6, 100)) == "Estimate(0.5 [0.4, 0.6], n 100)"
     assert repr(Estimate(0.5, 0.4, 0.6, 100, "Gaffke")) == "Estimate(0.5 [0.4, 0.6], n 100, Gaffke)"
@@ -47,7 +47,7 @@ def test_model_text_is_escaped_in_a_notebook():
 
 def test_a_page_names_answer_reason_cost_and_every_response():
     page = outcome()._repr_html_()
-    for text in ("42", "finished", "4 responses", " prompt (", "votes 42", "share of the votes", "chosen"):
+    for text in ("42", "finished", "4 branches", " prompt (", "votes 42", "share of the votes", "chosen"):
         assert text in page, text
 
 

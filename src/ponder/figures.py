@@ -41,7 +41,7 @@ def duration(seconds: float) -> str:
 def clock(seconds: float) -> str:
     """`0.3 ms`, `12 ms`, `571 ms`, `3.4 s`, `42 s`, `3 min 05 s`."""
     if seconds < 1:
-        return f"{seconds * 1e3:.2g} ms" if seconds < 0.1 else f"{min(seconds * 1e3, 999):.0f} ms"
+        return f"{seconds * 1e3:.2g} ms" if seconds < 0.0995 else f"{min(seconds * 1e3, 999):.0f} ms"
     return f"{seconds:.1f} s" if seconds < 9.95 else duration(seconds)
 
 
@@ -70,18 +70,29 @@ def power(value: float) -> str:
     return f"{value:.2g}"
 
 
+def span(low: float, high: float, number: Callable[[float], str] = percent) -> str:
+    """An interval beside its value, the unit left out where both ends have the same: `[37.0, 45.5]`."""
+    ends = [number(low), number(high)]
+    units = {end.partition(" ")[2] for end in ends}
+    if len(units) == 1:
+        ends = [end.partition(" ")[0] for end in ends]
+    return f"[{ends[0]}, {ends[1]}]"
+
+
+def between(low: float, high: float) -> str:
+    """An interval of a difference in place of its value: `-42.0 to +100.0 points`."""
+    return f"{points(low).removesuffix(' points')} to {points(high)}"
+
+
 def with_interval(estimate: Any, number: Callable[[float], str] = percent) -> str:
     """`41.2 % [37.0, 45.5]`; without an interval `41.2 % (no interval: 3 problems; …)`.
 
-    `estimate` has `value`, `low`, `high` and `method`, as a `types.Estimate`. The unit stands once, after the value.
+    `estimate` has `value`, `low`, `high` and `method`, as a `types.Estimate`.
     """
+    said = number(estimate.value)
     if math.isnan(estimate.low):
-        return f"{number(estimate.value)} ({estimate.method})"
-    said, low, high = (number(x) for x in (estimate.value, estimate.low, estimate.high))
-    _, space, unit = said.partition(" ")
-    if all(x.partition(" ")[2] == unit for x in (low, high)):
-        low, high = low.removesuffix(space + unit), high.removesuffix(space + unit)
-    return f"{said} [{low}, {high}]"
+        return f"{said} ({estimate.method})"
+    return f"{said} {span(estimate.low, estimate.high, number)}"
 
 
 def calls(count: int) -> str:
@@ -266,7 +277,7 @@ GROUPS: Mapping[str, tuple[Figure, ...]] = {
             "seconds",
             "time",
             "seconds",
-            "Wall-clock time of this search, from when its first call was worked on.",
+            "Wall-clock time of this search, from its first call on; of `ponder solve` with opening the engines.",
             clock,
         ),
         Figure("at", "ended at", "seconds", "When this search ended, since the evaluation began.", clock),
@@ -330,7 +341,12 @@ GROUPS: Mapping[str, tuple[Figure, ...]] = {
             "searches",
             "Searches of each problem; on a curve the responses that one is chosen from.",
         ),
-        Figure("responses", "responses", "responses", "Branches of a search, each from a call of its own."),
+        Figure(
+            "branches",
+            "branches",
+            "branches",
+            "Responses and parts of responses that a search made, one for each call.",
+        ),
         Figure("budget", "budget", "samples", "Of a strategy in `ponder replay`: most samples of a problem."),
         Figure(
             "mean_samples_per_search",

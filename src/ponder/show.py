@@ -89,7 +89,7 @@ def outcome(found: Any) -> str:
     rows = [_node(n, n.id == found.chosen) for n in nodes[:MOST_NODES]]
     more = f"<p>and {len(nodes) - MOST_NODES} more</p>" if len(nodes) > MOST_NODES else ""
     listed = table(rows, ("node", "parent", "text", "found out", "tokens"))
-    label = f"{len(nodes)} response{'s' * (len(nodes) != 1)}"
+    label = f"{len(nodes)} branch{'es' * (len(nodes) != 1)}"
     return f"{table(f for f in facts if f[1] is not None)}<details><summary>{label}</summary>{listed}{more}</details>"
 
 

@@ -647,7 +647,7 @@ class Outcome:
         parts = [f"answer={answer!r}", self.stop.value]
         parts += [] if self.vote_share is None else [f"vote_share={self.vote_share:.2f}"]
         nodes = len(self.trace.nodes)
-        parts += [f"{nodes} response{'s' * (nodes != 1)}", f"{self.spend.tokens:,} tokens"]
+        parts += [f"{nodes} branch{'es' * (nodes != 1)}", f"{self.spend.tokens:,} tokens"]
         return f"Outcome({', '.join(parts)})"
 
     def _repr_html_(self) -> str:

@@ -52,7 +52,7 @@ def status(outcome: Outcome, verdict: Verdict | None, seconds: float, paid: Spen
     if outcome.vote_share is not None:
         parts.append(" ".join(figures.line("vote_share", outcome.vote_share)))
     count = len(outcome.trace.nodes)
-    parts.append(f"{count} response{'s' * (count != 1)}")
+    parts.append(f"{count} branch{'es' * (count != 1)}")
     lines = [" · ".join(parts)]
     if verdict is not None:
         lines.append(f"judge: {verdict.kind.value}, {visible(verdict.reason, 500)}")
@@ -85,7 +85,7 @@ def as_json(
         "reason": outcome.reason,
         "verdict": to_json(verdict),
         "check": None if chosen is None else to_json(chosen.check),
-        "responses": len(outcome.trace.nodes),
+        "branches": len(outcome.trace.nodes),
         "spend": to_json(outcome.spend),
         "opening": to_json(paid),
         "seconds": seconds,

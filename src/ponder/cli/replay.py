@@ -14,7 +14,7 @@ from ponder.cli._common import value_of
 from ponder.cli._output import say
 from ponder.config import Options, parse
 from ponder.errors import UserError
-from ponder.figures import percent, quantity
+from ponder.figures import percent, points, quantity, span
 from ponder.runs.files import plain
 from ponder.runs.progress import Progress
 from ponder.show import estimate, visible
@@ -155,14 +155,9 @@ def _judged(config: ReplayConfig, pool: RecordedPool, judge: Judge) -> JudgedPoo
         )
 
 
-def span(low: float, high: float) -> str:
-    """The interval of a share, in percent."""
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
-
-
 def in_points(value: float, low: float, high: float) -> str:
-    """A difference in percentage points, with its interval."""
-    return f"{value * 100:>+7.1f}  {f'[{low * 100:+.1f}, {high * 100:+.1f}]':<16}"
+    """A difference in percentage points, with its interval, in columns."""
+    return f"{points(value).removesuffix(' points'):>7}  {span(low, high, points):<16}"
 
 
 def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[str]:
@@ -188,9 +183,9 @@ def text(config: ReplayConfig, pool: JudgedPool, result: Replayed) -> Iterator[s
     tokens, accuracy = figures.label("mean_response_tokens_per_search"), figures.label("accuracy")
     head = f"{'strategy':<24}{'budget':>8}{'samples':>9}{tokens:>28}{accuracy:>10}  {'95 % interval':<17}"
     yield f"\n{head}" + ("against majority, same tokens" if any(result.equal_spend.values()) else "").rstrip()
-    for name, points in result.strategies.items():
-        beside = result.equal_spend.get(name, (None,) * len(points))
-        for i, (p, found) in enumerate(zip(points, beside, strict=True)):
+    for name, reached in result.strategies.items():
+        beside = result.equal_spend.get(name, (None,) * len(reached))
+        for i, (p, found) in enumerate(zip(reached, beside, strict=True)):
             tokens = quantity(p.mean_response_tokens_per_search)
             spent = f"{p.budget:>8}{quantity(p.mean_samples_per_search):>9}{tokens:>28}"
             line = f"{name if i == 0 else '':<24}{spent}{percent(p.accuracy):>10}  {span(p.low, p.high):<17}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from ponder import figures
 from ponder.runs.results import Results, Row, is_number
 
 
@@ -22,15 +23,14 @@ def headline(results: Results, shown: Callable[[Row], str]) -> str:
     gain = results.summary.get("gain")
     if not (isinstance(gain, Mapping) and all(is_number(gain.get(key)) for key in ("value", "low", "high"))):
         return f"In training, {went}."
-    value, low, high = (100 * gain[key] for key in ("value", "low", "high"))
+    value, low, high = (gain[key] for key in ("value", "low", "high"))
     few = str(gain.get("method", "")).partition("; ")[2]
     if few:
-        return f"What training changed cannot be told ({few}): between {low:+.1f} and {high:+.1f} points; {went}."
+        return f"What training changed cannot be told ({few}): {figures.between(low, high)}; {went}."
     if low <= 0 <= high:
-        return (
-            f"Training changed accuracy by {low:+.1f} to {high:+.1f} points (paired, 95 %), maybe not at all: {went}."
-        )
-    return f"Training changed accuracy by {value:+.1f} points [{low:+.1f}, {high:+.1f}] (paired, 95 %): {went}."
+        return f"Training changed accuracy by {figures.between(low, high)} (paired, 95 %), maybe not at all: {went}."
+    said = f"{figures.points(value)} {figures.span(low, high, figures.points)}"
+    return f"Training changed accuracy by {said} (paired, 95 %): {went}."
 
 
 def _ends(results: Results) -> tuple[Row, Row] | None:

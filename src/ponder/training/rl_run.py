@@ -415,7 +415,7 @@ def _cell(point: dict[str, Any]) -> str:
 def _gain(gain: Estimate) -> str:
     few = gain.method.partition("; ")[2]
     if few:
-        return f"between {gain.low * 100:+.1f} and {gain.high * 100:+.1f} points; {few}"
+        return f"{figures.between(gain.low, gain.high)}; {few}"
     return figures.text("difference", gain)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from ponder import registry
 from ponder.config import Options
 from ponder.errors import Unsupported, UserError
+from ponder.figures import percent
 from ponder.protocols import Ask, Check, Search, SearchContext, Strategy
 from ponder.search.clusters import Cluster, result, shown
 from ponder.search.confidence import mean_logprob, usable
@@ -138,7 +139,7 @@ class _Fast(Voting):
         if self.n == 1:
             return False, f"{without}no measure of confidence"
         agree = len(leader.members) / self.n
-        return agree >= options.agreement, f"{without}{result(ranked)}, {agree:.0%} of {self.n} fast samples"
+        return agree >= options.agreement, f"{without}{result(ranked)}, {percent(agree)} of {self.n} fast samples"
 
 
 class _Cascade:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ponder.errors import UserError
+from ponder.figures import percent
 from ponder.protocols import Ask, Group, SearchContext, Vote
 from ponder.search.puct import Puct
 from ponder.search.step import MORE, Step, StepOptions, ask_about, check_positive
@@ -196,7 +197,7 @@ class TreeSearch(Stepping):
         best = max(voters, key=lambda s: (self.value(s), -s.id))
         total = math.fsum(weights.values())
         share = weights[cluster] / total if total else 1.0 / len(weights)
-        reason = f"{share:.0%} of the votes, weighted by value"
+        reason = f"{percent(share)} of the votes, weighted by value"
         several = sum(v is not None for v in self._votes) > 1
         return Outcome(
             self.tree[best.id].response, share if several else None, self.tree.trace(), spend, stop, best.id, reason

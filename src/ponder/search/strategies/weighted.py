@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ponder.errors import Unsupported, UserError
+from ponder.figures import percent
 from ponder.protocols import Ask, Score, SearchContext, Vote
 from ponder.search.clusters import Cluster, shown
 from ponder.search.confidence import (
@@ -133,4 +134,4 @@ class _Weighted(Voting):
         total = sum(p.weight for p in ranked)
         share = ranked[0].weight / total if total > 0 else 0.0
         by = _WORDS[self._options.by]
-        return f"{shown(ranked[0].answer)} has {share:.0%} of the weight by {by} ({said})"
+        return f"{shown(ranked[0].answer)} has {percent(share)} of the weight by {by} ({said})"
