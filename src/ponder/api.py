@@ -238,15 +238,19 @@ async def evaluate_async(
 ) -> Evaluation:
     """Measure how many of the first `problems` of a split a strategy solves, with a 95 % interval.
 
-    `budget` is that of one search, `total` that of all; `options` are the strategy's, such as `n=8`. Raises what
+    `budget` is that of one search, `total` that of all; `options` are the strategy's, such as `n=8`. One response to
+    each problem of `gsm8k` or `jsonl` is greedy unless `temperature` is given, as the field measures them. Raises what
     `ponder eval` refuses: `UserError` for bad input, `PonderError` if too many searches or judgements failed.
     """
     from ponder.budget import Meter
     from ponder.environments.loading import first_problems
     from ponder.evaluation.evaluate import Plan
     from ponder.evaluation.evaluate import evaluate as measured
+    from ponder.evaluation.greedy import greedy_by_default
 
     source: Environment = _part("environments", environment, {})
+    if isinstance(strategy, str) and greedy_by_default(source, strategy, options, samples):
+        options["temperature"] = 0.0
     chosen: Strategy = _part("search.strategies", strategy, options)
     asked = first_problems(source, split, problems)
     async with _engine(model) as engine:

@@ -35,7 +35,8 @@ class EvalConfig(TotalOptions, ScorerOptions, ModelOptions):
     samples: int = 1
     """Samples per problem; the accuracy is their mean."""
     temperature: float | None = None
-    """Sampling temperature; 0 is greedy (default: the strategy's own, 1 for most)."""
+    """Sampling temperature; 0 is greedy (default: 0 for one response to each problem of gsm8k or jsonl, as the field
+    measures them; else the strategy's own, 1 for most)."""
     max_tokens: int | None = None
     """Maximum tokens of a response (default: the strategy's own)."""
     seed: int = 0

@@ -24,6 +24,7 @@ from ponder.cli._output import note, say
 from ponder.config import parse, refuse_changed
 from ponder.environments.loading import first_problems, gold_of, name_of, size_of, with_data
 from ponder.errors import PonderError, UserError
+from ponder.evaluation.greedy import greedy_by_default
 from ponder.show import visible
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ by kind, tokens, seconds, and what a correct answer costs (docs/figures.md says 
 
 examples:
   ponder eval --model ponder-tiny --environment countdown -n 200
-  ponder eval --model smollm2-135m --environment gsm8k --data gsm8k.jsonl -n 64 --temperature 0
+  ponder eval --model FILE.gguf --environment gsm8k --data gsm8k-test.jsonl -n 200
   ponder eval --strategy best_of_n --strategy-options n=8 max_tokens=128 --budget-tokens 600 --out runs/best-of-8
   ponder eval --resume --out runs/best-of-8
 
@@ -91,11 +92,6 @@ def main(args: list[str]) -> int:
     )
     check(config)
     asked = engine_options(config)
-    strategy = build_strategy(
-        config.strategy,
-        config.strategy_options,
-        {"temperature": config.temperature, "max_tokens": config.max_tokens},
-    )
     budget, total = budgets_of(config)
     check_opening(config, asked, budget, total)
     environment: Environment = registry.build(
@@ -103,6 +99,8 @@ def main(args: list[str]) -> int:
         config.environment,
         with_data(config.environment, config.environment_options, config.data),
     )
+    config = as_measured(config, environment)
+    strategy = build_strategy(config.strategy, config.strategy_options, sampling(config))
     feedback = feedback_of(config, environment)
     from ponder.search.runner import check_turns
 
@@ -176,6 +174,22 @@ def _say_partial(job: Job) -> None:
     )
 
 
+def sampling(config: EvalConfig) -> dict[str, Any]:
+    """The flags that are short for an option of the strategy; None was not given."""
+    return {"temperature": config.temperature, "max_tokens": config.max_tokens}
+
+
+def as_measured(config: EvalConfig, environment: Environment) -> EvalConfig:
+    """The config with temperature 0, where the field measures the environment so and nothing else is asked for.
+
+    It is written into the run's config, so a resumed run keeps what it was started with.
+    """
+    if config.resume or config.temperature is not None:
+        return config
+    greedy = greedy_by_default(environment, config.strategy, config.strategy_options, config.samples)
+    return dataclasses.replace(config, temperature=0.0) if greedy else config
+
+
 def choose(environment: Environment, config: EvalConfig) -> list[Problem]:
     """The first `n` problems of the split; all of them, with a note on stderr, if there are fewer."""
     size = size_of(environment, config.split)
@@ -201,12 +215,22 @@ def text(job: Job, result: Evaluation, shown: list[dict[str, Any]]) -> str:
         lines += [f"{sample['problem_id']}: {visible(sample['prompt'], 500)}", f"  {said}"]
         lines += [f"  -> {response['verdict']}: {visible(response['reason'], 300)}", ""]
     asked = f"{config.model} on {config.environment} ({config.split})"
-    facts = result.facts()
+    facts = [*_sampled(config), *result.facts()]
     if result.starved:
         facts.append((figures.label("starved"), _starved(config, result)))
     wide = max(len(name) for name, _ in facts)
     lines.append(f"{asked}, {job.name}, seed {config.seed}")
     return "\n".join([*lines, *(f"{name:<{wide}}  {said}" for name, said in facts)])
+
+
+def _sampled(config: EvalConfig) -> list[tuple[str, str]]:
+    """How responses were sampled, where it is not the strategy's own way."""
+    parts = []
+    if config.temperature is not None:
+        parts.append("greedy (temperature 0)" if config.temperature == 0 else f"temperature {config.temperature:g}")
+    if config.max_tokens is not None:
+        parts.append(f"at most {config.max_tokens:,} tokens per response")
+    return [("sampling", ", ".join(parts))] if parts else []
 
 
 def _starved(config: EvalConfig, result: Evaluation) -> str:

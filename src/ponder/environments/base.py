@@ -83,6 +83,8 @@ class SingleTurn:
     """A subclass whose turns earn nothing by themselves says False: its tools do not run once more for the reward."""
     slow_judge: bool = False
     """Judging may take so long that it is done on a thread."""
+    greedy: bool = False
+    """The field measures one response per problem at temperature 0: evaluations do so by default."""
 
     def size(self, split: Split) -> int | None:
         """Number of problems of a split; None if it is unlimited."""

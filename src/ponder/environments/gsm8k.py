@@ -20,6 +20,8 @@ from ponder.verifiers.numeric import Numeric, read_gold
 
 _HELP = "give data=PATH (a .jsonl file, or a folder with a train and a test file), or data=openai/gsm8k for the hub"
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
+BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
+"""How the makers of Qwen2.5-Math, DeepSeek-R1 and many others ask a chat model (their README files)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +38,14 @@ class Gsm8k(Rows):
     """Worked examples before the question, from the training split."""
     few_shot_style: Style = "chat"
     """Examples as chat turns (`chat`) or as plain text to be continued (`text`)."""
-    instructions: str = ""
-    """Added after each question, on a line of its own."""
+    instructions: str | None = None
+    """Added after each question, on a line of its own (default: without examples `Please reason step by step, and put
+    your final answer within \\boxed{}.`; with examples, or as text, nothing)."""
     seed: int = 0
     """Seed of the problems' order and of the examples."""
 
     name = "gsm8k"
+    greedy = True
     answers = VerifierAnswers(Numeric())
 
     def __post_init__(self) -> None:
@@ -58,15 +62,22 @@ class Gsm8k(Rows):
             refuse_split(train, "test", "its file is named as training problems")
             refuse_split(test, "train", "its file is named as test problems")
         self._keep(train, test, self.seed)
+        self.__dict__["_asked"] = self._default() if self.instructions is None else self.instructions
         if self.few_shot > self.size("train"):
             raise UserError(
                 f"few_shot = {self.few_shot} needs as many training problems and {self.data} has {self.size('train')}; "
                 "put the train file beside the test file, or give the folder"
             )
 
+    def _default(self) -> str:
+        return BOXED if self.few_shot == 0 and self.few_shot_style == "chat" else ""
+
+    def _question(self, row: Row) -> str:
+        return f"{row.prompt}\n{asked}" if (asked := self.__dict__["_asked"]) else str(row.prompt)
+
     def problem(self, split: Split, index: int) -> Problem:
         row = self.row(split, index)
-        question = f"{row.prompt}\n{self.instructions}" if self.instructions else str(row.prompt)
+        question = self._question(row)
         prompt = few_shot_prompt(question, self._examples(row), self.few_shot_style)
         metadata = {"family": "gsm8k", "source": row.source}
         return Problem(f"{self.name}-{split}-{index}", prompt, {"question": question}, metadata)
@@ -75,8 +86,7 @@ class Gsm8k(Rows):
         rng = Random(stable_int(self.name, "examples", self.seed))
         chosen = rng.sample(range(self.size("train")), min(self.size("train"), self.few_shot + 1))
         rows = [r for r in (self.row("train", i) for i in chosen) if r is not asked][: self.few_shot]
-        extra = f"\n{self.instructions}" if self.instructions else ""
-        return [(f"{r.prompt}{extra}", r.gold.metadata["worked"]) for r in rows]
+        return [(self._question(r), r.gold.metadata["worked"]) for r in rows]
 
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         return Numeric()(self.gold(problem).answer, answer)

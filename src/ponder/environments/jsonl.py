@@ -52,6 +52,7 @@ class Jsonl(Rows):
     """Seed of the problems' order; which split a row is in does not depend on it."""
 
     name = "jsonl"
+    greedy = True
 
     def __post_init__(self) -> None:
         if not self.data:
