@@ -177,9 +177,11 @@ def test_curves_and_reports_with_older_names_are_read(tmp_path: Path, runs: Path
     run.mkdir()
     (run / "manifest.json").write_text((runs / "a" / "manifest.json").read_text())
     (run / "curves.json").write_text(old.read_text())
-    (run / "summary.json").write_text(json.dumps({"cost": [{"phase": "training", "seconds": 65.0}]}))
+    summary = {"facts": {"mean tokens": 230.85}, "cost": [{"phase": "training", "seconds": 65.0}]}
+    (run / "summary.json").write_text(json.dumps(summary))
     tables = [b for section in sections(read(run), []) for b in section.blocks if hasattr(b, "head")]
     assert ("training", "1 min 05 s") in [row for t in tables for row in t.rows]
+    assert ("response tokens per search", "230.8") in [row for t in tables for row in t.rows]
     assert any(f"base: {figures.label('mean_response_tokens_per_search')}" in t.head for t in tables)
 
 

@@ -396,6 +396,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     },
     "curves": {"mean_tokens": "mean_response_tokens_per_search", "seconds": "run_seconds"},
     "cost": {"seconds": "run_seconds"},
+    "facts": {"mean tokens": label("mean_response_tokens_per_search")},
 }
 """Old and new key, by what holds them."""
 

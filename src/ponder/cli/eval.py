@@ -271,7 +271,7 @@ def _write(run: Run, job: Job, result: Evaluation) -> None:
         "engine": config.engine,
         "environment": f"{config.environment} ({config.split})",
         "strategy": job.name,
-        **dict(result.facts()),
+        **{name: said for name, said in result.facts() if name != "verdicts"},
     }
     rest = result.run_seconds - result.opening.seconds
     phases = [cost("evaluation", less(result.spend, result.opening), rest)]

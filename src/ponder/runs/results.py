@@ -102,8 +102,7 @@ def read(path: str | Path, problems: Sequence[str] = ()) -> Results:
     manifest = read_manifest(path)
     curves = figures.current(_optional(path / "curves.json", dict), "curves")
     summary = _optional(path / "summary.json", dict)
-    if isinstance(summary.get("cost"), list):
-        summary = {**summary, "cost": figures.current(summary["cost"], "cost")}
+    summary |= {part: figures.current(summary[part], part) for part in ("cost", "facts") if part in summary}
     test, base = (_part(curves, key, dict, path / "curves.json") for key in ("test", "base"))
     lines = read_lines(path / "metrics.jsonl")
     both = {"base": base, "trained": test}

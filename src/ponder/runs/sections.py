@@ -181,10 +181,17 @@ def _curves(results: Results, pictures: Sequence[str]) -> list[Block]:
         blocks.append(Picture("curves.png", alt, _caption(results, [*results.train, *ladders]), "curves-narrow.png"))
     if results.train:
         rows = tuple(
-            (_cell(p.get("step", "–")), f"{p['flops']:.2e}", _cell(p.get("sampled_tokens", "–")), with_interval(p))
+            (
+                _cell(p.get("step", "–")),
+                figures.text("flops", p["flops"]),
+                _cell(p.get("sampled_tokens", "–")),
+                with_interval(p),
+            )
             for p in results.train
         )
-        blocks.append(Table(("step", "FLOPs", "sampled tokens", "accuracy [95\u00a0%]"), rows))
+        blocks.append(
+            Table(("step", figures.label("flops"), figures.label("sampled_tokens"), "accuracy [95\u00a0%]"), rows)
+        )
     if ladders:
         blocks.append(_beside(results.sequential, "budget_tokens", "thought budget"))
     return blocks

@@ -83,7 +83,7 @@ function searchOf(line) {
       fact("answer", answer == null ? "none" : visible(answer)),
       fact("stopped", visible(stop)),
       isNumber(line.vote_share) && fact(label("vote_share"), percent(line.vote_share), meaning("vote_share")),
-      fact("cost", costs(line.spend, line.seconds)),
+      fact(label("spend"), costs(line.spend, line.seconds), meaning("spend")),
       chosen && chosen.finish === "length" && fact("note", "the response was cut off at its token limit")),
     text ? response(text, line.thought) : el("p.nothing", null, "No response was chosen."),
     line.samples.length > 1 && el("details.all", { open: line.samples.length <= 8 || state.q !== "" },

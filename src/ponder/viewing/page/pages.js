@@ -10,8 +10,8 @@ function showSummary() {
     const found = reached(run, r);
     return el("div.card", null,
       el("div.cardhead", null, badge(r), el("span.name", { title: run.name }, visible(run.name)), run.status !== "done" && status(run)),
-      el("div.big", null, found ? percent(found.value) : "–", found && isNumber(found.low) ? el("span.soft", null, ` [${(100 * found.low).toFixed(1)}, ${(100 * found.high).toFixed(1)}]`) : null),
-      el("div.soft", null, [found && found.what, found && plural(found.n, found.what.startsWith("of") ? "group" : "problem"),
+      el("div.big", { title: meaning("accuracy") }, found ? percent(found.value) : "–", found && isNumber(found.low) ? el("span.soft", null, ` [${(100 * found.low).toFixed(1)}, ${(100 * found.high).toFixed(1)}]`) : null),
+      el("div.soft", { title: meaning(tokensKey(run)) }, [found && found.what, found && plural(found.n, found.what.startsWith("of") ? "group" : "problem"),
         run.evaluation && run.evaluation.samples > 1 && `${run.evaluation.samples} samples`,
         tokensPerSearch(run)].filter(Boolean).join(" · ")));
   });
@@ -20,8 +20,10 @@ function showSummary() {
 }
 
 // Of older runs without their prompts; the label says which.
+const tokensKey = (run) => ["mean_tokens_per_search", "mean_response_tokens_per_search"].find((k) => run.evaluation && run.evaluation[k]);
+
 function tokensPerSearch(run) {
-  const key = ["mean_tokens_per_search", "mean_response_tokens_per_search"].find((k) => run.evaluation && run.evaluation[k]);
+  const key = tokensKey(run);
   return key && `${count(run.evaluation[key].value)} ${label(key)}`;
 }
 
@@ -49,7 +51,7 @@ function comparison(r) {
   return el("div.card.pair", null, head,
     el(`div.big.${sure ? (d.value > 0 ? "gain" : "loss") : "unsure"}`, null, ...big),
     el("div.soft", { title: Object.entries(found.moves).map(([move, n]) => `${n} ${words(move)}`).join("\n") },
-      [found.p != null && `McNemar p = ${figure(Number(found.p.toPrecision(2)))}`, `n ${count(d.n)}`, ...Object.entries(found.moves).slice(0, 2).map(([move, n]) => `${n} ${words(move)}`)].filter(Boolean).join(" · ")));
+      [found.p != null && `${label("p")}: p = ${figure(Number(found.p.toPrecision(2)))}`, `n ${count(d.n)}`, ...Object.entries(found.moves).slice(0, 2).map(([move, n]) => `${n} ${words(move)}`)].filter(Boolean).join(" · ")));
 }
 
 const status = (run) => el(`span.status.${run.status === "running" ? "running" : run.status === "failed" ? "failed" : "other"}`, null, visible(run.error ? "unreadable" : run.status));
