@@ -80,13 +80,17 @@ def test_what_is_left_open_follows_from_the_size_of_the_data(ten_lines, no_model
 def test_a_split_of_unknown_size_that_ends_is_taken_as_it_is(tmp_path, no_model) -> None:
     (tmp_path / "mine.py").write_text(
         "from ponder.environments.base import SingleTurn\n"
-        "from ponder.types import Problem\n"
+        "from ponder.types import Gold, Problem\n"
         "class Mine(SingleTurn):\n"
         "    name = 'mine'\n"
         "    def problem(self, split, index):\n"
         "        if split == 'test' and index >= 3:\n"
         "            raise IndexError('mine has 3 test problems')\n"
         "        return Problem(f'mine-{split}-{index}', f'{index}?')\n"
+        "    def gold(self, problem):\n"
+        "        return Gold(1)\n"
+        "    def judge(self, problem, response):\n"
+        "        raise NotImplementedError\n"
     )
     known = checked(RLConfig(environment="mine.py:Mine"))
     assert (known.config.problems, known.config.eval_problems) == (32, 3)

@@ -86,12 +86,19 @@ def _sentence(message: str) -> str:
 
 
 def _complete(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
-    """The values, nested tables filled up with their field's own defaults. Raises `UserError` for an unknown key."""
+    """The values by name of the field (a dash is an underscore), nested tables filled up with their field's defaults.
+
+    Raises `UserError` for an unknown key and one that is given twice.
+    """
     known = {f.name: f for f in dataclasses.fields(cls)}
-    complete = dict(values)
-    for key, value in values.items():
+    complete: dict[str, Any] = {}
+    for written, value in values.items():
+        key = written if written in known else written.replace("-", "_")
+        if key in complete:
+            raise UserError(f"{where}: {prefix + key!r} is given twice, as {written!r} too: give it once")
+        complete[key] = value
         if key not in known:
-            raise UserError(f"{where}: unknown key {prefix + key!r}{nearest(key, known)}")
+            raise UserError(f"{where}: unknown key {prefix + written!r}{nearest(key, known)}")
         factory = known[key].default_factory
         default = None if factory is dataclasses.MISSING else factory()
         if isinstance(value, Mapping) and dataclasses.is_dataclass(default):
@@ -103,6 +110,21 @@ def _complete(cls: type, values: Mapping[str, Any], where: str, prefix: str) -> 
 def load_toml(path: str | Path) -> dict[str, Any]:
     """Read a TOML file. Raises `UserError` that names the file and the line."""
     return reading.toml_table(Path(path))
+
+
+OF_VERBS = {
+    "eval": ("split", "samples", "strategy"),
+    "train rl": ("advantage", "loss", "group_size"),
+    "train sft": ("fit", "held_out", "longest"),
+    "train pretrain": ("fit", "families", "length"),
+    "quickstart": ("minutes", "problems", "samples"),
+}
+"""Keys that the complete config of a verb has, and no other verb's has all of."""
+
+
+def verb_of(values: Mapping[str, Any]) -> str | None:
+    """The verb whose complete config this is, as a run directory holds it; None if it is none."""
+    return next((verb for verb, keys in OF_VERBS.items() if all(key in values for key in keys)), None)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -190,7 +212,11 @@ def parse(
     file = _take_config(arguments)
     base: dict[str, Any] = {} if default is None else {"default": default}
     if file is not None:
-        base["default"] = from_mapping(cls, load_toml(file), where=str(file))
+        values = load_toml(file)
+        verb = verb_of(values)
+        if verb is not None and verb != verb_of(dict.fromkeys(f.name for f in dataclasses.fields(cls))):  # type: ignore[arg-type]
+            raise UserError(f"{file}: is the config of ponder {verb}, not of {prog}")
+        base["default"] = from_mapping(cls, values, where=str(file))
     if base:
         # For a flag that is already on tyro knows only the negation.
         given = base["default"]

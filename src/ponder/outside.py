@@ -112,6 +112,40 @@ def place(error: BaseException) -> str:
     return ""
 
 
+def defined(thing: Any) -> str:
+    """` (FILE:LINE)` where a class or a method of a user's code is defined; empty for anything else."""
+    try:
+        thing = inspect.unwrap(getattr(thing, "__func__", thing))
+        name, line = inspect.getsourcefile(thing), inspect.getsourcelines(thing)[1]
+    except (TypeError, OSError):
+        return ""
+    return f" ({_shown(name, line)})" if name and _is_users(name) else ""
+
+
+def required(*, unless: str = "") -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Mark a method of a base class that each part gives, `unless` it gives the method that calls this one itself."""
+
+    def mark(method: Callable[P, T]) -> Callable[P, T]:
+        method.__dict__["required_unless"] = unless
+        return method
+
+    return mark
+
+
+def lacking(part: type) -> list[str]:
+    """The methods that a part must give (`required`) and does not."""
+    found = []
+    for name in dir(part):
+        unless = getattr(inspect.getattr_static(part, name, None), "__dict__", {}).get("required_unless")
+        if unless is not None and not (unless and _owner(part, unless) is not _owner(part, name)):
+            found.append(name)
+    return found
+
+
+def _owner(part: type, name: str) -> type | None:
+    return next((cls for cls in part.__mro__ if name in vars(cls)), None)
+
+
 _parts: set[str] = set()
 """Files of the parts that were loaded by path or from an entry point."""
 

@@ -21,7 +21,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -30,6 +30,7 @@ from typing import Any
 from ponder import outside
 from ponder.config import from_mapping
 from ponder.errors import PartFailed, UserError, nearest
+from ponder.protocols import Feedback
 
 HELPERS = {"base", "selfcheck"}
 """Modules of a part folder that hold no part; names with a leading underscore are skipped too."""
@@ -162,10 +163,15 @@ def build(room: str, spec: str, options: Mapping[str, Any] | None = None) -> Any
             raise UserError(f"{spec}: {fields[0]} is given twice, in the name and as an option: give it once")
         values[fields[0]] = argument
     where = "jsonl" if spec.endswith(DATA) else spec
+    _refuse_lacking(room, spec, cls, outside.lacking(cls))
     part = outside.call(f"{spec}: making {cls.__name__}", _made, cls, values, where)
-    missing = [name for name in _NEEDED.get(room, ()) if inspect.getattr_static(part, name, None) is None]
-    if missing:
-        raise UserError(f"{spec}: {cls.__name__} has no {', '.join(missing)}; {_BASES[room]}")
+    needed = _NEEDED.get(room, ())
+    _refuse_lacking(room, spec, cls, [name for name in needed if inspect.getattr_static(part, name, None) is None])
+    if room == "environments":
+        feedback = outside.call(f"{spec}: feedback", getattr, part, "feedback")
+        if not isinstance(feedback, Feedback):
+            at = outside.defined(cls)
+            raise UserError(f"{spec}: {cls.__name__}{at} gave a {type(feedback).__name__}, not a Feedback, as feedback")
     return part
 
 
@@ -182,17 +188,29 @@ def _written(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
+def _refuse_lacking(room: str, spec: str, cls: type, names: Sequence[str]) -> None:
+    if names:
+        raise UserError(f"{spec}: {cls.__name__} has no {', '.join(names)}{outside.defined(cls)}; {_BASES[room]}")
+
+
 _NEEDED = {
     "environments": (
         *("name", "turns", "turn_rewards", "slow_judge"),
         *("feedback", "size", "problem", "gold", "judge", "gold_response", "episode"),
     ),
     "search.strategies": ("start",),
+    "verifiers": ("__call__",),
+    "training.advantages": ("__call__",),
+    "training.losses": ("__call__",),
 }
 """What a part must have to be used at all."""
 _BASES = {
     "environments": "derive it from ponder.environments.base.SingleTurn, which has what most of them share",
     "search.strategies": "see protocols.Strategy",
+    "verifiers": "it is called with the gold and the answer, and gives a Verdict",
+    "training.advantages": "see training.advantages.base.Advantage",
+    "training.losses": "see training.losses.base.BaseLoss",
+    "scorers": "see scorers.base.BaseScorer",
 }
 
 
@@ -200,7 +218,7 @@ def _made(cls: type, values: dict[str, Any], spec: str) -> Any:
     if dataclasses.is_dataclass(cls):
         return from_mapping(cls, values, where=spec)
     try:
-        return cls(**values)
+        return cls(**{canonical(key): value for key, value in values.items()})
     except (TypeError, ValueError) as error:
         raise UserError(f"{spec}: {error}") from error
 

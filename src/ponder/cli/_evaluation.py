@@ -159,7 +159,7 @@ class Job:
             run.note(lost=to_json(_noted(run.path, "lost") + lost), seconds=seconds)
             more = f"; continue with: ponder eval --resume --out {shlex.quote(str(run.path))}"
             if self.scratch is not None:
-                self.scratch.keep = (run.path / "rollouts.jsonl").exists()
+                self.scratch.keep = bool(self._found().results)
                 more = more if self.scratch.keep else ""
             if isinstance(error, KeyboardInterrupt):
                 raise Stopped(f"stopped{more}") from None

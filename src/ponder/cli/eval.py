@@ -70,9 +70,9 @@ def read_config(args: list[str]) -> EvalConfig:
         out = value_of(args, "--out")
         if out is None:
             raise UserError("--resume needs --out, the run directory of the evaluation to resume")
-        from ponder.runs.run import read_manifest
+        from ponder.runs.kinds import refuse_other
 
-        read_manifest(Path(out))
+        refuse_other(Path(out), "eval")
         file = str(Path(out) / "config.toml")
         config = parse(
             EvalConfig,

@@ -14,8 +14,9 @@ from ponder.cli._output import say
 from ponder.config import from_mapping, load_toml, parse, refuse_changed, to_toml
 from ponder.errors import UserError
 from ponder.figures import duration, percent
+from ponder.runs.kinds import refuse_other
 from ponder.runs.progress import Progress
-from ponder.runs.run import Run, read_manifest, refuse_existing
+from ponder.runs.run import Run, refuse_existing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,7 +142,7 @@ FREE = ("out", "minutes", "steps", "decay_from", "decay_steps", "overwrite", "re
 def _resumed(config: QuickstartConfig) -> QuickstartConfig:
     """The config of the run in `out`. Raises `UserError` if there is none or it is another run."""
     path = Path(config.out) / "config.toml"
-    read_manifest(Path(config.out))
+    refuse_other(Path(config.out), "quickstart")
     saved = refuse_changed(config, path, FREE)
     return dataclasses.replace(saved, out=config.out, resume=True, json=config.json)
 

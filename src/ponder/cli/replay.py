@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -56,7 +57,7 @@ class ReplayConfig:
     """Options of `ponder replay`."""
 
     pool: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="POOL.jsonl")]
-    """The pool: one problem with its samples per line."""
+    """The pool: one problem with its samples per line; or the run directory of an evaluation."""
     strategies: str = ""
     """Names joined by commas (default: all that the pool has the data for)."""
     verifier: str | None = None
@@ -97,7 +98,7 @@ def main(args: list[str]) -> int:
     from ponder.evaluation.pools.judging import judgeable
     from ponder.evaluation.pools.record import at_least, read_pool
 
-    recorded = at_least(read_pool(config.pool), config.at_least)
+    recorded = at_least(read_pool(_file(config.pool)), config.at_least)
     judge = judge_of(config, recorded)
     # Judging can take long: what can be refused is refused first.
     rows = judgeable(recorded, judge, config.trust_recorded).rows
@@ -112,6 +113,12 @@ def main(args: list[str]) -> int:
     result = analysis.replay(pool, strategies, counts)
     say(json.dumps(plain(result.to_json()), indent=1) if config.json else "\n".join(text(config, pool, result)))
     return 0
+
+
+def _file(pool: str) -> str:
+    """The pool's file: of a run directory that of its searches."""
+    inside = Path(pool) / "rollouts.jsonl"
+    return str(inside) if inside.is_file() else pool
 
 
 def check(config: ReplayConfig) -> None:

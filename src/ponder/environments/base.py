@@ -58,10 +58,14 @@ def guarded(hook: Callable[[Problem, str], Verdict], problem: Problem, response:
     answer = answer_text(problem, answer)
     if not answer:
         return verdict(VerdictKind.NO_ANSWER, "the answer is empty")
+    whose = f"the judge{who and f' of {who}'}"
     try:
-        return hook(problem, answer)
+        given = hook(problem, answer)
     except Exception as error:
-        return judge_error(f"the judge{who and f' of {who}'} failed: {outside.sentence(error)}")
+        return judge_error(f"{whose} failed: {outside.sentence(error)}")
+    if not isinstance(given, Verdict):
+        return judge_error(f"{whose} gave a {type(given).__name__}, not a Verdict{outside.defined(hook)}")
+    return given
 
 
 def judge_error(reason: str) -> Verdict:
@@ -90,14 +94,17 @@ class SingleTurn:
         """Number of problems of a split; None if it is unlimited."""
         return None
 
+    @outside.required()
     def problem(self, split: Split, index: int) -> Problem:
         """The problem at an index. Raises `IndexError` if there is none."""
         raise NotImplementedError
 
+    @outside.required()
     def gold(self, problem: Problem) -> Gold:
         """What only the judge may see. Raises `UserError` for a problem of another environment."""
         raise NotImplementedError
 
+    @outside.required(unless="judge")
     def verdict(self, problem: Problem, answer: str) -> Verdict:
         """Judge an answer, stripped and not empty. What it raises becomes a `judge_error`."""
         raise NotImplementedError
@@ -200,10 +207,12 @@ class Procedural(SingleTurn):
     test_one_in = TEST_ONE_IN
     """One key in so many belongs to the test split."""
 
+    @outside.required()
     def draw(self, rng: Random) -> tuple[str, Any]:
         """Draw one problem: its key (what it asks, in a canonical form) and what `item` needs."""
         raise NotImplementedError
 
+    @outside.required()
     def item(self, drawn: Any, split: Split, index: int) -> Item:
         """Write a drawn problem down."""
         raise NotImplementedError

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ponder import outside, sync
 from ponder.environments.base import judge_error
-from ponder.environments.turns import checked, closed
+from ponder.environments.turns import checked, closed, opened
 from ponder.errors import PartFailed
 from ponder.protocols import Environment
 from ponder.types import Problem, Response, Verdict
@@ -39,7 +39,8 @@ def judge_now(environment: Environment, problem: Problem, response: Response) ->
             raise
         return judge_error(f"the judge of {who} failed: {outside.sentence(error)}")
     if not isinstance(given, Verdict):
-        return judge_error(f"the judge of {who} gave a {type(given).__name__}, not a Verdict")
+        at = outside.defined(environment.judge)
+        return judge_error(f"the judge of {who} gave a {type(given).__name__}, not a Verdict{at}")
     return given
 
 
@@ -84,7 +85,7 @@ async def judge_path(
 
 async def _earned(environment: Environment, problem: Problem, responses: Sequence[Response]) -> float:
     """The sum of what the turns of a new episode earn. Raises what it raises, `ValueError` if it ends too early."""
-    episode = environment.episode(problem)
+    episode = opened(environment.episode, problem)
     rewards = []
     try:
         for number, response in enumerate(responses, 1):

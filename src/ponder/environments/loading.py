@@ -39,7 +39,7 @@ def problem_at(environment: Environment, split: Split, index: int) -> Problem:
     """
     who = outside.whose(environment, "environment")
     problem = outside.call(f"{who}: problem({split!r}, {index})", environment.problem, split, index)
-    where = f"{who}: problem({split!r}, {index}) gave"
+    where = f"{who}: problem({split!r}, {index}){outside.defined(environment.problem)} gave"
     if not isinstance(problem, Problem):
         raise PartFailed(f"{where} a {type(problem).__name__}, not a Problem")
     if not isinstance(problem.id, str) or not problem.id:
@@ -58,7 +58,8 @@ def size_of(environment: Environment, split: Split) -> int | None:
     size = outside.call(f"{who}: size({split!r})", environment.size, split)
     if size is None or (isinstance(size, int) and not isinstance(size, bool) and size >= 0):
         return size
-    raise PartFailed(f"{who}: size({split!r}) gave {size!r}: it must be a whole number, or None for no end")
+    at = outside.defined(environment.size)
+    raise PartFailed(f"{who}: size({split!r}){at} gave {size!r}: it must be a whole number, or None for no end")
 
 
 def gold_of(environment: Environment, problem: Problem) -> Gold:
@@ -66,7 +67,8 @@ def gold_of(environment: Environment, problem: Problem) -> Gold:
     who = outside.whose(environment, "environment")
     gold = outside.call(f"{who}: gold of {problem.id!r}", environment.gold, problem)
     if not isinstance(gold, Gold):
-        raise PartFailed(f"{who}: gold of {problem.id!r} is a {type(gold).__name__}, not a Gold")
+        at = outside.defined(environment.gold)
+        raise PartFailed(f"{who}: gold of {problem.id!r} is a {type(gold).__name__}, not a Gold{at}")
     return gold
 
 

@@ -72,7 +72,10 @@ class ReasoningGym(Procedural):
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 600:
             raise UserError("seconds must be above 0 and at most 600")
-        if self.task not in (known := tasks()):
+        known = tasks()
+        if self.task.replace("-", "_") in known:
+            self.__dict__["task"] = self.task.replace("-", "_")
+        if self.task not in known:
             if not self.task:
                 raise UserError(f"name a task, as in reasoning-gym:chain_sum; known: {', '.join(known)}")
             raise UserError(f"unknown task {self.task!r} of reasoning-gym{nearest(self.task, known)}")
@@ -81,7 +84,8 @@ class ReasoningGym(Procedural):
                 raise UserError(f"options: {key!r} is set by the environment; leave it out")
         self.__dict__["name"] = f"reasoning-gym:{self.task}"
         try:
-            self.__dict__["_options"] = json.dumps(self.options, sort_keys=True)
+            options = {key.replace("-", "_"): value for key, value in self.options.items()}
+            self.__dict__["_options"] = json.dumps(options, sort_keys=True)
         except (TypeError, ValueError) as error:
             raise UserError(f"options: {error}") from None
         self.problem("train", 0)  # wrong options fail here, not in the middle of a run

@@ -19,7 +19,7 @@ from typing import Any
 from ponder import outside, show
 from ponder.errors import PartFailed, Unsupported, nearest
 from ponder.protocols import Episode, Turn
-from ponder.types import Message, Response, Tool, ToolCall, finite
+from ponder.types import Message, Problem, Response, Tool, ToolCall, finite
 
 CLOSE_SECONDS = 10.0
 """Most time that closing an episode may take."""
@@ -35,6 +35,15 @@ async def closed(episode: Episode) -> None:
     except BaseException as error:
         failure = outside.failure(error)
         _log.warning("an episode could not be closed: %s", show.visible(outside.sentence(failure)))
+
+
+def opened(opening: Callable[[Problem], Episode], problem: Problem) -> Episode:
+    """The episode of a problem. Raises `PartFailed` for what is none."""
+    episode = opening(problem)
+    if not callable(getattr(episode, "step", None)):
+        at = outside.defined(opening)
+        raise PartFailed(f"episode({problem.id!r}) gave a {type(episode).__name__}, which has no step{at}")
+    return episode
 
 
 def checked(turn: Any) -> Turn:

@@ -13,6 +13,7 @@ from ponder.errors import UserError
 from ponder.evaluation.intervals import differences, mcnemar, mean_of_problems, mean_unbounded, paired_difference
 from ponder.evaluation.results import Evaluation
 from ponder.evaluation.rollouts import lines
+from ponder.runs.kinds import kind_of
 from ponder.types import Estimate, Spend, VerdictKind, to_json
 
 
@@ -158,6 +159,9 @@ def _of(evaluation: Evaluation) -> dict[str, _Problem]:
 
 def _problems(run: Path) -> dict[str, _Problem]:
     path = run / "rollouts.jsonl"
+    kind = kind_of(run) if run.is_dir() and (run / "manifest.json").is_file() else None
+    if kind is not None and kind != "eval":
+        raise UserError(f"{run}: is a run of ponder {kind}; two evaluations are compared (ponder eval --out RUN)")
     if path.is_file() and (run / "config.toml").is_file() and not (run / "evaluation.json").is_file():
         raise UserError(f"{run}: not an evaluation, or one that is not done: ponder eval --resume --out {run}")
     if not (run / "evaluation.json").is_file() or not path.is_file():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ponder.errors import MissingExtra, Unsupported, UserError, nearest
 from ponder.models.base import LoadedModel
+from ponder.runs.kinds import kind_of
 
 if TYPE_CHECKING:
     import torch
@@ -188,6 +189,8 @@ def model_folder(path: Path) -> Path:
     for steps in (path / "checkpoints", path):
         if last := last_checkpoint(steps):
             return last
+    if (path / "manifest.json").is_file() and kind_of(path) == "eval":
+        raise UserError(f"{path}: is a run of ponder eval, which holds no model; name a training or a model")
     if (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
         raise UserError(f"{path}: this run has no whole checkpoint to load; name another run or a model")
     raise UserError(f"{path}: no config.json in it; a model folder has config.json, *.safetensors, tokenizer.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ponder.outside import required
 from ponder.protocols import Caller
 from ponder.types import Problem, Response, Score, Spend
 
@@ -18,6 +19,7 @@ class BaseScorer:
         """What scoring may cost at most besides metered calls: nothing."""
         return Spend()
 
+    @required(unless="score")
     def value(self, problem: Problem, response: Response) -> float:
         """The score of one response, for a scorer that costs nothing."""
         raise NotImplementedError

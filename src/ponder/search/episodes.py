@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from ponder.environments.turns import checked, closed
+from ponder.environments.turns import checked, closed, opened
 from ponder.errors import Unsupported
 from ponder.protocols import Episode, Turn
 from ponder.types import Problem, Response
@@ -50,7 +50,7 @@ class Episodes:
     async def _branch(self, path: Path) -> Episode:
         """An episode after these responses, for this branch alone."""
         known = next((n for n in range(len(path), 0, -1) if path[:n] in self._after), 0)
-        episode = self._taken(path[:known]) if known else self._opened(self._opening(self._problem))
+        episode = self._taken(path[:known]) if known else self._opened(opened(self._opening, self._problem))
         for number, response in enumerate(path[known:], known + 1):
             if checked(await episode.step(response)).done:
                 raise ValueError(f"the episode of {self._problem.id!r} ended after {number} turns: it cannot continue")

@@ -187,7 +187,13 @@ def begin(
         {name: (e.info, e.capabilities) for name, e in (others or {}).items()},
         turns=feedback.episode is not None,
     )
-    return outside.call(outside.whose(strategy, "strategy"), strategy.start, problem, context)
+    who = outside.whose(strategy, "strategy")
+    search = outside.call(who, strategy.start, problem, context)
+    missing = [n for n in ("ask", "tell", "unwanted", "reserve", "done", "outcome") if not hasattr(type(search), n)]
+    if missing:
+        at = outside.defined(strategy.start)
+        raise PartFailed(f"{who}: start{at} gave a {type(search).__name__}, which has no {', '.join(missing)}")
+    return search
 
 
 def check_turns(strategy: Strategy, feedback: Feedback, problem: Problem) -> None:

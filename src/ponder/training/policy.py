@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ponder.errors import TrainingDiverged, UserError
+from ponder import outside
+from ponder.errors import PartFailed, TrainingDiverged, UserError
 from ponder.training.batch import TokenBatch
 from ponder.training.forward import TokenLogprobs, micro_batches
-from ponder.training.losses.base import RESERVED, Divisor, LossInput, PolicyLoss
+from ponder.training.losses.base import RESERVED, Divisor, LossInput, LossOutput, PolicyLoss
 from ponder.training.optim import clip_gradients, step
 
 if TYPE_CHECKING:
@@ -93,7 +94,10 @@ def update(
         model, batch, rows_B, temperature, tokens=micro_tokens, gradient_checkpointing=gradient_checkpointing
     ):
         tokens = loss_input(batch, new, known, loss)
-        out = loss(tokens)
+        out = outside.call(f"the loss {type(loss).__name__}", loss, tokens)
+        if not isinstance(out, LossOutput):
+            at = outside.defined(type(loss).__call__)
+            raise PartFailed(f"the loss {type(loss).__name__} gave a {type(out).__name__}, not a LossOutput{at}")
         taken = sorted(RESERVED.intersection(out.metrics))
         if taken:
             raise UserError(f"loss {type(loss).__name__}: {taken[0]} is a metric of the trainer; give it another name")

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ponder import registry
-from ponder.errors import PonderError, UserError
+from ponder import outside, registry
+from ponder.errors import PartFailed, PonderError, UserError
 from ponder.models.base import forward_flops
 from ponder.protocols import WeightsUpdate
 from ponder.runs.manifest import peak_memory_bytes
@@ -146,7 +146,7 @@ class Trainer:
             groups = shuffled(groups, derive(c.seed, "shuffle", self.state.step))
         if c.mask_truncated:
             groups = [without_truncated(g) for g in groups]
-        credits = self.advantage(groups)
+        credits = self._credits(groups)
         # Whole groups, dealt out in turn: one batch for each optimiser step.
         deals = [range(i, len(groups), c.updates) for i in range(min(c.updates, len(groups)))]
         batches = [token_batch([groups[i] for i in deal], [credits[i] for i in deal]) for deal in deals]
@@ -159,6 +159,20 @@ class Trainer:
         self.state.drawn = collected.drawn
         row = {**self._account(collected, stats, measured), "staleness_max": staleness}
         return Step(tuple(groups), tuple(tuple(own) for own in credits), row)
+
+    def _credits(self, groups: Sequence[Group]) -> list[list[Credit]]:
+        """What the advantage estimator gives. Raises `PartFailed` for what is no credit for each id of each sample."""
+        who = f"the advantage {self.config.advantage}"
+        given = outside.call(who, self.advantage, groups)
+        wanted = [[len(s.transcript.ids) for s in group.samples] for group in groups]
+        try:
+            sizes = [[len(credit.values) for credit in own] for own in given]
+        except (TypeError, AttributeError):
+            sizes = []
+        if sizes != wanted:
+            at = outside.defined(type(self.advantage).__call__)
+            raise PartFailed(f"{who} must give a list of Credit for each group, one for each sample, of its ids{at}")
+        return given
 
     async def publish(self) -> Delivery:
         """Hand the weights to the source under the number of the step.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ponder import config as configs
 from ponder.errors import UserError
+from ponder.runs.kinds import refuse_other
 from ponder.training import checkpoint
 from ponder.training.rl_config import RLConfig
 
@@ -30,6 +31,8 @@ def continued(config: RLConfig) -> RLConfig:
     Raises `UserError` if the run has another config, or has done more steps than this one asks for.
     """
     path = config_path(config.out)
+    if path.name == "config.toml":  # else it is the training of a quickstart
+        refuse_other(Path(config.out), "train rl")
     saved = configs.from_mapping(RLConfig, configs.load_toml(path), where=str(path))
     filled = ["learning_rate", "problems", "eval_every", "eval_problems", "decay_from", "decay_steps"]
     filled += ["steps", "minutes"] if config.steps is None and config.minutes is None else []

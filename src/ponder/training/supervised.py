@@ -17,6 +17,7 @@ from ponder.models.host import reuse_freed_memory
 from ponder.models.load import load_weights, resolve
 from ponder.models.save import save
 from ponder.runs import trackers
+from ponder.runs.kinds import refuse_other
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run, refuse_existing
 from ponder.training import checkpoint, lm, rates
@@ -294,6 +295,8 @@ T = TypeVar("T", PretrainConfig, SFTConfig)
 
 
 def _saved(config: T) -> T:
+    """The config that the run in `out` has. Raises `UserError` if there is none, or a run of another verb."""
+    refuse_other(Path(config.out), "train sft" if isinstance(config, SFTConfig) else "train pretrain")
     path = Path(config.out) / "config.toml"
     return configs.from_mapping(type(config), configs.load_toml(path), where=str(path))
 
@@ -312,8 +315,9 @@ def _continued(config: T) -> T:
 
     Raises `UserError` if the run has another config.
     """
+    saved = _saved(config)
     if config.fit.learning_rate is None:
-        fit = dataclasses.replace(config.fit, learning_rate=_saved(config).fit.learning_rate)
+        fit = dataclasses.replace(config.fit, learning_rate=saved.fit.learning_rate)
         config = dataclasses.replace(config, fit=fit)
     configs.refuse_changed(config, Path(config.out) / "config.toml", FREE)
     return config

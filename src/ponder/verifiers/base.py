@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from ponder import outside
+from ponder.errors import PartFailed
 from ponder.types import Problem, Verdict, VerdictKind
 
 MAX_ANSWER = 100_000
@@ -63,6 +65,9 @@ def any_of(verifier: Verifier, golds: Sequence[Any], answer: str) -> Verdict:
     found: list[Verdict] = []
     for gold in golds:
         found.append(verifier(gold, answer))
+        if not isinstance(found[-1], Verdict):
+            who, at = outside.whose(verifier, "verifier"), outside.defined(type(verifier).__call__)
+            raise PartFailed(f"{who} gave a {type(found[-1]).__name__}, not a Verdict{at}")
         if found[-1].correct:
             return found[-1]
     return next((v for v in found if v.kind is VerdictKind.JUDGE_ERROR), found[0])
