@@ -95,6 +95,12 @@ def with_interval(estimate: Any, number: Callable[[float], str] = percent) -> st
     return f"{said} {span(estimate.low, estimate.high, number)}"
 
 
+def difference(estimate: Any) -> str:
+    """A difference of accuracies: `+4.2 points [+1.0, +7.5]`; of too few problems its interval alone, and why."""
+    few = estimate.method.partition("; ")[2]
+    return f"{between(estimate.low, estimate.high)}; {few}" if few else with_interval(estimate, points)
+
+
 def calls(count: int) -> str:
     """`3 checker or scorer calls`."""
     said = label("verifier_calls")

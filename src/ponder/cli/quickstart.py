@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from ponder.evaluation.testtime import Ladder, Parallel
     from ponder.training.rl_config import RLConfig
     from ponder.training.rl_run import RLRun
-    from ponder.types import Estimate
 
 RUNGS = (20, 40, 80, 160, 320)
 """Tokens of thought of the sequential curve; the smallest fits one whole attempt with four numbers (18 tokens)."""
@@ -344,10 +343,6 @@ def _cost(phase: str, ladder: Ladder, pool: Parallel) -> dict[str, Any]:
     return cost(phase, spend, sum(e.run_seconds for e in ladder.evaluations) + pool.pool.seconds)
 
 
-def _points(difference: Estimate) -> str:
-    return figures.text("difference", difference)
-
-
 def _summary(rl: RLRun, curves: Curves, base: Ladder, trained: Ladder, cost: Any, show: Any) -> dict[str, Any]:
     from ponder.evaluation.intervals import paired_difference
     from ponder.types import to_json
@@ -362,10 +357,10 @@ def _summary(rl: RLRun, curves: Curves, base: Ladder, trained: Ladder, cost: Any
         "facts": {
             f"Base, {COMPARED_AT} tokens of thought": show(before),
             f"Trained, {COMPARED_AT} tokens of thought": show(after),
-            "Gain by training (paired)": _points(gain),
+            "Gain by training (paired)": figures.difference(gain),
             f"Trained, {RUNGS[0]} tokens of thought": show(first),
             f"Trained, {RUNGS[-1]} tokens of thought": show(last),
-            "Gain by thinking longer (paired)": _points(paired_difference(last.correct_P, first.correct_P)),
+            "Gain by thinking longer (paired)": figures.difference(paired_difference(last.correct_P, first.correct_P)),
             "Training steps": rl.trainer.state.step,
             figures.label("run_seconds").capitalize(): duration(curves.run_seconds),
             "Peak memory": f"{curves.peak_memory_bytes / 2**20:.0f} MiB",

@@ -50,19 +50,18 @@ class Comparison:
 
     def __repr__(self) -> str:
         p = "" if self.p is None else f", {figures.text('p', self.p)}"
-        return f"Comparison({self.conclusion}: {figures.text('difference', self.difference)}{p})"
+        return f"Comparison({self.conclusion}: {figures.difference(self.difference)}{p})"
 
     def _repr_html_(self) -> str:
         return show.table(self.facts())
 
     def facts(self) -> list[tuple[str, str]]:
         """Label and text of each figure, for people."""
-        few = self.difference.method.partition("; ")[2]
         tokens = figures.label("mean_tokens_per_search")
         found = [
             ("compared", self.conclusion),
             *((f"{figures.label('accuracy')}, {who}", _accuracy(e)) for who, e in (("A", self.a), ("B", self.b))),
-            ("B - A, paired", figures.text("difference", self.difference) + (f"; {few}" if few else "")),
+            ("B - A, paired", figures.difference(self.difference)),
         ]
         if self.p is not None:
             found.append(figures.line("p", self.p))

@@ -184,10 +184,11 @@ def _end_labels(axis: Axes, ends: Ends) -> None:
         if places[i] - places[i - 1] < apart:
             middle = (places[i] + places[i - 1]) / 2
             places[i - 1], places[i] = middle - apart / 2, middle + apart / 2
-    for (x, _, who), y in zip(ordered, places, strict=True):
+    right = max(x for x, _, _ in ends)  # beyond the bars of the other curve, too
+    for (_, _, who), y in zip(ordered, places, strict=True):
         axis.annotate(
-            who, (x, y), xytext=(7, 0), textcoords="offset points", va="center", color=COLOURS[who], fontweight="bold",
-            annotation_clip=False,
+            who, (right, y), xytext=(7, 0), textcoords="offset points", va="center", annotation_clip=False,
+            color=COLOURS[who], fontweight="bold",
         )  # fmt: skip
 
 

@@ -389,7 +389,7 @@ def summary(loop: RLRun) -> dict[str, Any]:
     if loop.after and len(loop.after) == len(loop.before):
         right, was_right = ([float(k == VerdictKind.CORRECT) for k in side] for side in (loop.after, loop.before))
         gain = paired_difference(right, was_right)
-        facts["Gain (paired)"] = _gain(gain)
+        facts["Gain (paired)"] = figures.difference(gain)
         facts |= moves(loop.before, loop.after)
     rows = loop.run.metrics().rows
     found = signal(rows)
@@ -410,13 +410,6 @@ def summary(loop: RLRun) -> dict[str, Any]:
 def _cell(point: dict[str, Any]) -> str:
     accuracy = Estimate(point["accuracy"], point["low"], point["high"], point["n"])
     return f"{figures.text('accuracy', accuracy)}, n = {accuracy.n:,}"
-
-
-def _gain(gain: Estimate) -> str:
-    few = gain.method.partition("; ")[2]
-    if few:
-        return f"{figures.between(gain.low, gain.high)}; {few}"
-    return figures.text("difference", gain)
 
 
 def cost(loop: RLRun) -> list[dict[str, Any]]:
