@@ -29,6 +29,8 @@ Found = tuple[list[Any], list[Any]]
 """Values and words."""
 CLOCK = re.compile(r"(seconds|tokens_per_second|peak_memory|rate|^at$|hardware)")
 TIMES = re.compile(r"\d[\d.,]*(e[-+]\d+)? (ms|s|min( \d+ s)?|h( \d+ min)?)\b")
+TIMED = re.compile(r"(?mi)^\| (run time|time of a search|response tokens/s)\b.*\n")
+"""Rows of a table that the clock decides, with their intervals."""
 SPEND = ("prompt_tokens", "cached_tokens", "sampled_tokens", "forced_tokens", "verifier_calls", "dollars")
 
 
@@ -237,7 +239,7 @@ def searches(path: Path) -> Found:
                 row["problem"],
                 row["prompt"],
                 row["chosen"],
-                row["vote_share"],
+                row.get("vote_share"),
                 row["stop"],
                 spent(row["spend"]),
                 kind,
@@ -312,7 +314,7 @@ def report(out: Path) -> list[str]:
         return []
     parts = re.split(r"(?m)^## ", path.read_text())
     kept = [p for p in parts if not p.startswith(("What it cost", "How it was made", "What to try next"))]
-    return [TIMES.sub("TIME", p.replace(str(out), "RUN")) for p in kept]
+    return [TIMES.sub("TIME", TIMED.sub("", p).replace(str(out), "RUN")) for p in kept]
 
 
 if __name__ == "__main__":
