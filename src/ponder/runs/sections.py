@@ -9,14 +9,14 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from ponder import figures
 from ponder.figures import duration, quantity
 from ponder.runs import examples, panels
 from ponder.runs.headline import headline
 from ponder.runs.plots import halves
-from ponder.runs.results import TOKENS, Results, Row
+from ponder.runs.results import TOKENS, Results, Row, is_number
 from ponder.runs.run import KEPT
 from ponder.runs.settings import settings
 from ponder.runs.trees import Tree, prompt_text, tree
@@ -107,12 +107,12 @@ def sections(results: Results, pictures: Sequence[str]) -> list[Section]:
 
 def percent(value: Any) -> str:
     """`41.2 %`, or a dash for no number."""
-    return figures.percent(value) if _number(value) else "–"
+    return figures.percent(value) if is_number(value) else "–"
 
 
 def with_interval(point: Row, key: str = "accuracy") -> str:
     """`41.2 % [37.0, 45.5]`."""
-    if not (_number(point.get("low")) and _number(point.get("high"))):
+    if not (is_number(point.get("low")) and is_number(point.get("high"))):
         return percent(point.get(key))
     return figures.with_interval(_Interval(point[key], point["low"], point["high"]))
 
@@ -121,10 +121,6 @@ class _Interval(NamedTuple):
     value: float
     low: float
     high: float
-
-
-def _number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _settings(results: Results) -> list[Block]:
@@ -147,8 +143,8 @@ def _result(results: Results) -> list[Block]:
         blocks.append(Table(("", ""), tuple(rows)))
     verdicts = results.summary.get("verdicts")
     if isinstance(verdicts, Mapping) and verdicts:
-        total = sum(v for v in verdicts.values() if _number(v)) or 1
-        shares = [(visible(k, 40), _cell(v), percent(v / total)) for k, v in verdicts.items() if _number(v)]
+        total = sum(v for v in verdicts.values() if is_number(v)) or 1
+        shares = [(visible(k, 40), _cell(v), percent(v / total)) for k, v in verdicts.items() if is_number(v)]
         blocks.append(Table(("verdict", "responses", "share"), tuple(shares)))
     return blocks
 
@@ -159,7 +155,7 @@ def _caption(results: Results, points: Sequence[Row]) -> str:
 
 
 def _counts(points: Sequence[Row]) -> str:
-    counts = sorted({int(p["n"]) for p in points if _number(p.get("n"))})
+    counts = sorted({int(p["n"]) for p in points if is_number(p.get("n"))})
     if not counts:
         return "?"
     return f"{counts[0]:,}" if counts[0] == counts[-1] else f"{counts[0]:,} to {counts[-1]:,}"
@@ -200,13 +196,13 @@ def _curves(results: Results, pictures: Sequence[str]) -> list[Block]:
 def _beside(parts: Mapping[str, Sequence[Row]], key: str, label: str) -> Table:
     """Base and trained side by side: one row for each budget."""
     there = [who for who, points in parts.items() if points]
-    keys = sorted({p[key] for who in there for p in parts[who] if _number(p.get(key))})
+    keys = sorted({p[key] for who in there for p in parts[who] if is_number(p.get(key))})
     by_key = {who: {p.get(key): p for p in parts[who]} for who in there}
     columns: list[tuple[str, Callable[[Row], str]]] = [("accuracy [95\u00a0%]", with_interval)]
     for name, short in (("coverage", "coverage"), ("no_answer", "no answer")):
-        if any(_number(p.get(name)) for who in there for p in parts[who]):
+        if any(is_number(p.get(name)) for who in there for p in parts[who]):
             columns.append((short, partial(_share, name)))
-    columns.append((figures.label(TOKENS), lambda p: quantity(p[TOKENS]) if _number(p.get(TOKENS)) else "–"))
+    columns.append((figures.label(TOKENS), lambda p: quantity(p[TOKENS]) if is_number(p.get(TOKENS)) else "–"))
     head = (label, *(f"{who}: {name}" for name, _ in columns for who in there))
     rows = tuple(
         (_cell(k), *(show(by_key[who][k]) if k in by_key[who] else "–" for _, show in columns for who in there))
@@ -310,24 +306,24 @@ def _cost(results: Results) -> list[Block]:
     blocks: list[Block] = []
     given = results.summary.get("cost")
     phases = [p for p in given if isinstance(p, Mapping)] if isinstance(given, list) else []
-    columns = [key for key in COST if any(_number(p.get(key)) and p[key] for p in phases)]
+    columns = [key for key in COST if any(is_number(p.get(key)) and p[key] for p in phases)]
     if columns:
         rows = [(visible(p.get("phase", ""), 60), *(_amount(k, p.get(k)) for k in columns)) for p in phases]
         if len(phases) > 1:
-            sums = ((k, sum(p[k] for p in phases if _number(p.get(k)))) for k in columns)
+            sums = ((k, sum(p[k] for p in phases if is_number(p.get(k)))) for k in columns)
             rows.append(("together", *(_amount(k, total) for k, total in sums)))
         blocks.append(Table(("phase", *map(figures.label, columns)), tuple(rows)))
     memory = results.curves.get("peak_memory_bytes") or results.manifest.get("peak_memory_bytes")
     seconds = results.curves.get("run_seconds")
-    said = [f"{duration(seconds)} from start to end" if _number(seconds) else ""]
-    said.append(f"{memory / 1e9:.2f} GB of memory at most" if _number(memory) else "")
+    said = [f"{duration(seconds)} from start to end" if is_number(seconds) else ""]
+    said.append(f"{memory / 1e9:.2f} GB of memory at most" if is_number(memory) else "")
     if any(said):
         blocks.append(Text(", ".join(s for s in said if s) + "."))
     return blocks
 
 
 def _amount(key: str, value: Any) -> str:
-    return figures.text(key, value) if _number(value) else "–"
+    return figures.text(key, value) if is_number(value) else "–"
 
 
 def _next(results: Results) -> list[Block]:
@@ -364,8 +360,8 @@ def _made(results: Results) -> list[Block]:
 
 def _gigabytes(machine: Row) -> str:
     memory = machine.get("memory_bytes")
-    return f"{memory / 1e9:.0f} GB" if _number(memory) else "?"
+    return f"{memory / 1e9:.0f} GB" if is_number(memory) else "?"
 
 
 def _cell(value: Any) -> str:
-    return quantity(value) if _number(value) else visible(value, 200)
+    return quantity(value) if is_number(value) else visible(value, 200)

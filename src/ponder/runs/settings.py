@@ -215,11 +215,11 @@ def _length(results: Results, key: str, what: str) -> str:
     """Steps done, tokens, and the time of the steps."""
     rows, config = results.metrics, results.config
     planned = config.get("steps")
-    steps = f"{len(rows):,}{_of(planned, len(rows))} steps"
+    steps = f"{len(rows):,}{_of(planned, len(rows))} step{'s' * (len(rows) != 1)}"
     tokens = _sum(rows, key) if key else (rows[-1].get("tokens", 0) if rows else 0)
     said = [steps, f"{quantity(tokens)} {what or 'tokens'}", f"{duration(_sum(rows, 'seconds'))} of training"]
-    epochs = config.get("epochs")
-    return ", ".join(said) + (f" ({epochs:g} epochs)" if is_number(epochs) else "")
+    limits = [f"{config[key]:g} {key}" for key in ("epochs", "minutes") if is_number(config.get(key))]
+    return ", ".join(said) + (f" (of {' and '.join(limits)})" if limits else "")
 
 
 def _of(planned: Any, done: int) -> str:

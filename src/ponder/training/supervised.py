@@ -430,7 +430,7 @@ def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, ver
         save(model, final, replace=True)
         last = lm.mean_loss(model.module, plan.held_out) if plan.held_out else None
         first = next((r["validation_loss"] for r in run.metrics().rows if "validation_loss" in r), None)
-        facts = {"Steps": state.step, "Tokens": state.tokens, "Last checkpoint": str(saved.path)}
+        facts = {"Last checkpoint": str(saved.path)}
         if first is not None:
             facts["Validation loss, first and last (nats per token)"] = f"{first:.4f} and {last:.4f}"
         run.write_json(
