@@ -7,10 +7,10 @@ import re
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ponder.runs import ticks
+from ponder.runs import figure, ticks
 from ponder.runs.ticks import Ticks
 
 LOWERED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
@@ -102,3 +102,20 @@ def test_an_axis_that_cannot_be_drawn_is_refused(low: float, high: float) -> Non
     if not math.isfinite(high):
         with pytest.raises(ValueError, match="no ticks"):
             ticks.linear(low, high)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.floats(-1e6, 1e6) | st.floats(0, 1e-6), min_size=1, max_size=5), st.booleans())
+def test_the_texts_that_a_picture_shows_are_where_they_say(shares: list[float], percent: bool) -> None:
+    pytest.importorskip("matplotlib")
+    drawn, (axis,) = figure.new(1, 1, 2.0)
+    axis.plot(shares)
+    figure.show_x(axis, ticks.linear(0, len(shares), whole=True))
+    figure.show_y(axis, ticks.linear(min(shares), max(shares), percent=percent))
+    drawn.canvas.draw()
+    for along in (axis.xaxis, axis.yaxis):
+        low, high = along.get_view_interval()
+        shown = [t for t in along.get_major_ticks() if low <= t.get_loc() <= high]
+        assert len(shown) >= ticks.FEWEST
+        assert [float(read(t.label1.get_text())) for t in shown] == [t.get_loc() for t in shown]
+        assert not along.get_offset_text().get_text()
