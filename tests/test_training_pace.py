@@ -365,6 +365,7 @@ def test_a_quickstart_trains_until_the_second_evaluation_and_its_config_repeats_
     assert own.steps == training.steps == len(rows(out))
     again = quickstart.rl_config(own)
     assert again.decay == training.decay == (own.decay_from, own.decay_steps)
+    assert again.eval_every == training.eval_every is not None
 
 
 def test_the_second_evaluation_of_the_quickstart_is_expected_to_take_what_the_first_would_take_now() -> None:

@@ -53,6 +53,8 @@ class QuickstartConfig:
     """Of `steps`: steps before the learning rate begins to fall; the config of a finished run holds the number."""
     decay_steps: int | None = None
     """Of `steps`: steps in which it falls; the config of a finished run holds the number."""
+    eval_every: int | None = None
+    """Steps between the points of the train-time curve (default: about a fifth of the training)."""
     seed: int = 0
     """Seed of problems and samples."""
     problems: int = 500
@@ -134,7 +136,9 @@ def _own_config(config: QuickstartConfig) -> str:
     return to_toml(dataclasses.replace(config, overwrite=False, resume=False, json=False))
 
 
-FREE = ("out", "minutes", "steps", "decay_from", "decay_steps", "overwrite", "resume", "json")
+RESOLVED = ("decay_from", "decay_steps", "eval_every")
+"""Fields that the clock decides where no number of steps is given."""
+FREE = ("out", "minutes", "steps", *RESOLVED, "overwrite", "resume", "json")
 """Fields that may differ when a run is resumed."""
 
 
@@ -193,7 +197,7 @@ def quickstart(config: QuickstartConfig, rl: RLRun, run: Run, began: float) -> C
 
     rl.reserve = reserve
     rl.train()
-    done = {name: getattr(rl.config, name) for name in ("steps", "decay_from", "decay_steps")}
+    done = {name: getattr(rl.config, name) for name in ("steps", *RESOLVED)}
     run.write_text("config.toml", _own_config(dataclasses.replace(config, **done)))
     trained, trained_pool = _test_time(rl, config, "trained", quiet)
     before, after = base.evaluations[at], trained.evaluations[at]
@@ -263,6 +267,7 @@ def rl_config(config: QuickstartConfig) -> RLConfig:
         steps=config.steps,
         decay_from=config.decay_from,
         decay_steps=config.decay_steps,
+        eval_every=config.eval_every,
         seed=config.seed,
     )
 

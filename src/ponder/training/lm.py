@@ -47,7 +47,7 @@ class LMConfig:
     warmup_steps: int = 50
     """Steps of linear warm-up; at most a tenth of the training."""
     max_tokens: int | None = None
-    """Most tokens of the training, padding and decay included (default: 25 million, where nothing else limits it)."""
+    """Most tokens of the training, padding and decay included; without any limit it is 25 million."""
     decay: float = 0.25
     """Length of the decay, at the end, as a share of what comes before it."""
     eval_every: int = 50

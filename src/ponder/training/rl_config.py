@@ -50,8 +50,8 @@ class RLConfig(StartOptions):
     steps: int | None = None
     """Training steps (default: 100, where no `minutes` are given)."""
     minutes: float | None = None
-    """Most time for the whole loop; with `steps` too, the limit that comes first ends it. The numbers that it came to
-    (steps, decay_from, decay_steps) replace it in the run's config, so that a repeated run does the same."""
+    """Most time for the whole loop; with `steps` too, the limit that comes first ends it. What it came to (steps,
+    eval_every, decay_from, decay_steps) replaces it in the run's config, so that a repeated run does the same."""
     learning_rate: float | None = None
     """Learning rate of AdamW (default: by the model's size, 2e-4 for ponder-tiny; it is shown at the start)."""
     warmup_steps: int = 5
@@ -90,8 +90,8 @@ class RLConfig(StartOptions):
     rewards: Literal["judge", "shuffled"] = "judge"
     """`shuffled` permutes the rewards within each group: a control that cannot learn what is right."""
     eval_every: int | None = None
-    """Steps between held-out evaluations; 0 is only before and after (default: a fifth of the steps; of `minutes` as
-    often as 15 % of the time allows, five times at most)."""
+    """Steps between held-out evaluations; 0 is only before and after (default: a fifth of the steps; with `minutes` as
+    many as are done in a fifth of the time, or in a larger part, so that evaluations take 15 % of it)."""
     eval_problems: int | None = None
     """Held-out problems, the same each time; 0 is no evaluation at all (default: 500, or as few, from 50 on, as keep
     the evaluations at about 15 % of the training; or all there are, if they are fewer)."""

@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,7 +236,7 @@ class RLRun:
         every = self.config.eval_every
         return bool(self.held_out) and bool(every) and step % (every or 1) == 0
 
-    def _resolve(self, fields: dict[str, int | None] | dict[str, int]) -> bool:
+    def _resolve(self, fields: Mapping[str, int | None]) -> bool:
         """Put what the clock decided into the config, at once, so that a resumed run keeps to it."""
         if fields:
             self._change(**fields)
