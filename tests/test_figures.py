@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ponder
-from ponder import figures
+from ponder import figures, numbers
 from ponder.cli.main import main
 from ponder.evaluation import curves
 from ponder.evaluation.results import Progress
@@ -44,7 +44,7 @@ COUNTED = {"kinds", "verdicts", "stops", "moves", "metadata"}
 """Tables whose keys are words."""
 
 
-def numbers(value: Any, key: str = "") -> set[str]:
+def figures_in(value: Any, key: str = "") -> set[str]:
     """The keys of all numbers, in JSON."""
     if isinstance(value, dict):
         spend = {"prompt_tokens", "sampled_tokens"} & value.keys() and "phase" not in value
@@ -53,9 +53,9 @@ def numbers(value: Any, key: str = "") -> set[str]:
             for name, v in value.items()
             if name not in COUNTED
         )
-        return {key for name, v in inner for key in numbers(v, name)}
+        return {key for name, v in inner for key in figures_in(v, name)}
     if isinstance(value, list):
-        return {found for v in value for found in numbers(v, key)}
+        return {found for v in value for found in figures_in(v, key)}
     return {key} if isinstance(value, int | float) and not isinstance(value, bool) else set()
 
 
@@ -100,7 +100,7 @@ def test_every_number_in_json_is_a_figure_of_the_table(runs: Path, capsys: pytes
         "summary": json.loads((runs / "b" / "summary.json").read_text()),
     }
     for what, values in found.items():
-        keys = {key.removesuffix("_a").removesuffix("_b").removesuffix("_difference") for key in numbers(values)}
+        keys = {key.removesuffix("_a").removesuffix("_b").removesuffix("_difference") for key in figures_in(values)}
         assert not keys - figures.FIGURES.keys() - SETTINGS, what
     assert {"mean_tokens_per_search", "mean_response_tokens_per_search", "run_seconds"} <= found["eval"].keys()
     assert {"vote_share", "check", "response_tokens_per_second", "seconds"} <= found["solve"].keys()
@@ -143,8 +143,8 @@ def test_numbers_are_written_in_one_way() -> None:
         9.96: "10 s",
         185: "3 min 05 s",
     }
-    assert {x: figures.clock(x) for x in clock} == clock
-    assert [figures.money(x) for x in (12.3, 0.0041, 3.2e-6)] == ["$12.30", "$0.0041", "$3.2e-06"]
+    assert {x: numbers.clock(x) for x in clock} == clock
+    assert [numbers.money(x) for x in (12.3, 0.0041, 3.2e-6)] == ["$12.30", "$0.0041", "$3.2e-06"]
     assert figures.text("accuracy", Estimate(0.425, 0.27, 0.591, 40)) == "42.5 % [27.0, 59.1]"
     assert figures.text("difference", Estimate(0.275, -0.1, 0.436, 40)) == "+27.5 points [-10.0, +43.6]"
     assert figures.text("mean_seconds_per_search", Estimate(1.2, 0.9, 3.0, 40)) == "1.2 s [900 ms, 3.0 s]"

@@ -15,6 +15,7 @@ ROWS = [
         "types",
         "show",
         "figures",
+        "numbers",
         "errors",
         "protocols",
         "config",

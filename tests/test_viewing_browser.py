@@ -14,7 +14,7 @@ import runs_fixture
 from browser import CHROMIUM, Browser, browser
 from viewing_play import line, make, rollout
 
-from ponder import figures
+from ponder import figures, numbers
 from ponder.runs.files import append_line
 from ponder.runs.run import Run
 from ponder.viewing.catalog import Catalog
@@ -306,13 +306,13 @@ def test_nothing_is_wider_than_the_screen(tmp_path, view, width, dark):
         assert tab.run("document.documentElement.scrollWidth") <= width
 
 
-def test_numbers_are_written_as_by_ponder_figures_and_labels_are_its_own(tmp_path, view):
+def test_numbers_are_written_as_by_ponder_numbers_and_labels_are_its_own(tmp_path, view):
     make(tmp_path / "run", 4, 1, seed=0)
     tab = view(tmp_path / "run")
     seconds = [0.0003, 0.012, 0.0996, 0.571, 0.9999, 3.44, 9.94, 9.96, 59.4, 59.6, 185.2, 7812]
-    assert tab.run(f"{seconds}.map(duration)") == [figures.clock(x) for x in seconds]
+    assert tab.run(f"{seconds}.map(duration)") == [numbers.clock(x) for x in seconds]
     dollars = [12.3, 1234.5, 0.0041, 0.25]
-    assert tab.run(f"{dollars}.map(money)") == [figures.money(x) for x in dollars]
+    assert tab.run(f"{dollars}.map(money)") == [numbers.money(x) for x in dollars]
     shares = [0.0, 0.425, 1.0]
-    assert tab.run(f"{shares}.map(percent)") == [figures.percent(x) for x in shares]
+    assert tab.run(f"{shares}.map(percent)") == [numbers.percent(x) for x in shares]
     assert tab.run("label('mean_tokens_per_search')") == figures.label("mean_tokens_per_search")

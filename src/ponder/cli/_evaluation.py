@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ponder import figures, registry, sync
+from ponder import numbers, registry, sync
 from ponder.budget.meter import Meter
 from ponder.budget.prices import PriceList, priced
 from ponder.cli import _output
@@ -210,7 +210,7 @@ class Job:
                     failures=p.masked or None,
                     response_tokens_per_s=p.response_tokens / p.seconds if p.seconds else None,
                     tokens=p.spend.tokens,
-                    dollars=figures.money(p.spend.dollars) if p.spend.dollars else None,
+                    dollars=numbers.money(p.spend.dollars) if p.spend.dollars else None,
                 )
 
             return sync.run(

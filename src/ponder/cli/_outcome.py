@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ponder import figures
+from ponder import figures, numbers
 from ponder.cli._budget import UNITS
 from ponder.cli._common import rate
 from ponder.show import visible
@@ -60,7 +60,7 @@ def status(outcome: Outcome, verdict: Verdict | None, seconds: float, paid: Spen
     if speed := rate(outcome.spend, seconds):
         cost += f", {figures.text(RATE, speed)} {figures.label(RATE)}"
     if paid.tokens:
-        cost += f", {figures.quantity(paid.tokens)} of the tokens to find out what the model can do"
+        cost += f", {numbers.quantity(paid.tokens)} of the tokens to find out what the model can do"
     return [*lines, cost]
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ponder import figures
+from ponder import figures, numbers
 from ponder.cli._output import say
 from ponder.config import from_mapping, load_toml, parse, refuse_changed, to_toml
 from ponder.errors import UserError
-from ponder.figures import duration, percent
+from ponder.numbers import duration, percent
 from ponder.runs.kinds import refuse_other
 from ponder.runs.progress import Progress
 from ponder.runs.run import Run, refuse_existing
@@ -362,10 +362,10 @@ def _summary(rl: RLRun, curves: Curves, base: Ladder, trained: Ladder, cost: Any
         "facts": {
             f"Base, {COMPARED_AT} tokens of thought": show(before),
             f"Trained, {COMPARED_AT} tokens of thought": show(after),
-            "Gain by training (paired)": figures.difference(gain),
+            "Gain by training (paired)": numbers.difference(gain),
             f"Trained, {RUNGS[0]} tokens of thought": show(first),
             f"Trained, {RUNGS[-1]} tokens of thought": show(last),
-            "Gain by thinking longer (paired)": figures.difference(paired_difference(last.correct_P, first.correct_P)),
+            "Gain by thinking longer (paired)": numbers.difference(paired_difference(last.correct_P, first.correct_P)),
             "Training steps": rl.trainer.state.step,
             figures.label("run_seconds").capitalize(): duration(curves.run_seconds),
             "Peak memory": f"{curves.peak_memory_bytes / 2**20:.0f} MiB",

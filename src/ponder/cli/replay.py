@@ -15,7 +15,7 @@ from ponder.cli._common import value_of
 from ponder.cli._output import say
 from ponder.config import Options, parse
 from ponder.errors import UserError
-from ponder.figures import percent, points, quantity, span
+from ponder.numbers import percent, points, quantity, span
 from ponder.runs.files import plain
 from ponder.runs.progress import Progress
 from ponder.show import estimate, visible

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ponder import figures, show
+from ponder import figures, numbers, show
 from ponder.errors import UserError
 from ponder.evaluation.intervals import differences, mcnemar, mean_of_problems, mean_unbounded, paired_difference
 from ponder.evaluation.results import Evaluation
@@ -50,7 +50,7 @@ class Comparison:
 
     def __repr__(self) -> str:
         p = "" if self.p is None else f", {figures.text('p', self.p)}"
-        return f"Comparison({self.conclusion}: {figures.difference(self.difference)}{p})"
+        return f"Comparison({self.conclusion}: {numbers.difference(self.difference)}{p})"
 
     def _repr_html_(self) -> str:
         return show.table(self.facts())
@@ -61,7 +61,7 @@ class Comparison:
         found = [
             ("compared", self.conclusion),
             *((f"{figures.label('accuracy')}, {who}", _accuracy(e)) for who, e in (("A", self.a), ("B", self.b))),
-            ("B - A, paired", figures.difference(self.difference)),
+            ("B - A, paired", numbers.difference(self.difference)),
         ]
         if self.p is not None:
             found.append(figures.line("p", self.p))

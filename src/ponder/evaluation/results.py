@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ponder import figures, show
+from ponder import figures, numbers, show
 from ponder.evaluation.intervals import mean_of_problems, mean_unbounded
 from ponder.types import Estimate, Outcome, Problem, Prompt, Spend, StopReason, Verdict, VerdictKind, to_json
 
@@ -193,10 +193,10 @@ class Evaluation:
             figures.line("spend", self.spend),
         ]
         if self.opening.tokens:
-            opened = f"{figures.quantity(self.opening.tokens)} tokens of that, to find out what the model can do"
+            opened = f"{numbers.quantity(self.opening.tokens)} tokens of that, to find out what the model can do"
             found.append(("opening", opened))
         if self.lost.tokens:
-            found.append(("lost", f"{figures.quantity(self.lost.tokens)} tokens, on searches that were run again"))
+            found.append(("lost", f"{numbers.quantity(self.lost.tokens)} tokens, on searches that were run again"))
         found.append((figures.label("run_seconds"), figures.text("run_seconds", self.run_seconds) + beside))
         if self.run_seconds > 0:
             rate = self.spend.response_tokens / self.run_seconds

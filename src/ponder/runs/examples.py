@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ponder.figures import quantity
+from ponder.numbers import quantity
 from ponder.runs.results import Row, is_number
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ponder import figures
+from ponder import numbers
 from ponder.runs.results import Results, Row, is_number
 
 
@@ -26,10 +26,10 @@ def headline(results: Results, shown: Callable[[Row], str]) -> str:
     value, low, high = (gain[key] for key in ("value", "low", "high"))
     few = str(gain.get("method", "")).partition("; ")[2]
     if few:
-        return f"What training changed cannot be told ({few}): {figures.between(low, high)}; {went}."
+        return f"What training changed cannot be told ({few}): {numbers.between(low, high)}; {went}."
     if low <= 0 <= high:
-        return f"Training changed accuracy by {figures.between(low, high)} (paired, 95 %), maybe not at all: {went}."
-    said = f"{figures.points(value)} {figures.span(low, high, figures.points)}"
+        return f"Training changed accuracy by {numbers.between(low, high)} (paired, 95 %), maybe not at all: {went}."
+    said = f"{numbers.points(value)} {numbers.span(low, high, numbers.points)}"
     return f"Training changed accuracy by {said} (paired, 95 %): {went}."
 
 

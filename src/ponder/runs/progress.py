@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO
 
-from ponder.figures import duration, quantity
+from ponder.numbers import duration, quantity
 from ponder.show import WHOLE, visible
 
 if TYPE_CHECKING:

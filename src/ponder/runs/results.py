@@ -26,7 +26,7 @@ from typing import Any, TypeGuard
 
 from ponder import figures, jsonl, reading, show
 from ponder.errors import UserError
-from ponder.figures import percent
+from ponder.numbers import percent
 from ponder.runs.files import read_json, read_lines
 from ponder.runs.run import read_manifest
 

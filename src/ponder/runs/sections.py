@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from ponder import figures
-from ponder.figures import duration, quantity
+from ponder import figures, numbers
+from ponder.numbers import duration, quantity
 from ponder.runs import examples, panels
 from ponder.runs.headline import headline
 from ponder.runs.plots import halves
@@ -107,14 +107,14 @@ def sections(results: Results, pictures: Sequence[str]) -> list[Section]:
 
 def percent(value: Any) -> str:
     """`41.2 %`, or a dash for no number."""
-    return figures.percent(value) if is_number(value) else "–"
+    return numbers.percent(value) if is_number(value) else "–"
 
 
 def with_interval(point: Row, key: str = "accuracy") -> str:
     """`41.2 % [37.0, 45.5]`."""
     if not (is_number(point.get("low")) and is_number(point.get("high"))):
         return percent(point.get(key))
-    return figures.with_interval(_Interval(point[key], point["low"], point["high"]))
+    return numbers.with_interval(_Interval(point[key], point["low"], point["high"]))
 
 
 class _Interval(NamedTuple):

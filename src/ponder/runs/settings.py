@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ponder.figures import duration, quantity
+from ponder.numbers import duration, quantity
 from ponder.runs.results import Results, Row, is_number
 from ponder.show import visible
 

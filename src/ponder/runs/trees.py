@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ponder import figures
-from ponder.figures import clock, money, quantity
+from ponder.numbers import clock, money, quantity
 from ponder.show import visible
 
 MOST_BRANCHES = 200

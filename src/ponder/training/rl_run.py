@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ponder import config as configs
-from ponder import figures, registry, sync
+from ponder import figures, numbers, registry, sync
 from ponder.engines.torch.engine import TorchEngine
 from ponder.environments.loading import problem_at
 from ponder.errors import PonderError, TrainingDiverged
@@ -389,13 +389,13 @@ def summary(loop: RLRun) -> dict[str, Any]:
     if loop.after and len(loop.after) == len(loop.before):
         right, was_right = ([float(k == VerdictKind.CORRECT) for k in side] for side in (loop.after, loop.before))
         gain = paired_difference(right, was_right)
-        facts["Gain (paired)"] = figures.difference(gain)
+        facts["Gain (paired)"] = numbers.difference(gain)
         facts |= moves(loop.before, loop.after)
     rows = loop.run.metrics().rows
     found = signal(rows)
     facts["Steps"] = loop.trainer.state.step
     if found.groups:
-        facts["Groups with a signal"] = f"{figures.percent(found.share)} ({found.with_signal:,} of {found.groups:,})"
+        facts["Groups with a signal"] = f"{numbers.percent(found.share)} ({found.with_signal:,} of {found.groups:,})"
         facts |= rewards([row["reward"] for row in rows])
     few = warning(found) or warning(signal(rows[-RECENT:]))
     return {

@@ -10,7 +10,7 @@ from typing import Any
 from ponder import registry
 from ponder.config import Options
 from ponder.errors import Unsupported, UserError
-from ponder.figures import percent
+from ponder.numbers import percent
 from ponder.protocols import Ask, Check, Search, SearchContext, Strategy
 from ponder.search.clusters import Cluster, result, shown
 from ponder.search.confidence import mean_logprob, usable

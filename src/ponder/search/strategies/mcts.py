@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ponder.errors import UserError
-from ponder.figures import percent
+from ponder.numbers import percent
 from ponder.protocols import Ask, Group, SearchContext, Vote
 from ponder.search.puct import Puct
 from ponder.search.step import MORE, Step, StepOptions, ask_about, check_positive

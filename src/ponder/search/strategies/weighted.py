@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ponder.errors import Unsupported, UserError
-from ponder.figures import percent
+from ponder.numbers import percent
 from ponder.protocols import Ask, Score, SearchContext, Vote
 from ponder.search.clusters import Cluster, shown
 from ponder.search.confidence import (

@@ -50,7 +50,7 @@ const plural = (n, word, more = word + "s") => `${count(n)} ${n === 1 ? word : m
 const percent = (x) => (isNumber(x) ? `${(100 * x).toFixed(1)} %` : "–");
 const points = (x) => `${x > 0 ? "+" : x < 0 ? "−" : "±"}${Math.abs(100 * x).toFixed(1)}`;
 
-// As ponder.figures.clock.
+// As ponder.numbers.clock.
 function duration(seconds) {
   if (!isNumber(seconds)) return "";
   if (seconds < 0.1) return `${Number((seconds * 1e3).toPrecision(2))} ms`;
@@ -63,7 +63,7 @@ function duration(seconds) {
     : `${Math.floor(whole / 3600)} h ${two(Math.floor((whole % 3600) / 60))} min`;
 }
 
-// As ponder.figures.money.
+// As ponder.numbers.money.
 const money = (x) => `$${x >= 1 ? x.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 }) : Number(x.toPrecision(2))}`;
 
 // Labels and meanings of the figures, from ponder.figures, by their key in JSON.
