@@ -15,6 +15,7 @@ from ponder import figures, numbers
 from ponder.cli.main import main
 from ponder.evaluation import curves
 from ponder.evaluation.results import Progress
+from ponder.figures.page import page
 from ponder.runs.results import read
 from ponder.runs.sections import sections
 from ponder.runs.trees import tree
@@ -77,7 +78,7 @@ def printed(capsys: pytest.CaptureFixture[str], *args: str) -> Any:
 
 def test_the_page_of_the_docs_is_the_table() -> None:
     """Written by `python -m ponder.figures > docs/figures.md`."""
-    assert (ROOT / "docs" / "figures.md").read_text() == figures.page()
+    assert (ROOT / "docs" / "figures.md").read_text() == page()
 
 
 def test_no_two_figures_share_a_key_or_a_label_and_each_has_one_sentence() -> None:
@@ -104,6 +105,33 @@ def test_every_number_in_json_is_a_figure_of_the_table(runs: Path, capsys: pytes
         assert not keys - figures.FIGURES.keys() - SETTINGS, what
     assert {"mean_tokens_per_search", "mean_response_tokens_per_search", "run_seconds"} <= found["eval"].keys()
     assert {"vote_share", "check", "response_tokens_per_second", "seconds"} <= found["solve"].keys()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [
+            "rl",
+            "--environment",
+            "arithmetic",
+            "--steps",
+            "1",
+            "--group-size",
+            "2",
+            "--problems",
+            "1",
+            "--eval-problems",
+            "0",
+        ],
+        ["pretrain", "--fit.max-tokens", "2000", "--fit.batch-tokens", "512"],
+    ],
+)
+def test_every_metric_of_a_training_is_a_figure_of_the_table(command: list[str], tmp_path: Path) -> None:
+    options = ["--strategy-options", "thought_tokens=4"] if command[0] == "rl" else []
+    assert main(["train", *command, *options, "--out", str(tmp_path / "run")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows
+    assert not figures_in(rows) - figures.FIGURES.keys() - SETTINGS
 
 
 def test_console_report_and_comparison_say_the_same_of_the_same_runs(

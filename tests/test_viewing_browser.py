@@ -233,8 +233,9 @@ def test_a_training_without_rollouts_opens_on_its_metrics_with_round_ticks(tmp_p
     assert tab.run("state.tab") == "training"
     titles = tab.run("[...document.querySelectorAll('figcaption b')].map(b => b.textContent)")
     assert titles == [
-        *("held-out accuracy", "reward", "loss", "length", "entropy", "truncated", "gradient norm", "clipped"),
-        *("mismatch mean", "learning rate", "signal"),
+        "held-out accuracy",
+        *map(figures.label, ("reward", "loss", "length", "entropy", "truncated", "gradient_norm", "clipped")),
+        *map(figures.label, ("mismatch_mean", "learning_rate", "signal")),
     ]
     assert tab.run(TICKS) == [
         ["0", "0.5", "1"],

@@ -82,7 +82,7 @@ def outcome(found: Any) -> str:
             figures.label("vote_share"),
             None if found.vote_share is None else figures.text("vote_share", found.vote_share),
         ),
-        figures.line("spend", found.spend),
+        (figures.label("spend"), figures.spend(found.spend)),
         figures.line("seconds", found.seconds),
     ]
     nodes = found.trace.nodes

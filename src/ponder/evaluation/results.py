@@ -190,7 +190,7 @@ class Evaluation:
             (figures.label("accuracy"), accuracy + (f"; {few}" if few else "")),
             ("verdicts", _counted(self.kinds)),
             *(figures.line(key, getattr(self, key)) for key in _PLAIN),
-            figures.line("spend", self.spend),
+            (figures.label("spend"), figures.spend(self.spend)),
         ]
         if self.opening.tokens:
             opened = f"{numbers.quantity(self.opening.tokens)} tokens of that, to find out what the model can do"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ponder import figures
 from ponder.runs import figure
 from ponder.runs.ticks import linear
 
@@ -36,29 +37,19 @@ class Panel:
     """Of the loss, where it was measured on other rows."""
 
 
-KINDS: tuple[tuple[str, str, bool], ...] = (
-    ("reward", "reward", False),
-    ("right", "right responses", True),
-    ("loss", "loss", False),
-    ("gradient_norm", "gradient norm", False),
-    ("clipped", "clipped tokens", True),
-    ("truncated", "truncated responses", True),
-    ("signal", "groups with a signal", True),
-    ("entropy", "entropy (nats per token)", False),
-    ("kl", "KL to the reference (nats per token)", False),
-    ("length", "response length (tokens)", False),
-    ("learning_rate", "learning rate", False),
-    ("mismatch_mean", "mismatch, mean |Δ log p|", False),
+METRICS = (
+    *("reward", "right", "loss", "gradient_norm", "clipped", "truncated", "signal", "entropy", "kl", "length"),
+    *("learning_rate", "mismatch_mean"),
 )
-"""Metric, title, and whether it is a share."""
+"""Metrics that have a panel, in order; their titles and units are those of `ponder.figures`."""
 
 
 def panels(metrics: Sequence[Row]) -> list[Panel]:
     """A panel for each metric that has numbers; values that are missing or no numbers are left out."""
-    found = {metric: _points(metrics, metric) for metric, _, _ in KINDS}
+    found = {metric: _points(metrics, metric) for metric in METRICS}
     found["right"] = [(_step(row, i), share) for i, row in enumerate(metrics) if (share := _right(row)) is not None]
     validation = _points(metrics, "validation_loss")
-    titles = {metric: title for metric, title, _ in KINDS}
+    titles = {metric: figures.label(metric) for metric in METRICS}
     if validation:
         titles["loss"] = "loss (nats per token)"
     if found["right"] and _same(found["reward"], found["right"]):
@@ -67,11 +58,11 @@ def panels(metrics: Sequence[Row]) -> list[Panel]:
         Panel(
             titles[metric],
             found[metric],
-            percent,
+            figures.FIGURES[metric].unit == "share",
             smooth=metric != "learning_rate",
             validation=tuple(validation) if metric == "loss" else (),
         )
-        for metric, _, percent in KINDS
+        for metric in METRICS
         if found[metric]
     ]
 

@@ -87,7 +87,7 @@ function showTraining() {
   const held = trained.filter(([run]) => (run.train || []).length);
   const figures = sorted.map((name) => {
     const series = trained.map(([run, r]) => ({ run: r, pairs: run.metrics.map((m, i) => [isNumber(m.step) ? m.step : i + 1, m[name]]).filter((p) => isNumber(p[1])) })).filter((s) => s.pairs.length);
-    return plot(name, series);
+    return plot(label(name), series);
   });
   if (held.length)
     figures.unshift(plot("held-out accuracy", held.map(([run, r]) => ({

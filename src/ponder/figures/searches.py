@@ -1,61 +1,13 @@
-"""Every figure that ponder reports: its key in JSON, its label, what it counts, and how it is written.
-
-Console, reports, viewer, JSON and `docs/figures.md` (which is `page()`) take names and formats from here, so that one
-name means one thing. What older versions called otherwise is read through `current`.
-"""
+"""Figures of searches, evaluations, comparisons, pools and curves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-from ponder.numbers import chance, clock, money, percent, points, power, quantity, with_interval
+from ponder.figures.figure import Figure
+from ponder.numbers import chance, clock, money, percent, points, power
 
-
-def calls(count: int) -> str:
-    """`3 checker or scorer calls`."""
-    said = label("verifier_calls")
-    return f"{quantity(count)} {said.removesuffix('s') if count == 1 else said}"
-
-
-def spend(found: Any) -> str:
-    """A `types.Spend` in a line: `120 prompt (96 cached) + 64 response tokens, 3 checker or scorer calls, $0.0021`."""
-    cached = f" ({quantity(found.cached_tokens)} cached)" if found.cached_tokens else ""
-    prompt = quantity(found.prompt_tokens + found.cached_tokens)
-    parts = [f"{prompt} prompt{cached} + {quantity(found.response_tokens)} response tokens"]
-    if found.verifier_calls:
-        parts.append(calls(found.verifier_calls))
-    if found.flops:
-        parts.append(f"{text('flops', found.flops)} {label('flops')}")
-    if found.dollars:
-        parts.append(money(found.dollars))
-    return ", ".join(parts)
-
-
-# The figures ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """What a number is. `meaning` is one sentence, of which the unit is a part where it is not a share."""
-
-    key: str
-    """In JSON."""
-    label: str
-    """On the console, in reports and in the viewer."""
-    unit: str
-    meaning: str
-    write: Callable[[Any], str] = quantity
-
-    def text(self, value: Any) -> str:
-        """A number, or an estimate with its interval; a dash for none."""
-        if value is None:
-            return "–"
-        return with_interval(value, self.write) if hasattr(value, "low") else self.write(value)
-
-
-GROUPS: Mapping[str, tuple[Figure, ...]] = {
+SEARCHES: Mapping[str, tuple[Figure, ...]] = {
     "Right and wrong": (
         Figure(
             "accuracy",
@@ -150,7 +102,8 @@ GROUPS: Mapping[str, tuple[Figure, ...]] = {
             "tokens",
             "response tokens",
             "tokens",
-            "Of a branch: sampled and forced tokens of the whole response up to there, over all calls that it took.",
+            "Of a branch: sampled and forced tokens of the whole response up to there, over all calls that it took; in "
+            "metrics of pretraining and SFT all ids so far.",
         ),
         Figure("prompt_tokens", "prompt tokens", "tokens", "Prompt tokens that were computed: without cached ones."),
         Figure(
@@ -195,7 +148,8 @@ GROUPS: Mapping[str, tuple[Figure, ...]] = {
             "seconds",
             "time",
             "seconds",
-            "Wall-clock time of this search, from its first call on; of `ponder solve` with opening the engines.",
+            "Wall-clock time of this search, from its first call on; of `ponder solve` with opening the engines; in "
+            "metrics of the step.",
             clock,
         ),
         Figure("at", "ended at", "seconds", "When this search ended, since the evaluation began.", clock),
@@ -240,7 +194,6 @@ GROUPS: Mapping[str, tuple[Figure, ...]] = {
             "spent",
             "tokens, calls, dollars",
             "Everything of what it stands beside: prompts, every branch, checker and scorer.",
-            spend,
         ),
         Figure("flops", "FLOPs", "operations", "Floating-point operations of the model, by formula.", power),
         Figure(
@@ -281,94 +234,3 @@ GROUPS: Mapping[str, tuple[Figure, ...]] = {
         Figure("peak_memory_bytes", "peak memory", "bytes", "Most memory that the process held."),
     ),
 }
-FIGURES: Mapping[str, Figure] = {figure.key: figure for group in GROUPS.values() for figure in group}
-
-
-def label(key: str) -> str:
-    """The label of a figure."""
-    return FIGURES[key].label
-
-
-def labels() -> dict[str, tuple[str, str]]:
-    """Label and meaning of each figure by its key, for the viewer."""
-    return {key: (figure.label, figure.meaning) for key, figure in FIGURES.items()}
-
-
-def text(key: str, value: Any) -> str:
-    """The figure as it is written: `42.5 % [27.0, 59.1]`."""
-    return FIGURES[key].text(value)
-
-
-def line(key: str, value: Any) -> tuple[str, str]:
-    """Label and text of a figure."""
-    return label(key), text(key, value)
-
-
-# Names of older versions ----------------------------------------------------------------------------------------------
-
-RENAMED: Mapping[str, Mapping[str, str]] = {
-    "evaluation": {
-        "mean_tokens": "mean_response_tokens_per_search",
-        "seconds": "run_seconds",
-        "seconds_per_correct": "run_seconds_per_correct",
-    },
-    "curves": {"mean_tokens": "mean_response_tokens_per_search", "seconds": "run_seconds"},
-    "cost": {"seconds": "run_seconds"},
-    "facts": {"mean tokens": label("mean_response_tokens_per_search")},
-}
-"""Old and new key, by what holds them."""
-
-
-def current(values: Any, kind: str) -> Any:
-    """JSON of a run of an older version with today's keys, inside too."""
-    if isinstance(values, list):
-        return [current(v, kind) for v in values]
-    if not isinstance(values, dict):
-        return values
-    names = RENAMED[kind]
-    return {names.get(key, key): current(value, kind) for key, value in values.items()}
-
-
-def vote_share(search: Mapping[str, Any]) -> float | None:
-    """Of a line of `rollouts.jsonl`. It was `confidence`, which was a checker's reward where nothing voted."""
-    found = search.get("vote_share")
-    if found is None and any(s.get("vote") for s in search.get("samples") or () if isinstance(s, Mapping)):
-        found = search.get("confidence")
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
-
-
-# docs/figures.md ------------------------------------------------------------------------------------------------------
-
-HEAD = """# Figures
-
-What each number of ponder counts, under one name on the console, in reports, in the viewer and in JSON. The keys are \
-those of `--json` and of the files of a run; the table is `ponder.figures`.
-
-An accuracy and its like are shares in JSON (0 to 1) and written in percent. An estimate in JSON is `{"value", "low", \
-"high", "n", "method", "chosen_of"}`: a 95 % interval over problems, `null` where they are too few to carry one; then \
-`method` says why. A mean over problems takes the mean over the samples of each first.
-"""
-TAIL = """
-Judge and checker are in the [glossary](ARCHITECTURE.md#glossary). "Chosen by the checker" is said of what the checker \
-accepted, and of nothing else.
-
-Names of older versions are read as today's. `mean_tokens` counted response tokens alone and is now \
-`mean_response_tokens_per_search`; `seconds` and `seconds_per_correct` of an evaluation are `run_seconds` and \
-`run_seconds_per_correct`. `confidence` is `vote_share` where there was a vote; elsewhere it was the checker's reward, \
-which is in the `check` of the chosen sample.
-"""
-
-
-def page() -> str:
-    """`docs/figures.md`."""
-    parts = [HEAD]
-    for name, group in GROUPS.items():
-        rows = [f"| `{f.key}` | {f.label} | {f.unit} | {f.meaning} |" for f in group]
-        parts.append(
-            "\n".join([f"## {name}", "| key | label | unit | what it counts |", "|---|---|---|---|", *rows, ""])
-        )
-    return "\n".join(parts) + TAIL
-
-
-if __name__ == "__main__":
-    print(page(), end="")
