@@ -18,6 +18,7 @@ from ponder.models.tiny import VOCAB_SIZE, new_model
 from ponder.training import cadence, lm
 from ponder.training.corpus.base import mixture
 from ponder.training.data import ProceduralText, collate
+from ponder.training.pace import Pace
 from ponder.training.rl_checks import checked, held_out_count
 from ponder.training.rl_config import RLConfig
 from ponder.training.rl_run import train
@@ -113,3 +114,12 @@ def test_a_short_training_measures_its_validation_loss_along_the_way_and_at_the_
     )
     assert sum("validation_loss" in row for row in rows) >= 5
     assert "validation_loss" in rows[-1]
+
+
+def test_time_that_is_kept_for_later_takes_no_evaluation_from_the_training() -> None:
+    """The quickstart keeps the time of its second evaluation: the curve of the rest has five points, too."""
+    config, steps, now = RLConfig(minutes=5), 0, 0.0
+    pace = Pace(300.0, clock=lambda: now)
+    while not (found := pace.eval_every(config, steps, 2.0, 150.0)):
+        now, steps = now + 3.0, steps + 1
+    assert found["eval_every"] == steps == 10, "a fifth of 150 seconds"

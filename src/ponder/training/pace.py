@@ -80,11 +80,12 @@ class Pace:
 
     # What becomes of the config: its fields that change ------------------------------------------------------------
 
-    def eval_every(self, config: RLConfig, step: int, look: float) -> dict[str, int]:
+    def eval_every(self, config: RLConfig, step: int, look: float, kept: float) -> dict[str, int]:
         """The steps between held-out evaluations, once it is time for the first; one takes `look` seconds."""
         if config.eval_every is not None:
             return {}
-        over = self.elapsed >= self.limit / cadence.affordable(self.limit, look)
+        training = max(0.0, self.limit - kept)
+        over = self.elapsed >= training / cadence.affordable(training, look)
         many = config.steps is not None and step >= cadence.eval_every(config.steps)
         return {"eval_every": step} if over or many else {}
 

@@ -232,7 +232,7 @@ class RLRun:
         """Whether a held-out evaluation is due."""
         step = self.trainer.state.step
         if self.pace is not None:
-            self._resolve(self.pace.eval_every(self.config, step, self._look()))
+            self._resolve(self.pace.eval_every(self.config, step, self._look(), self._kept()))
         every = self.config.eval_every
         return bool(self.held_out) and bool(every) and step % (every or 1) == 0
 
