@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ponder.engines.torch.products import Packed
 
 COPY_BYTES = 512 * 2**20
 """Far more than any cache holds."""
@@ -73,36 +77,32 @@ def measure() -> Limits:
     return Limits(read / 1e9, copy / 1e9, rate / 1e9)
 
 
-def layers(shapes: Sequence[tuple[int, int]], packed: bool) -> list[Callable[[Any], Any]]:
-    """Products x W^T with random matrices, in torch's layout or packed by MKL. Raises `RuntimeError` without MKL."""
+def layers(shapes: Sequence[tuple[int, int]], kind: type[Packed] | None) -> list[Callable[[Any], Any]]:
+    """Products x W^T with random matrices, packed in one of the engine's ways, or in torch's layout."""
     import torch
 
     from ponder.engines.torch.packed import Product
 
     plain = [torch.nn.Linear(a, b, bias=False).requires_grad_(False) for a, b in shapes]
-    if not packed:
-        return list(plain)
-    if not torch.backends.mkl.is_available():
-        raise RuntimeError("this torch has no MKL, which packs matrices")
-    return [Product([layer]) for layer in plain]
+    return list(plain) if kind is None else [Product([layer], ((math.inf, kind),)) for layer in plain]
 
 
-def product_gflops(rows: int, width_in: int, width_out: int, *, packed: bool = False) -> float:
+def product_gflops(rows: int, width_in: int, width_out: int, kind: type[Packed] | None = None) -> float:
     """Rate of one product x W^T with W in cache, GFLOP/s."""
     import torch
 
-    x, [layer] = torch.rand(rows, width_in), layers([(width_in, width_out)], packed)
+    x, [layer] = torch.rand(rows, width_in), layers([(width_in, width_out)], kind)
     return 2.0 * rows * width_in * width_out / best_seconds(lambda: layer(x), 50) / 1e9
 
 
-def products_seconds(products: Products, rows: int, *, packed: bool = False, repeats: int = 7) -> float:
+def products_seconds(products: Products, rows: int, kind: type[Packed] | None = None, repeats: int = 7) -> float:
     """Median time of all products of one step, one after another, each with its own weights: the attainable floor
 
     of a step that does nothing else. Weights come from memory as they do in decoding.
     """
     import torch
 
-    work = layers(products.shapes, packed)
+    work = layers(products.shapes, kind)
     inputs = {a: torch.rand(rows, a) for a, _ in products.shapes}
     times = []
     with torch.inference_mode():

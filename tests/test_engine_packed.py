@@ -1,5 +1,6 @@
 """Decoding from the packed copy of the matrices: the same numbers, never old ones, and only where it can be had."""
 
+import math
 from typing import Any
 
 import psutil
@@ -10,13 +11,16 @@ from test_models_parity import SHAPES, make
 
 from ponder.engines.torch import TorchEngine
 from ponder.engines.torch.packed import PackedDecoder, Product, can_pack
+from ponder.engines.torch.products import KINDS, Packed
 from ponder.errors import Unsupported
 from ponder.models.base import LoadedModel
 from ponder.models.taps import Taps, tapped
 from ponder.protocols import WeightsUpdate
 from ponder.types import Completion
 
-pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
+HERE = [kind for kind in KINDS.values() if not kind.missing()]
+WITHIN = {"float32": 1e-5, "bfloat16": 0.03, "int8": 0.03}
+"""Of products of numbers around 1."""
 
 
 def greedy(engine: TorchEngine) -> Completion:
@@ -30,22 +34,38 @@ def mismatch(model: LoadedModel, completion: Completion) -> float:
     return float((log_softmax_of(model, completion)[torch.arange(len(ids)), ids] - mine).abs().max())
 
 
+@pytest.mark.parametrize("kind", HERE, ids=[kind.name for kind in HERE])
 @pytest.mark.parametrize("rows", [1, 2, 63, 64, 65, 300])
-def test_a_packed_product_is_the_product_for_any_number_of_rows(rows: int) -> None:
+def test_a_packed_product_is_the_product_for_any_number_of_rows(rows: int, kind: type[Packed]) -> None:
     torch.manual_seed(0)
-    layers = [torch.nn.Linear(40, n, bias=n != 24) for n in (16, 24, 8)]
-    x = torch.randn(rows, 40)
+    layers = [torch.nn.Linear(64, n, bias=n != 32) for n in (16, 32, 8)]
+    x = torch.randn(rows, 64)
     with torch.inference_mode():
-        assert torch.allclose(Product(layers)(x), torch.cat([layer(x) for layer in layers], 1), atol=1e-5)
+        found = Product(layers, ((math.inf, kind),))(x)
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, torch.cat([layer(x) for layer in layers], 1), atol=WITHIN[kind.precision])
 
 
+def test_each_number_of_rows_has_its_own_products() -> None:
+    layer, used = torch.nn.Linear(8, 8), []
+
+    def kind(name: str) -> Any:
+        return lambda weight, bias: lambda x: used.append(name) or x
+
+    product = Product([layer], ((2.0, kind("few")), (math.inf, kind("many"))))
+    for rows in (1, 2, 3, 500):
+        product(torch.zeros(rows, 8))
+    assert used == ["few", "few", "many", "many"]
+
+
+@pytest.mark.parametrize("products", [kind.name for kind in HERE if kind.precision == "float32"])
 @pytest.mark.parametrize("adapter", [False, True], ids=["plain", "adapter"])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_packed_and_plain_weights_give_the_same_log_probabilities(kind: str, adapter: bool) -> None:
+def test_packed_and_plain_weights_give_the_same_log_probabilities(kind: str, adapter: bool, products: str) -> None:
     model = make(kind, adapter=adapter)
     found = []
-    for packed in (True, False):
-        engine = TorchEngine(model, packed=packed)
+    for chosen in (products, "plain"):
+        engine = TorchEngine(model, products=chosen)
         try:
             results = engine.generate_many([request(i, n=2) for i in range(3)])
         finally:
@@ -190,8 +210,10 @@ def test_packing_is_refused_where_it_cannot_be() -> None:
     model = make_model()
     model.module.to(torch.bfloat16)
     assert not can_pack(model.module)
-    with pytest.raises(Unsupported, match="cannot be packed"):
-        TorchEngine(model, packed=True)
+    with pytest.raises(Unsupported, match="that takes a native model in float32 on a CPU"):
+        TorchEngine(model, products="onednn")
+    with pytest.raises(Unsupported, match="no products in int8"):
+        TorchEngine(model, precision="int8")
     engine = TorchEngine(model)
     try:
         assert len(greedy(engine).ids)

@@ -38,8 +38,8 @@ class ModelOptions:
     engine: str = "torch"
     """What runs the model: a name of `ponder list engines`, or PATH.py:Class."""
     engine_options: Options = field(default_factory=dict)
-    """Options of the engine. --adapter, --dtype, --device, --kv-memory, --exact, --compile and --raw-prompts are
-    short for torch's options of the same names."""
+    """Options of the engine. --adapter, --dtype, --device, --kv-memory, --precision, --products, --exact, --compile
+    and --raw-prompts are short for torch's options of the same names."""
     others: Options = field(default_factory=dict)
     """Further models by name, for strategies and scorers that use one: --others big=smollm2-135m. They run on the same
     engine as --model."""
@@ -52,6 +52,12 @@ class ModelOptions:
     kv_memory: str | None = None
     """Maximum memory of the KV cache, such as 2GiB (default: a quarter of the available memory, at most 1 GiB; on a GPU
     half of its free memory)."""
+    precision: Literal["float32", "bfloat16", "int8"] | None = None
+    """What products with the matrices compute in (default: float32). bfloat16 and int8 are faster where the processor
+    has units for them, and sample from a slightly other distribution."""
+    products: str | None = None
+    """How matrices are multiplied: plain, mkl, onednn, onednn-bf16 or int8 (default: the fastest of the precision on
+    this machine, measured once; ponder doctor shows it)."""
     exact: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Batch-invariant: a sample has the same bits with any batch composition. Slower; float32 on a CPU only."""
     compile: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -72,7 +78,7 @@ def check_target(flag: str, name: str) -> None:
         raise UserError(f"{flag} {path}: its folder cannot be written to; name a file in another one")
 
 
-SHORTCUTS = ("adapter", "dtype", "device", "kv_memory", "exact", "compile", "raw_prompts")
+SHORTCUTS = ("adapter", "dtype", "device", "kv_memory", "precision", "products", "exact", "compile", "raw_prompts")
 """Flags that are short for an option of the engine."""
 
 
@@ -114,7 +120,7 @@ def model_facts(engine: Engine, options: ModelOptions) -> dict[str, Any]:
 
     model = getattr(engine, "model", None)
     facts = model.facts() if isinstance(model, LoadedModel) else {"name": engine.info.name}
-    return {"engine": options.engine, **facts}
+    return {"engine": options.engine, **facts, **getattr(engine, "products", {})}
 
 
 def build_strategy(name: str, options: Mapping[str, Any], shortcuts: Mapping[str, Any]) -> Strategy:

@@ -242,13 +242,17 @@ def open_run(config: EvalConfig) -> Run:
     return Run.create(config.out or "", text, config.seed, overwrite=config.overwrite)
 
 
+_MAY_DIFFER = ("device", "products", "microseconds_by_rows")
+"""What decides only the last bits of a result."""
+
+
 def _refuse_other_model(run: Run, facts: Mapping[str, Any]) -> None:
     manifest = read_manifest(run.path)
     for name, now in facts.items():
         then = manifest.get(name)
         if isinstance(then, dict):
             for key in now.keys() | then.keys():
-                if key != "device" and to_json(now.get(key)) != then.get(key):
+                if key not in _MAY_DIFFER and to_json(now.get(key)) != then.get(key):
                     raise UserError(
                         f"--resume: {name} has {key} {now.get(key)!r} now, and had {then.get(key)!r} when {run.path} "
                         "was started; resume with the same model, or start again with another --out"

@@ -93,6 +93,7 @@ def examine(model: str | None = None) -> dict[str, Any]:
         "parts": parts,
         "models": models,
         "cache": _cache(),
+        "products": _products() if machine["torch_error"] is None and machine["devices"] else [],
         "quickstart": {"ready": not problems, "problems": problems},
     }
     return found if model is None else {**found, "model": {"spec": model, **_model(model)}}
@@ -144,6 +145,15 @@ def _cache() -> dict[str, Any]:
         "bytes": sum(f.bytes for f in files),
         "most_bytes": gguf_cache.most_bytes(),
     }
+
+
+def _products() -> list[dict[str, Any]]:
+    """What engines on this machine have measured, and the products that they took."""
+    from ponder.engines.torch.choosing import choices
+
+    return [
+        {"for": key, "ranked": list(c.ranked), "microseconds_by_rows": c.microseconds} for key, c in choices().items()
+    ]
 
 
 def _ponder_version() -> str:
@@ -216,6 +226,8 @@ def text(found: dict[str, Any]) -> str:
         *(_model_line(name, seen) for name, seen in found["models"].items()),
     ]
     lines += ["cache", _cache_line(found["cache"])]
+    lines += ["products of matrices, as measured when an engine opened (--products names others)"]
+    lines += [_product_line(p) for p in found["products"]] or ["  none yet"]
     if "model" in found:
         lines += ["your model", _model_line(found["model"]["spec"], found["model"])]
     ready = found["quickstart"]["ready"]
@@ -233,6 +245,14 @@ def _model_line(name: str, seen: dict[str, Any]) -> str:
     mark = {True: "ok     ", False: "missing", None: "remote "}[seen["there"]]
     note = seen["note"].removeprefix(f"{name}: ")
     return f"  {mark}  {name}: {note}"
+
+
+def _product_line(found: dict[str, Any]) -> str:
+    """`onednn 20 µs, mkl 51 µs at 64 rows: AMD EPYC | 2 threads | …`, the fastest first."""
+    times = found["microseconds_by_rows"]
+    rows = max(times[found["ranked"][0]], key=int)
+    said = ", ".join(f"{name} {times[name][rows]:,.0f} µs" for name in found["ranked"])
+    return f"  {said} at {rows} rows: {found['for']}"
 
 
 def _cache_line(cache: dict[str, Any]) -> str:

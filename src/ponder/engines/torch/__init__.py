@@ -11,7 +11,9 @@ each time.
     cache.py      the slots: what belongs to one row, padded to the longest
     attention.py  attention over the cache: one token a row (`Step`), packed prompts (`PromptPass`)
     forward.py    runs the network with that cache, or transformers' own forward over whole rows
-    packed.py     the decoder's forward pass from a copy of its matrices in MKL's packed order
+    packed.py     the decoder's forward pass from a packed copy of its matrices
+    products.py   the ways to pack and multiply a matrix, by precision
+    choosing.py   which of them is fastest here, measured and kept
     compiled.py   decode steps through `torch.compile`, piece by piece
     exact.py      the batch-invariant mode
     batch.py      who has a slot, and one decode step over all of them
@@ -61,9 +63,12 @@ class Torch:
     """Most samples in the running batch."""
     prefill_chunk: int = 512
     """Most prompt tokens that are computed between two decode steps (chunked prefill)."""
-    packed: bool | None = None
-    """Use a second, packed copy of the matrices; None: where that is faster and the copy takes at most a
-    quarter of the free memory."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """What products with the matrices compute in; weights, attention and the head stay float32. bfloat16 and int8 are
+    faster where the processor has units for them, and sample from a slightly other distribution."""
+    products: str = ""
+    """How matrices are multiplied: plain, mkl, onednn, onednn-bf16 or int8; empty: the fastest of the precision on this
+    machine, measured once (`ponder doctor` shows it)."""
 
     def __post_init__(self) -> None:
         size(self.kv_memory, "kv_memory")
@@ -90,7 +95,8 @@ class Torch:
             kv_memory=size(self.kv_memory, "kv_memory"),
             prefill_chunk=self.prefill_chunk,
             exact=self.exact,
-            packed=self.packed,
+            precision=self.precision,
+            products=self.products or None,
             compile=self.compile,
         )
 

@@ -49,11 +49,14 @@ class Batch:
         *,
         memory: int,
         exact: bool = False,
-        packed: bool | None = None,
+        products: str | None = None,
+        precision: str = "float32",
     ) -> None:
         self.model, self.version = model, version
         native = Exact if exact else Native
-        self.forward: Native | Recompute = native(model, packed) if model.supports_cache else Recompute(model)
+        self.forward: Native | Recompute = (
+            native(model, products, precision) if model.supports_cache else Recompute(model)
+        )
         self.pool = Pool(self.forward, memory) if isinstance(self.forward, Native) else None
         """None where nothing is kept between steps."""
         self.rows = Rows()

@@ -52,7 +52,7 @@ _STEPS = threading.Lock()
 _serial = itertools.count()
 
 
-def why_not(model: LoadedModel, *, exact: bool, packed: bool | None) -> str:
+def why_not(model: LoadedModel, *, exact: bool, packed: bool) -> str:
     """Why this model's decoding cannot be compiled, as a clause after "cannot be compiled: "; empty if it can.
 
     Whether there is a compiler shows only when it compiles (`CompiledDecoder.warm_up`).
@@ -62,7 +62,7 @@ def why_not(model: LoadedModel, *, exact: bool, packed: bool | None) -> str:
     if exact:
         return "the exact mode computes in its own tiles; leave out exact or compile"
     if packed:
-        return "packed products cannot be part of a compiled graph; leave out packed or compile"
+        return "packed products cannot be part of a compiled graph; leave out products and precision, or compile"
     return ""
 
 

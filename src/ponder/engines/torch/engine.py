@@ -23,7 +23,7 @@ from ponder.engines.torch.batch import Batch
 from ponder.engines.torch.compiled import why_not
 from ponder.engines.torch.forward import Native
 from ponder.engines.torch.jobs import Job, Sink, prepare, prepare_lease
-from ponder.engines.torch.packed import can_pack
+from ponder.engines.torch.products import PLAIN
 from ponder.engines.torch.sinks import FutureSink, SyncSink
 from ponder.engines.torch.weights import as_stored, check_fit, copy_weights, digest, state_of, tensors_of
 from ponder.engines.torch.worker import CLOSED, Worker
@@ -90,7 +90,8 @@ class TorchEngine(BaseEngine):
         kv_memory: int | None = None,
         prefill_chunk: int = 512,
         exact: bool = False,
-        packed: bool | None = None,
+        products: str | None = None,
+        precision: str = "float32",
         compile: bool | None = None,
         version: int = 0,
     ) -> None:
@@ -98,11 +99,13 @@ class TorchEngine(BaseEngine):
 
         1 GiB at most (on a GPU half of what is free there). `prefill_chunk` is the most prompt tokens that are computed
         between two decode steps. `exact` is the batch-invariant mode, slower, on a CPU in float32
-        only (`engines.torch.exact` says how it works, docs/LOG.md what it costs). `packed` is whether products use a
-        second copy of the matrices (`engines.torch.packed`); None is where that is faster and the copy takes
-        at most a quarter of the free memory. `compile` is whether decode steps go through `torch.compile`, with CUDA
-        graphs on a GPU (`engines.torch.compiled`); opening then takes as long as compiling. None means no: it was
-        never measured on a GPU, and on a CPU it showed no gain over packed products.
+        only (`engines.torch.exact` says how it works, docs/LOG.md what it costs). `precision` is what the products with
+        the matrices of the blocks compute in: float32, bfloat16 or int8 (weights; the inputs are bfloat16). `products`
+        names one of the ways to do so (`engines.torch.products`); None takes the fastest on this machine
+        (`engines.torch.choosing`) whose copy of the matrices takes at most a quarter of the free memory. `compile`
+        is whether decode steps go through `torch.compile`, with CUDA graphs on a GPU (`engines.torch.compiled`);
+        opening then takes as long as compiling. None means no: it was never measured on a GPU, and on a CPU it showed
+        no gain over packed products.
         """
         if max_rows < 1:
             raise UserError(f"max_rows is {max_rows}: it must be at least 1")
@@ -117,15 +120,20 @@ class TorchEngine(BaseEngine):
         self._markers = Markers.of(model)
         if exact and not model.supports_cache:
             raise Unsupported(f"{model.info.name} runs through transformers' forward, which has no exact mode")
-        if packed and not (model.supports_cache and can_pack(model.module)):
-            raise Unsupported(
-                f"{model.info.name} cannot be packed: that takes a native model in float32 on a CPU, and torch with MKL"
-            )
-        if compile and (reason := why_not(model, exact=exact, packed=packed)):
+        if not model.supports_cache and (precision != "float32" or products not in (None, PLAIN)):
+            raise Unsupported(f"{model.info.name} runs through transformers' forward: it has no precision or products")
+        packs = precision != "float32" or products not in (None, PLAIN)
+        if compile and (reason := why_not(model, exact=exact, packed=packs)):
             raise Unsupported(f"{model.info.name} cannot be compiled: {reason}")
-        packed = False if compile else packed
         batch = Batch(
-            model, self._vocabulary, self._markers, version, memory=self.kv_memory, exact=exact, packed=packed
+            model,
+            self._vocabulary,
+            self._markers,
+            version,
+            memory=self.kv_memory,
+            exact=exact,
+            products=PLAIN if compile else products,
+            precision=precision,
         )
         self.path = batch.forward.path
         self._bytes_per_token = 0 if batch.pool is None else batch.pool.shape.bytes_per_token
@@ -155,6 +163,17 @@ class TorchEngine(BaseEngine):
             except BaseException:
                 self._worker.shutdown()
                 raise
+
+    @property
+    def products(self) -> dict[str, Any]:
+        """How matrices are multiplied, for a run's manifest: precision, products, and what was measured."""
+        forward = self._batch.forward
+        if not isinstance(forward, Native):
+            return {"precision": "float32", "products": PLAIN}
+        facts: dict[str, Any] = {"precision": forward.precision, "products": forward.products}
+        if forward.choice is not None:
+            facts["microseconds_by_rows"] = forward.choice.microseconds
+        return facts
 
     @property
     def weights_version(self) -> int:

@@ -27,6 +27,7 @@ from ponder.engines.torch.attention import Shared, Stretch
 from ponder.engines.torch.cache import CacheShape, KVCache, rounded
 from ponder.engines.torch.forward import Native
 from ponder.engines.torch.prefix import PAGE, spans
+from ponder.engines.torch.products import KINDS
 from ponder.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,20 +44,34 @@ _CHECKED = 3 * PAGE - 5
 class Exact(Native):
     """`Native`, one tile of tokens at a time."""
 
-    def __init__(self, model: LoadedModel, packed: bool | None = None) -> None:
-        """Raises `UserError` for a model that is not in float32 on a CPU."""
-        super().__init__(model, packed)
+    def __init__(self, model: LoadedModel, products: str | None = None, precision: str = "float32") -> None:
+        """Of several products, the fastest that do not depend on the batch are taken.
+
+        Raises `UserError` for a model that is not in float32 on a CPU.
+        """
+        super().__init__(model, products, precision)
         if self.device.type != "cpu" or self.shape.dtype != torch.float32:
             raise UserError(
                 f"the exact mode runs on a CPU in float32, but {model.info.name} is in {str(self.shape.dtype)[6:]} on "
                 f"{self.device}: load it with device='cpu' and dtype='float32', or leave out exact"
             )
         self.stage = torch.zeros(0)
-        self.tile = next(size for size in TILES if size == 1 or self._same([size], [size], turn=1))
+        self.tile = self._smallest()
         """The smallest tile."""
         wider = [s for s in WIDER if s > self.tile and self.tile > 1]
         self.tiles = [*(s for s in wider if self._same([self.tile] * (s // self.tile), [s])), self.tile]
         """All tiles in use, widest first."""
+
+    def _smallest(self) -> int:
+        """The smallest tile in which no row depends on its place, of the fastest products that have one."""
+        others = [] if self.choice is None else [((math.inf, KINDS[name]),) for name in self.choice.ranked]
+        for plan in dict.fromkeys((*([self.plan] if len(self.plan) < 2 else []), *others)):
+            self.plan, self.copy = plan, None
+            self.head = plan if self.precision == "float32" else self.head
+            tile = next((size for size in TILES if size > 1 and self._same([size], [size], turn=1)), 1)
+            if tile > 1:
+                return tile
+        return 1
 
     def _same(self, first: Sequence[int], second: Sequence[int], turn: int = 0) -> bool:
         """Whether tokens in tiles of these sizes get the same bits, the second time shifted by `turn` places."""

@@ -17,9 +17,12 @@ from torch import Tensor
 
 from ponder.engines.torch.attention import PromptPass, Shared, Step, Stretch
 from ponder.engines.torch.cache import CacheShape, KVCache, rounded
+from ponder.engines.torch.choosing import Choice, choose, fixed_by_environment
 from ponder.engines.torch.compiled import CompiledDecoder
 from ponder.engines.torch.packed import PackedDecoder, can_pack, copy_fits
+from ponder.engines.torch.products import PLAIN, Plan, candidates, named, refuse_precision
 from ponder.engines.torch.weights import lay_out
+from ponder.errors import Unsupported
 from ponder.models.as_written import AsWritten
 from ponder.models.base import forward_flops
 
@@ -59,27 +62,69 @@ class Native:
 
     path = "native"
 
-    def __init__(self, model: LoadedModel, packed: bool | None = None) -> None:
-        """`packed`: whether to decode from a packed copy of the matrices; None means where it is faster and fits."""
+    def __init__(self, model: LoadedModel, products: str | None = None, precision: str = "float32") -> None:
+        """`products` are those of `products.KINDS`, or `plain`; None takes the fastest of the precision that fit.
+
+        Raises `UserError` and `Unsupported` as `products.named` does.
+        """
         module: Any = model.module
         self.module = cast("CausalLM", module)
         config = module.config
         weight = next(module.parameters())
         self.device = weight.device
-        self.packs = can_pack(module) and (copy_fits(module) if packed is None else packed)
-        """Whether products use a packed copy of the matrices."""
+        self.precision = precision
+        self.choice: Choice | None = None
+        """What was measured, where products were chosen so."""
+        self.plan, self.head = self._plans(model, products)
+        """The packed products of the blocks and of the head; an empty plan is the module's own."""
         self.copy: PackedDecoder | None = None
         self.compiled: CompiledDecoder | None = None
         """The compiled decode steps, if asked for (`compile`)."""
         self.as_written = AsWritten(module)
         self._structure = self.as_written.structure
-        if self.device.type == "cpu" and not self.packs:
+        if self.device.type == "cpu" and not self.plan:
             lay_out(module)
         self.shape = CacheShape(
             config.num_hidden_layers, config.num_key_value_heads, config.head_dim, weight.dtype, weight.device
         )
         self.slots = KVCache(self.shape)
         self.costs = _Costs(model)
+
+    @property
+    def products(self) -> str:
+        """The name of the products in use."""
+        return "+".join(kind.name for _, kind in self.plan) or PLAIN
+
+    def _plans(self, model: LoadedModel, products: str | None) -> tuple[Plan, Plan]:
+        module: Any = model.module
+        refuse_precision(self.precision)
+        if not can_pack(module):
+            if self.precision != "float32" or products not in (None, PLAIN):
+                raise Unsupported(
+                    f"{model.info.name} has no products in {self.precision} or by name: that takes a native model in "
+                    "float32 on a CPU (dtype and device)"
+                )
+            return (), ()
+        plan = self._fastest(module, self.precision) if products is None else named(products, self.precision)
+        if self.precision == "float32":
+            return plan, plan
+        # Rounding the results of the head costs most of the mismatch (docs/LOG.md), so they stay in float32.
+        return plan, self._fastest(module, "float32")
+
+    def _fastest(self, module: DecoderLM, precision: str) -> Plan:
+        """The fastest products of a precision; in float32 only of a copy that fits, else the module's own."""
+        fixed = fixed_by_environment()
+        if fixed is not None and precision == "float32":
+            plan = named(fixed, precision)
+            return plan if copy_fits(module, [kind for _, kind in plan]) else ()
+        fitting = [kind for kind in candidates(precision) if precision != "float32" or copy_fits(module, [kind])]
+        if not fitting:
+            return ()
+        choice = choose(module, precision, fitting)
+        if precision == self.precision:
+            self.choice = choice
+        plan = choice.plan()
+        return plan if copy_fits(module, {kind for _, kind in plan}) else choice.single()
 
     def prompts(self, stretches: Sequence[Stretch], ids: Sequence[np.ndarray]) -> None:
         """Compute keys and values of stretches of prompts (`ids[i]` are those of `stretches[i]`), in one pass."""
@@ -117,11 +162,11 @@ class Native:
         return True
 
     def _copy(self) -> PackedDecoder | None:
-        if not (self.packs and self._stands_in()):
+        if not self.plan or not self._stands_in():
             return None
         if self.copy is None or not self.copy.fits():
             self.copy = None  # first, so that there are never two copies
-            self.copy = PackedDecoder(cast("DecoderLM", self.module))
+            self.copy = PackedDecoder(cast("DecoderLM", self.module), self.plan, self.head)
         return self.copy
 
     def compile(self) -> None:

@@ -1,26 +1,27 @@
-"""A second copy of a decoder's matrices in MKL's packed order, for products with few rows in float32 on a CPU.
+"""A second copy of a decoder's matrices in packed order (`products.py`), for products with few rows on a CPU.
 
-A product with the 64 rows of a decode step spends half of its time on reordering the matrix for the processor. Packed
-once, it comes near the rate of a large product (docs/LOG.md compares both with the machine's peak). Projections that
-read the same input are packed as one: fewer operations, which counts at one row.
+Projections that read the same input are packed as one: fewer operations, which counts at one row.
 
-The copy belongs to the engine and costs as much memory as the weights. It is rebuilt when weights are published, and
-before any pass that finds a changed matrix (`fits` compares addresses and the tensors' version counters, so that an
-unannounced optimiser step is seen too). Adapters, norms and embeddings are read from the module's own tensors. Where
-the module does more than its classes say (`models.as_written`: a hook, a tap, an overridden `forward`), the module
-computes. So it does for any other dtype or device, and unless asked where the copy takes more than a quarter of the
-free memory (on a CPU then with its matrices stored column by column, `weights.py`).
+The copy belongs to the engine. It is rebuilt when weights are published, and before any pass that finds a changed
+matrix (`fits` compares addresses and the tensors' version counters, so that an unannounced optimiser step is seen too).
+Adapters, norms and embeddings are read from the module's own tensors, in float32 as attention and its keys and values
+are, whatever the products compute in. The head has products of its own: rounding its results costs most of the mismatch
+with the trainer (docs/LOG.md). Where the module does more than its classes say (`models.as_written`: a hook, a tap, an
+overridden `forward`), the module computes. So it does for any other dtype or device, and unless asked where the copy
+takes more than a quarter of the free memory (on a CPU then with its matrices stored column by column, `weights.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import psutil
 import torch
 from torch import Tensor, nn
 
+from ponder.engines.torch.products import Packed, Plan
+from ponder.errors import UserError
 from ponder.models import fused, rope
 from ponder.models.cache import Attends
 from ponder.models.decoder import Block, DecoderLM
@@ -28,42 +29,38 @@ from ponder.models.decoder import Block, DecoderLM
 if TYPE_CHECKING:
     from ponder.engines.torch.attention import PromptPass
 
-PACKED_FOR = 64
-"""Rows that MKL is told to expect; results are correct, and the speed within a few per cent, from 1 to 2,048."""
 MOST_OF_FREE = 0.25
 """Largest share of the free memory that the copy may take without being asked for."""
 
 
 def can_pack(module: nn.Module) -> bool:
-    """Whether products can be packed: it takes a native decoder in float32 on a CPU, and torch with MKL."""
-    if not isinstance(module, DecoderLM) or not torch.backends.mkl.is_available():
+    """Whether products can be packed: it takes a native decoder in float32 on a CPU."""
+    if not isinstance(module, DecoderLM):
         return False
     weight = module.lm_head.weight
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and hasattr(torch.ops.mkl, "_mkl_linear")
+    return weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
-def copy_fits(module: nn.Module) -> bool:
-    """Whether the copy would take at most `MOST_OF_FREE` of the free memory."""
-    size = sum(p.numel() * p.element_size() for p in module.parameters())
+def copy_fits(module: nn.Module, kinds: Iterable[type[Packed]]) -> bool:
+    """Whether a copy of each of these kinds would take at most `MOST_OF_FREE` of the free memory together."""
+    size = sum(p.numel() for p in module.parameters()) * sum(kind.bytes for kind in kinds)
     return size <= MOST_OF_FREE * psutil.virtual_memory().available
 
 
 class Product:
     """`x W^T + b` of one or several projections of the same input; the results are concatenated."""
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], plan: Plan) -> None:
         self.layers = layers
         weight = layers[0].weight.detach() if len(layers) == 1 else torch.cat([y.weight.detach() for y in layers])
-        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), PACKED_FOR)
-        # The operator takes the plain matrix too, and reads only its shape.
-        self.shape = weight.new_zeros(()).expand(weight.shape)
-        self.bias = None
+        bias = None
         if any(y.bias is not None for y in layers):
             biases = [weight.new_zeros(y.out_features) if y.bias is None else y.bias.detach() for y in layers]
-            self.bias = torch.cat(biases)
+            bias = torch.cat(biases)
+        self.packed = [(most, kind(weight, bias)) for most, kind in plan]
 
     def __call__(self, x_ND: Tensor) -> Tensor:
-        y_NE = torch.ops.mkl._mkl_linear(x_ND, self.packed, self.shape, self.bias, len(x_ND))
+        y_NE = next(packed for most, packed in self.packed if len(x_ND) <= most)(x_ND)
         first = 0
         for layer in self.layers:
             adapter = getattr(layer, "adapter", None)
@@ -76,12 +73,12 @@ class Product:
 class PackedBlock:
     """The products of one block, and its forward pass with them."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, plan: Plan) -> None:
         self.block, attention, mlp = block, block.self_attn, block.mlp
-        self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.output = Product([attention.o_proj])
-        self.gate_up = Product([mlp.gate_proj, mlp.up_proj])
-        self.down = Product([mlp.down_proj])
+        self.qkv = Product([attention.q_proj, attention.k_proj, attention.v_proj], plan)
+        self.output = Product([attention.o_proj], plan)
+        self.gate_up = Product([mlp.gate_proj, mlp.up_proj], plan)
+        self.down = Product([mlp.down_proj], plan)
 
     def __call__(self, x_ND: Tensor, rows: int, cos_N1D: Tensor, sin_N1D: Tensor, cache: Attends) -> Tensor:
         """`Block.forward`; `x_ND` is overwritten."""
@@ -114,11 +111,20 @@ class PackedBlock:
 class PackedDecoder:
     """The forward pass of a `DecoderLM` for sampling. Used under `torch.inference_mode` only."""
 
-    def __init__(self, module: DecoderLM) -> None:
+    def __init__(self, module: DecoderLM, plan: Plan, head: Plan) -> None:
+        """`plan` is of the blocks, `head` of the head; an empty one is the module's own.
+
+        Raises `UserError` for weights that overflow in a kind's precision.
+        """
         self.module = module
-        self.blocks = [PackedBlock(b) for b in module.model.layers if isinstance(b, Block)]
-        self.head = Product([module.lm_head])
-        products = [self.head, *(p for b in self.blocks for p in (b.qkv, b.output, b.gate_up, b.down))]
+        try:
+            self.blocks = [PackedBlock(b, plan) for b in module.model.layers if isinstance(b, Block)]
+            self.head = Product([module.lm_head], head) if head else None
+        except OverflowError:
+            precision = plan[0][1].precision
+            raise UserError(f"{_overflowing(module, plan)} overflows in {precision}: use float32") from None
+        products = [p for b in self.blocks for p in (b.qkv, b.output, b.gate_up, b.down)]
+        products += [] if self.head is None else [self.head]
         layers = [layer for product in products for layer in product.layers]
         # Through the dictionaries, as `nn.Module.__getattr__` is slow and this is checked before every step.
         self.places = [layer._parameters for layer in layers]
@@ -153,4 +159,15 @@ class PackedDecoder:
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Shape N V."""
-        return self.head(hidden_ND)
+        return self.module.logits(hidden_ND) if self.head is None else self.head(hidden_ND)
+
+
+def _overflowing(module: DecoderLM, plan: Plan) -> str:
+    """The name of the first matrix that cannot be packed."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear):
+            try:
+                Product([layer], plan)
+            except OverflowError:
+                return f"{name}.weight"
+    return "a weight"
