@@ -65,6 +65,8 @@ class LlamaCpp:
             path = source.path
 
         header = read_header(path)
+        if header.fields.get("tokenizer.ggml.model") in ("none", "no_vocab"):
+            raise UserError(f"{model}: llama.cpp has no tokenizer for it: use --engine torch, which reads its own")
         try:
             import llama_cpp
         except ImportError:

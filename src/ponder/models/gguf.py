@@ -10,6 +10,7 @@ Source: the GGUF specification, version 3 (ggml's docs/gguf.md).
 
 from __future__ import annotations
 
+import json
 import math
 import mmap
 import struct
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """GGUF architectures that are read here; Mistral's models are `llama` there."""
 MAGIC = b"GGUF"
+FORMATS = "ponder.formats"
+"""A field of ponder's own: how the model marks thoughts and tool calls, as JSON."""
+ROPE_FACTORS = "rope_freqs.weight"
+"""The tensor of Llama 3's scaled rotary embeddings: what each frequency is divided by."""
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 _PIECE = 1 << 18
@@ -174,7 +179,7 @@ def read_weights(header: Header) -> dict[str, Tensor]:
             target = _hf_name(name)
             if target is not None:
                 targets[name] = target
-            elif name != "rope_freqs.weight":
+            elif name != ROPE_FACTORS:
                 raise Unsupported(f"{header.path}: tensor {name!r} is not part of a plain {header.architecture} model")
         # numpy lets go of the interpreter's lock where the work is.
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -195,7 +200,7 @@ def read_weights(header: Header) -> dict[str, Tensor]:
 def _dequantise(header: Header, name: str, info: TensorInfo, data: mmap.mmap) -> Any:
     import numpy as np
 
-    gguf = _gguf()
+    gguf = gguf_package()
     kind, size = _storage(header, name, info)
     if info.offset + size > len(data):
         raise _truncated(header, name, info.offset + size, len(data))
@@ -229,7 +234,7 @@ def _piecewise(gguf: Any, raw: Any, kind: Any) -> Any:
 
 def _storage(header: Header, name: str, info: TensorInfo) -> tuple[Any, int]:
     """Type of a tensor and its size in bytes."""
-    gguf = _gguf()
+    gguf = gguf_package()
     try:
         kind = gguf.GGMLQuantizationType(info.kind)
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
@@ -290,6 +295,28 @@ def _hf_name(name: str) -> str | None:
     return None
 
 
+def gguf_name(name: str) -> str:
+    """GGUF's name of a tensor of a native model."""
+    words = name.split(".")
+    whole, last = ".".join(words[:-1]), words[-1]
+    for theirs, ours in TOP.items():
+        if whole == ours:
+            return f"{theirs}.{last}"
+    parts = {ours: theirs for theirs, ours in PARTS.items()}
+    return f"blk.{words[2]}.{parts['.'.join(words[3:-1])]}.{last}"
+
+
+def formats(header: Header) -> dict[str, Any]:
+    """What a file that ponder wrote says of the model's thoughts and tool calls, as in `config.json`; else nothing."""
+    text = header.fields.get(FORMATS)
+    if text is None:
+        return {}
+    try:
+        return {"ponder": json.loads(text)}
+    except (TypeError, ValueError):
+        raise UserError(f"{header.path}: the field {FORMATS} is corrupt: copy or download the file again") from None
+
+
 def decoder_config(header: Header) -> DecoderConfig:
     """Shape of the network. Raises `UserError` for missing fields, `Unsupported` for what `models.decoder` lacks."""
     from ponder.models.architecture import decoder_config as checked
@@ -339,7 +366,7 @@ def decoder_config(header: Header) -> DecoderConfig:
 def _rope_scaling(header: Header, theta: float, head_dim: int) -> dict[str, Any]:
     """Llama 3's scaling is stored as a factor per frequency; find the settings that give those factors."""
     kind = header.get("rope.scaling.type", "none")
-    if "rope_freqs.weight" in header.tensors:
+    if ROPE_FACTORS in header.tensors:
         return _llama3_scaling(header, theta, head_dim)
     if kind == "none":
         return {}
@@ -359,7 +386,7 @@ def _llama3_scaling(header: Header, theta: float, head_dim: int) -> dict[str, An
     import numpy as np
 
     with open(header.path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        stored = _dequantise(header, "rope_freqs.weight", header.tensors["rope_freqs.weight"], data)
+        stored = _dequantise(header, ROPE_FACTORS, header.tensors[ROPE_FACTORS], data)
     factor = float(stored.max())
     scaling = {
         "rope_type": "llama3",
@@ -377,7 +404,8 @@ def _llama3_scaling(header: Header, theta: float, head_dim: int) -> dict[str, An
     return scaling
 
 
-def _gguf() -> Any:
+def gguf_package() -> Any:
+    """The package `gguf`. Raises `MissingExtra` without it."""
     try:
         import gguf
     except ImportError:

@@ -1,6 +1,7 @@
 """The tokenizer inside a GGUF file as a `tokenizers.Tokenizer`: byte-level BPE in its common kinds.
 
-GGUF stores the vocabulary, the merges and the name of a pre-tokenizer (llama.cpp's `LLAMA_VOCAB_PRE_TYPE_*`), not the
+A file may hold the whole tokenizer (`tokenizer.huggingface.json`), which is then used as it is. llama.cpp's own fields
+are the vocabulary, the merges and the name of a pre-tokenizer (llama.cpp's `LLAMA_VOCAB_PRE_TYPE_*`), not the
 pre-tokenizer itself. The kinds known here are rebuilt exactly; any other goes through transformers' converter.
 """
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from ponder.models.gguf import Header
 
 CONTROL, USER_DEFINED = 3, 4
+HUGGINGFACE = "tokenizer.huggingface.json"
+"""The field with a whole `tokenizer.json`, for programs that read that; llama.cpp does not."""
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -37,12 +40,19 @@ KINDS = {
 
 def read_tokenizer(header: Header) -> tokenizers.Tokenizer:
     """Build the tokenizer of a GGUF file. Raises `UserError` if the file has none or a corrupt one."""
+    if HUGGINGFACE in header.fields:
+        return _published(header)
     kind, pre = header.fields.get("tokenizer.ggml.model"), header.fields.get("tokenizer.ggml.pre", "default")
     if kind is None or "tokenizer.ggml.tokens" not in header.fields:
         raise UserError(f"{header.path}: no tokenizer in this GGUF file; convert the model again with its tokenizer")
     if kind != "gpt2" or pre not in KINDS:
         return _by_transformers(header)
-    pre = KINDS[pre]
+    return rebuilt(header)
+
+
+def rebuilt(header: Header) -> tokenizers.Tokenizer:
+    """A byte-level BPE from the fields of llama.cpp, whose pre-tokenizer is one of `KINDS`. Raises `UserError`."""
+    pre = KINDS[header.fields.get("tokenizer.ggml.pre", "default")]
     import tokenizers
     from tokenizers import AddedToken, decoders, models, normalizers
 
@@ -98,6 +108,16 @@ def _pre_tokenizer(pre: str) -> Any:
         split = Split(Regex(LLAMA3 if pre == "llama-bpe" else QWEN2), "isolated")
         return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
     return ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def _published(header: Header) -> tokenizers.Tokenizer:
+    """The tokenizer that the file holds whole."""
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_str(header.fields[HUGGINGFACE])
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{header.path}: {HUGGINGFACE} in this GGUF file is corrupt: {error}") from None
 
 
 def _by_transformers(header: Header) -> tokenizers.Tokenizer:

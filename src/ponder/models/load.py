@@ -59,10 +59,10 @@ def load(
     """Load a model ready to sample from and to train, in eval mode.
 
     `spec` is a name of `BUILTIN`, a Hugging Face folder, a run directory or one of its checkpoints, a `.gguf` file
-    (dequantised) or a hub id `owner/name`, optionally with `@revision` (the only one that uses the network). It may
-    also be the folder of a LoRA adapter, which names its base model; `adapter` is such a folder for a chosen base.
-    `dtype` is one of `assemble.DTYPES`; `device` None or `auto` is CUDA if there is one, else the CPU; `name` is the
-    model's name in reports (default: the spec).
+    (dequantised) or a folder with one, or a hub id `owner/name`, optionally with `@revision` (the only one that uses
+    the network). It may also be the folder of a LoRA adapter, which names its base model; `adapter` is such a folder
+    for a chosen base. `dtype` is one of `assemble.DTYPES`; `device` None or `auto` is CUDA if there is one, else the
+    CPU; `name` is the model's name in reports (default: the spec).
 
     Raises `UserError` with one sentence for anything missing, broken or unknown.
     """
@@ -167,6 +167,9 @@ def resolve(spec: str) -> Source:
             raise UserError(f"{spec} is one file of a model: give the folder {path.parent}")
         return Source("gguf", str(path), word)
     if path.is_dir():
+        files = [] if _has_model(path) else list(path.glob("*.gguf"))
+        if len(files) == 1:
+            return Source("gguf", str(files[0]), word.rstrip("/"))
         return Source("folder", str(model_folder(path)), word.rstrip("/"))
     at_home = path.is_absolute() or word.startswith((".", "~")) or path.parts[0] in ("runs", "checkpoints")
     if HUB_ID.fullmatch(word.partition("@")[0]) and not at_home and not Path(path.parts[0]).is_dir():
@@ -304,7 +307,7 @@ def _load_gguf(
         state = gguf_cache.weights(path, lambda: gguf.read_weights(header))
         module: Any = decoder_module(decoder, state, dtype=dtype, device=device, where=str(path))
         shape = Shape.of(decoder)
-        config = hf_config(decoder)
+        config = {**hf_config(decoder), **gguf.formats(header)}
     else:
         module, shape = other_module(path.parent, dtype=dtype, device=device, gguf_file=path.name)
         config = module.whole[0].config.to_dict()

@@ -29,7 +29,7 @@ def frequencies(config: DecoderConfig) -> tuple[Tensor, float]:
     if kind == "llama3":
         return _llama3(inverse, scaling), 1.0
     if kind == "yarn":
-        return _yarn(inverse, scaling, config.rope_theta), _yarn_factor(scaling)
+        return _yarn(inverse, scaling, config.rope_theta), attention_factor(scaling)
     assert kind in ("default", "dynamic"), f"rope type {kind!r} must be refused at load"
     return inverse, 1.0
 
@@ -61,7 +61,7 @@ def _yarn(inverse: Tensor, scaling: Mapping[str, Any], theta: float) -> Tensor:
     return inverse / factor * ramp + inverse * (1 - ramp)
 
 
-def _yarn_factor(scaling: Mapping[str, Any]) -> float:
+def attention_factor(scaling: Mapping[str, Any]) -> float:
     """The temperature of YaRN's attention (§3.3) as a factor of both queries and keys."""
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])

@@ -71,7 +71,7 @@ def write_model(model: LoadedModel, folder: Path) -> None:
         with quiet():
             model.module.whole[0].save_pretrained(folder)
         config = {**config, **json.loads((folder / "config.json").read_text(encoding="utf-8"))}
-    write_json(folder / "config.json", {**config, **_ids(model), **_dtype(model.module), "ponder": _ponder(model)})
+    write_json(folder / "config.json", {**config, **_ids(model), **_dtype(model.module), "ponder": formats(model)})
     write_json(folder / "generation_config.json", _ids(model))
     model.tokenizer.save(folder / "tokenizer.json")  # type: ignore[attr-defined]
     write_json(folder / "tokenizer_config.json", tokenizer_config(model))
@@ -118,7 +118,8 @@ def _dtype(module: nn.Module) -> dict[str, str]:
     return {"dtype": name, "torch_dtype": name}
 
 
-def _ponder(model: LoadedModel) -> dict[str, Any]:
+def formats(model: LoadedModel) -> dict[str, Any]:
+    """How the model marks thoughts and tool calls, as its `config.json` says it under `ponder`."""
     thought, tools = model.thought, model.info.tools
     return {
         "thought": thought

@@ -107,8 +107,12 @@ class FastTokenizer:
     def id_of(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 
+    def to_json(self, *, pretty: bool = False) -> str:
+        """The text of its `tokenizer.json`."""
+        return self._tokenizer.to_str(pretty=pretty)
+
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        Path(path).write_text(self.to_json(pretty=True), encoding="utf-8")
 
     def _with_names(self, pieces: Sequence[Piece], letter: str) -> list[int]:
         """Ids of pieces of which some are ids, or hold markers that are not meant."""
