@@ -38,6 +38,13 @@ TRAINING: tuple[Figure, ...] = (
     ),
     Figure("mismatch_max", "mismatch, largest", "nats", "The same, the largest of all tokens."),
     Figure("mismatch_k3", "mismatch, k3", "nats", "The same as Schulman's k3 estimate of the divergence."),
+    Figure(
+        "effective_samples",
+        "effective samples",
+        "share",
+        "Share of the tokens that would weigh as much if sampler and trainer agreed: (Σ r)² / (n Σ r²).",
+        percent,
+    ),
     Figure("staleness_max", "staleness", "steps", "Most steps between the weights that sampled and those updated."),
     Figure("response_tokens", "response tokens of the step", "tokens", "Sampled and forced tokens of all samples."),
     Figure("computed_tokens", "computed tokens", "tokens", "Tokens through the network in training, prompts included."),

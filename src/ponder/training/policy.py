@@ -17,8 +17,10 @@ from torch import Tensor
 
 from ponder import outside
 from ponder.errors import PartFailed, TrainingDiverged, UserError
+from ponder.training import importance
 from ponder.training.batch import TokenBatch
 from ponder.training.forward import TokenLogprobs, micro_batches
+from ponder.training.importance import Importance
 from ponder.training.losses.base import RESERVED, Divisor, LossInput, LossOutput, PolicyLoss
 from ponder.training.optim import clip_gradients, step
 
@@ -40,6 +42,9 @@ class UpdateStats:
     mismatch_mean: float = 0.0
     """Mean |log-probability of the trainer − of the sampler|."""
     mismatch_max: float = 0.0
+    effective_samples: float = 0.0
+    """Share of the tokens that would weigh as much without a mismatch: (Σ r)² / (n Σ r²) of the ratios r of trainer
+    over sampler (Kong 1992)."""
     mismatch_k3: float = 0.0
     """Schulman's k3 estimate of KL(sampler ‖ trainer): mean of r − 1 − log r."""
     gradient_norm: float = 0.0
@@ -58,7 +63,9 @@ class Known:
     reference_N: Tensor | None = None
     """Log-probabilities under the model that the run began with."""
     importance_cap: float = 0.0
-    """Cap of the importance weights old / sampler; 0 is without them."""
+    """Bound of the importance weights old / sampler; 0 is without them."""
+    importance: Importance = "truncated"
+    """How they are bounded."""
     version: int = 0
     """The trainer's, before the step."""
 
@@ -87,7 +94,7 @@ def update(
     if total == 0:
         return UpdateStats(seconds=time.perf_counter() - began)
     optimiser.zero_grad(set_to_none=True)
-    sums = dict.fromkeys(("loss", "entropy", "difference", "k3"), 0.0)
+    sums = dict.fromkeys(("loss", "entropy", "difference", "k3", "ratios", "squares"), 0.0)
     metrics: dict[str, float] = {}
     divisor, computed, worst = 1.0, 0, 0.0
     for new in micro_batches(
@@ -109,6 +116,8 @@ def update(
             sums["entropy"] += float(new.entropy_N.sum())
             sums["difference"] += float(ratio.abs().sum())
             sums["k3"] += float((ratio.exp() - 1 - ratio).sum())
+            sums["ratios"] += float(ratio.exp().sum())
+            sums["squares"] += float((2 * ratio).exp().sum())
             worst = max(worst, float(ratio.abs().max()))
         for name, value in out.metrics.items():
             metrics[name] = metrics.get(name, 0.0) + float(value)
@@ -124,6 +133,7 @@ def update(
         entropy=sums["entropy"] / total,
         mismatch_mean=sums["difference"] / total,
         mismatch_max=worst,
+        effective_samples=sums["ratios"] ** 2 / (total * sums["squares"]) if sums["squares"] else 0.0,
         mismatch_k3=sums["k3"] / total,
         gradient_norm=norm,
         metrics={name: value / total for name, value in metrics.items()},
@@ -143,7 +153,7 @@ def loss_input(batch: TokenBatch, new: TokenLogprobs, known: Known, loss: Policy
     old_K = new.logprobs_N.detach() if known.old_N is None else chosen(known.old_N)
     weights_K = None
     if known.importance_cap:
-        weights_K = torch.exp(old_K - sampler_K).clamp(max=known.importance_cap)
+        weights_K = importance.weights(old_K, sampler_K, row_K, known.importance_cap, known.importance)
     return LossInput(
         new.logprobs_N,
         sampler_K,

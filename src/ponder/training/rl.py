@@ -204,7 +204,9 @@ class Trainer:
     def _known(self, batches: Sequence[TokenBatch], temperature: float) -> tuple[list[Known], int]:
         """What the loss needs of each batch, measured before the first update; and how many ids that took."""
         c, computed = self.config, 0
-        known = [Known(importance_cap=c.importance_cap, version=self.state.step)] * len(batches)
+        known = [Known(importance_cap=c.importance_cap, importance=c.importance, version=self.state.step)] * len(
+            batches
+        )
 
         def measured(batch: TokenBatch) -> Tensor:
             nonlocal computed
@@ -278,6 +280,7 @@ class Trainer:
             # Of the first update alone: the later ones differ from the sampler on purpose.
             "mismatch_mean": stats[0].mismatch_mean if stats[0].tokens else None,
             "mismatch_max": stats[0].mismatch_max if stats[0].tokens else None,
+            "effective_samples": stats[0].effective_samples if stats[0].tokens else None,
             "mismatch_k3": stats[0].mismatch_k3 if stats[0].tokens else None,
             "gradient_norm": max((u.gradient_norm for u in stats if u.tokens), default=None),
             "learning_rate": self.optimiser.param_groups[0]["lr"],
@@ -306,6 +309,12 @@ def parts_of(config: RLConfig) -> tuple[Advantage, PolicyLoss]:
     if config.importance_cap and not loss.takes_weights:
         raise UserError(
             f"importance_cap = {config.importance_cap:g}: the loss {config.loss!r} takes no importance weights"
+        )
+    if config.precision != "float32" and loss.needs_old and not config.importance_cap:
+        cap = "give importance_cap (2.0), or " if loss.takes_weights else "give "
+        raise UserError(
+            f"precision = {config.precision!r}: the sampler's probabilities differ from the trainer's then, and the "
+            f"loss {config.loss!r} does not correct for it: {cap}loss = 'dapo', whose ratio is against the sampler"
         )
     return advantage, loss
 

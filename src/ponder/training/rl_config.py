@@ -79,9 +79,18 @@ class RLConfig(StartOptions):
     """Policy loss (see `ponder list losses`)."""
     loss_options: Options = field(default_factory=dict)
     """Options of the loss, such as clip_low and clip_high."""
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+    """What the sampler's products with the matrices compute in; the trainer stays in float32. The others are faster
+    where the processor has units for them, and need a loss that corrects for the difference: dapo does, grpo does with
+    `importance_cap`."""
+    products: str = ""
+    """How the sampler multiplies matrices (default: the fastest of the precision on this machine, measured once)."""
     importance_cap: float = 0.0
-    """Importance weights: the trainer's probability of a token over the sampler's, capped at this; 0 is without.
+    """Importance weights: the trainer's probability of a token over the sampler's, bounded by this; 0 is without.
     For samplers whose numbers differ (another engine, less precision), with a loss that takes weights (grpo)."""
+    importance: Literal["truncated", "masked", "sequence"] = "truncated"
+    """How the weights are bounded: `truncated` at the cap, `masked` to 0 outside of 1/cap to cap, or one for each
+    response, the product of its tokens' ratios, truncated."""
     mask_truncated: bool = False
     """Leave the tokens of truncated responses out of the loss (they are counted either way). Where the end of a
     thought is forced, this teaches thoughts that never end: nothing penalises them (docs/LOG.md)."""

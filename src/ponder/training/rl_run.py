@@ -98,7 +98,13 @@ class RLRun:
         if config.strategy == "direct" and not known.config.strategy:
             said = " ".join(f"{k}={v}" for k, v in config.strategy_options.items())
             notes = (*notes, f"strategy: direct with {said}, since the model marks no thoughts that could be bounded")
-        engine = TorchEngine(model, max_rows=config.max_rows, kv_memory=configs.size(config.kv_memory, "kv_memory"))
+        engine = TorchEngine(
+            model,
+            max_rows=config.max_rows,
+            kv_memory=configs.size(config.kv_memory, "kv_memory"),
+            precision=config.precision,
+            products=config.products or None,
+        )
         source = source_of(config, environment, engine)
         trainer = Trainer(config, model, source)
         eval_strategy: Strategy = registry.build("search.strategies", *config.evaluation)
@@ -142,7 +148,7 @@ class RLRun:
             "loss": (c.loss, trainer.loss),
         }
         named = {kind: {"name": name, "options": registry.options_of(part)} for kind, (name, part) in parts.items()}
-        return {"model": trainer.model.facts(), **named}
+        return {"model": trainer.model.facts(), "sampler": getattr(self.source.engine, "products", {}), **named}
 
     @property
     def run(self) -> Run:

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 Divisor = Literal["tokens", "sequences"] | float
 _ROW = """
 step reward verdicts length truncated groups groups_without_signal groups_replaced signal rounds entropy loss
-mismatch_mean mismatch_max mismatch_k3 gradient_norm learning_rate response_tokens sampled_tokens trained_tokens
-computed_tokens flops total_flops total_sampled_tokens peak_memory_bytes staleness_max weights_version seconds
-seconds_sample seconds_train seconds_publish sampled_tokens_per_second trained_tokens_per_second
+mismatch_mean mismatch_max mismatch_k3 effective_samples gradient_norm learning_rate response_tokens
+sampled_tokens trained_tokens computed_tokens flops total_flops total_sampled_tokens peak_memory_bytes
+staleness_max weights_version seconds seconds_sample seconds_train seconds_publish sampled_tokens_per_second
+trained_tokens_per_second
 """
 RESERVED = frozenset(_ROW.split())
 """Metrics of the trainer: what a loss measures has other names."""
@@ -36,9 +37,8 @@ class LossInput:
     reference_logprobs_N: Tensor | None = None
     """Of the model that the run began with. Where a loss `needs_reference`."""
     weights_N: Tensor | None = None
-    """Truncated importance weights, min(old / sampler, cap), for a loss that `takes_weights` (config: importance_cap).
-    They correct for a sampler whose numbers differ from the trainer's (Yao et al. 2025, "Your Efficient RL Framework
-    Secretly Brings You Off-Policy RL Training")."""
+    """Importance weights (`training.importance`) for a loss that `takes_weights` (config: importance_cap): they correct
+    for a sampler whose numbers differ from the trainer's."""
     staleness_N: Tensor | None = None
     """The trainer's version minus that of the weights that sampled the token: 0 where they are the same."""
 
@@ -64,6 +64,8 @@ class PolicyLoss(Protocol):
     needs_old: ClassVar[bool]
     needs_reference: ClassVar[bool]
     takes_weights: ClassVar[bool]
+    """Multiplies each token's gain by its importance weight. A loss that does not `needs_old` takes its ratio against
+    the sampler itself, which corrects for it too."""
 
     def __call__(self, tokens: LossInput) -> LossOutput: ...
 

@@ -16,7 +16,7 @@ class Grpo(BaseLoss):
 
     The ratio is against the policy before the step's first update, as the trainer computes it. The KL divergence from
     the reference model, with which the run began, is estimated per token without bias (eq. 4; Schulman's k3). With
-    `importance_cap` each token is weighted by its probability ratio between old policy and sampler, up to that cap.
+    `importance_cap` each token is weighted by its bounded probability ratio between old policy and sampler.
     """
 
     clip: float = 0.2
