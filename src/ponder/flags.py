@@ -110,6 +110,19 @@ def names(cls: type, prefix: str = "--") -> list[str]:
     return found
 
 
+def choices(cls: type, prefix: str = "--") -> dict[str, tuple[str, ...]]:
+    """The words that a flag takes, for each that takes only some."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        flag = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(hint):
+            found |= choices(typing.cast(type, hint), f"{flag}.")
+        for kind in (hint, *get_args(hint)):
+            if get_origin(kind) is Literal:
+                found[flag] = tuple(map(str, get_args(kind)))
+    return found
+
+
 def _has_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 

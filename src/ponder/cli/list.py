@@ -137,7 +137,8 @@ def _show(found: dict[str, Any]) -> None:
     say(f"\nexample:\n  {found['example']}")
 
 
-def main(args: list[str]) -> int:
+def parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
     parser = argparse.ArgumentParser(
         prog="ponder list",
         description="List the parts that are available, built in and installed, with a line about each.",
@@ -147,12 +148,17 @@ def main(args: list[str]) -> int:
     parser.add_argument("kind", nargs="?", metavar="KIND", help=f"one of {', '.join(KINDS)} (default: all)")
     parser.add_argument("part", nargs="?", metavar="NAME", help="a part of that kind, by name or PATH.py:Class")
     parser.add_argument("--json", action="store_true", help="print JSON (default: a table)")
-    given = parser.parse_args(args)
+    return parser
+
+
+def main(args: list[str]) -> int:
+    flags = parser()
+    given = flags.parse_args(args)
     if given.kind is not None and given.kind not in KINDS:
-        parser.error(f"unknown kind {given.kind!r}{nearest(given.kind, KINDS)}")
+        flags.error(f"unknown kind {given.kind!r}{nearest(given.kind, KINDS)}")
     if given.part is not None:
         if given.kind == "models":
-            parser.error("models have no options to list; try: ponder doctor --model NAME")
+            flags.error("models have no options to list; try: ponder doctor --model NAME")
         one = part(given.kind, given.part)
         if given.json:
             say(json.dumps(one, indent=1))

@@ -34,7 +34,8 @@ inspect view start --log-dir RUN/inspect. `ponder view` needs no other package.
 """
 
 
-def main(args: list[str]) -> int:
+def parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
     parser = argparse.ArgumentParser(
         prog="ponder report",
         description=__doc__,
@@ -54,10 +55,15 @@ def main(args: list[str]) -> int:
         "--json", action="store_true", help="print JSON: the paths, the searches or the comparison (default: text)"
     )
     parser.add_argument("--to", choices=("inspect",), help="write an evaluation in the format of another tool instead")
-    given = parser.parse_args(args)
+    return parser
+
+
+def main(args: list[str]) -> int:
+    flags = parser()
+    given = flags.parse_args(args)
     if given.to is not None:
         if given.other is not None or given.problem:
-            parser.error("--to goes with one run, and without --problem")
+            flags.error("--to goes with one run, and without --problem")
         from ponder.viewing.inspect_log import write
 
         path = write(given.run)
@@ -65,7 +71,7 @@ def main(args: list[str]) -> int:
         return 0
     if given.other is not None:
         if given.problem:
-            parser.error("--problem goes with one run")
+            flags.error("--problem goes with one run")
         from ponder.evaluation.compare import compare
 
         result = compare(given.run, given.other)

@@ -29,7 +29,8 @@ in the runs is changed. From another machine: ssh -L {PORT}:127.0.0.1:{PORT} HOS
 """
 
 
-def main(args: list[str]) -> int:
+def parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
     parser = argparse.ArgumentParser(
         prog="ponder view", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,10 +44,15 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "--out", metavar="FILE.html", help="write the page with the runs to one file instead of serving it"
     )
-    given = parser.parse_args(args)
+    return parser
+
+
+def main(args: list[str]) -> int:
+    flags = parser()
+    given = flags.parse_args(args)
     if given.out is not None:
         if given.port is not None:
-            parser.error("--out writes a file and needs no --port")
+            flags.error("--out writes a file and needs no --port")
         check_target("--out", given.out)
     from ponder.viewing.catalog import Catalog
 
