@@ -15,10 +15,12 @@ must be the sampler's within 1e-4, else the row says so and the exit code is 1.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import itertools
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import zlib
@@ -35,6 +37,7 @@ from _workers import PeerMissing, Worker, WorkerFailed, peer_versions, preloads,
 from ponder.engines.torch.products import KINDS, PRECISIONS
 from ponder.models.load import load
 from ponder.models.save import save
+from ponder.openmp import SPINS
 
 TOLERANCE = 1e-4
 SCALING_PARITY_TOKENS = 8192
@@ -248,6 +251,42 @@ class Benchmark:
         except PeerMissing as missing:
             self.printer.show(Row(f"{name}: {task.name}", "tokens/s", skipped=str(missing)))
 
+    def neighbours(self) -> None:
+        """Beside other work on the machine: a process that keeps one core busy, and a second engine like this one."""
+        task = self.sizes.tasks()["many"]
+        busy, twice = f"neighbours: {task.name} beside one busy core", f"neighbours: {task.name}, two processes at once"
+        if self.wants(busy):
+            with self.ours() as ours:
+                ours.run(task, "first")
+
+                def beside(run: int) -> float:
+                    other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                    try:
+                        return ours.run(task, f"{run}")
+                    finally:
+                        other.kill()
+                        other.wait()
+
+                sides = {"beside": beside, "alone": lambda r: ours.run(task, f"{r}")}
+                found = alternate(sides, self.rounds)
+                self._show_share(busy, found["beside"], found["alone"])
+        if self.wants(twice):
+            with self.ours() as ours, self.ours("ponder-second") as second:
+                for side in (ours, second):
+                    side.run(task, "first")
+
+                def both(run: int) -> float:
+                    with concurrent.futures.ThreadPoolExecutor() as pool:
+                        return min(pool.map(lambda side: side.run(task, f"{run}"), (ours, second)))
+
+                sides = {"both": both, "alone": lambda r: ours.run(task, f"{r}")}
+                found = alternate(sides, self.rounds)
+                self._show_share(twice, found["both"], found["alone"])
+
+    def _show_share(self, name: str, beside: list[float], alone: list[float]) -> None:
+        mode = f"GOMP_SPINCOUNT={os.environ.get('GOMP_SPINCOUNT', SPINS)}; over the same without a neighbour"
+        self.printer.show(compare(name, "tokens/s", beside, alone, better="more", dtype="float32", mode=mode))
+
     def compositions(self) -> None:
         """In how many samples the same requests differ with another batch composition, by default and exactly."""
         task, together = self.sizes.tasks()["many"], max(1, self.sizes.concurrent // 12)
@@ -409,6 +448,7 @@ def run(b: Benchmark) -> None:
     for precision in ("bfloat16", "int8"):
         b.variant(f"{precision} products", {"precision": precision}, dtype=precision, mode="products only", limit=None)
     b.variant("bf16 weights", {"dtype": "bfloat16"}, dtype="bfloat16", mode="a bf16 copy of the weights", limit=None)
+    b.neighbours()
     b.scaling()
 
 

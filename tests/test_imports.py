@@ -26,6 +26,7 @@ ROWS = [
         "messages",
         "responses",
         "outside",
+        "openmp",
         "signals",
         "reading",
     },

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ponder.openmp import bound_spinning
+
 if TYPE_CHECKING:
     from ponder.api import (
         compare,
@@ -73,6 +75,8 @@ _ELSEWHERE = {
         ("Budget", "Gold", "Outcome", "Problem", "SamplingParams", "Verdict", "VerdictKind"), "ponder.types"
     ),
 }
+
+bound_spinning()
 
 
 def __getattr__(name: str) -> Any:
