@@ -71,12 +71,12 @@ def from_mapping(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     try:
         return msgspec.convert(complete, cls, strict=False)
     except msgspec.ValidationError as error:
-        raise UserError(f"{where}: {_sentence(str(error))}") from None
+        raise UserError(f"{where}: {sentence(str(error))}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def _sentence(message: str) -> str:
+def sentence(message: str) -> str:
     """`Expected `int`, got `str` - at `$.x`` becomes `x: expected `int`, got `str``."""
     message = re.sub(r"Object missing required field (`\w+`)", r"Give \1, which has no default", message)
     text, at, path = message.partition(" - at `$")

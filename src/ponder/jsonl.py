@@ -7,14 +7,13 @@ has no line end and is not a JSON object.
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ponder.errors import UserError
-from ponder.reading import reason, refuse_special
+from ponder.reading import loads, reason, refuse_special
 
 LONGEST = 1 << 28
 """Bytes of the longest line that is read."""
@@ -71,10 +70,10 @@ def objects(
 def parse(line: bytes, where: str) -> dict[str, Any]:
     """A line as a JSON object. Raises `UserError` that says where, and what it is instead."""
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8: {error.reason} at its byte {error.start + 1}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{where} is not valid JSON: {reason(error)}") from None
     if not isinstance(value, dict):
         raise UserError(f"{where} is not a JSON object but {type(value).__name__}")

@@ -19,6 +19,7 @@ from ponder.config import Options
 from ponder.engines.opening import EngineOptions, OpeningBudget, open_engine, open_others, part_of
 from ponder.errors import PonderError, UserError, nearest
 from ponder.protocols import Engine, Strategy
+from ponder.reading import refuse_nul, refuse_special
 from ponder.types import Spend
 
 
@@ -69,11 +70,13 @@ class ModelOptions:
 def check_target(flag: str, name: str) -> None:
     """Refuse a file that cannot be written, before anything is spent on what it is for. Raises `UserError`."""
     path = Path(name)
+    refuse_nul(path, flag)
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UserError(f"{flag} {path}: its folder does not exist; create it first")
     if path.is_dir():
         raise UserError(f"{flag} {path}: is a folder; name a file in it")
+    refuse_special(path)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{flag} {path}: its folder cannot be written to; name a file in another one")
 

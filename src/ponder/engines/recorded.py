@@ -30,6 +30,7 @@ from ponder.engines.base import BaseEngine
 from ponder.errors import EngineClosed, Unsupported, UserError
 from ponder.messages import read_prompt
 from ponder.protocols import Delivery, Receipt, WeightsUpdate
+from ponder.runs.lines import check
 from ponder.types import Completion, FinishReason, Prompt, Request, Spend, ThoughtFormat, VerdictKind
 
 
@@ -84,7 +85,11 @@ def read_pool(path: str | Path) -> RecordedPool:
     found: dict[str, dict[int | None, RecordedRow]] = {}
     """By problem, and by number of the search where there is one."""
     for number, where, value in jsonl.objects(path, torn=notes):
-        row = _row(value, number, where)
+        try:
+            row = _row(value, number, where)
+        except OverflowError:
+            check(value, where)
+            raise
         search = None if "problem_id" in value else _whole_number(value, "sample", where)
         parts = found.setdefault(row.id, {})
         if parts:
@@ -93,6 +98,7 @@ def read_pool(path: str | Path) -> RecordedPool:
                 raise UserError(f"{where}: problem {row.id!r} is on line {first.line} already; give each one line")
             if row.prompt != first.prompt:
                 raise UserError(f"{where}: problem {row.id!r} has another prompt than on line {first.line}")
+        check(value, where)
         parts[search] = row
     rows = [_together(parts) for parts in found.values()]
     kept = tuple(row for row in rows if row.samples)

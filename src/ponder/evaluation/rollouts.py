@@ -15,10 +15,11 @@ from typing import Any
 
 import msgspec
 
-from ponder import jsonl, show
+from ponder import show
 from ponder.budget.prices import Prices
 from ponder.errors import UserError
 from ponder.evaluation.results import Earlier, Judged, Searched
+from ponder.runs.lines import searches
 from ponder.search.record import to_row
 from ponder.types import Node, Problem, Spend, StopReason, ThoughtFormat, Trace, Verdict, to_json
 
@@ -68,7 +69,7 @@ def earlier(path: Path, problems: Sequence[Problem], samples: int) -> Earlier:
     found: dict[tuple[int, int], Judged] = {}
     lost, seconds = Spend(), 0.0
     # A torn line is said, and cut off, where the run is opened.
-    for _, where, line in jsonl.objects(path, torn=[], some=False):
+    for _, where, line in searches(path, torn=[]):
         try:
             place, judged = (int(line["index"]), int(line["sample"])), from_line(line)
             same = line["problem"] == problems[place[0]].id and line["prompt"] == to_json(problems[place[0]].prompt)
@@ -89,7 +90,7 @@ def earlier(path: Path, problems: Sequence[Problem], samples: int) -> Earlier:
 def lines(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Number, place and object of each whole line, as `jsonl.objects` has them; a torn last one is a warning."""
     torn: list[str] = []
-    yield from jsonl.objects(path, torn=torn, some=False)
+    yield from searches(path, torn)
     for sentence in torn:
         _log.warning("warning: %s: one search is missing", show.visible(sentence))
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ponder.errors import MissingExtra, Unsupported, UserError, nearest
 from ponder.models.base import LoadedModel
+from ponder.reading import refuse_special
 from ponder.runs.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def resolve(spec: str) -> Source:
     if path.is_file() or path.suffix == ".gguf":
         if not path.exists():
             raise UserError(f"{spec}: no such GGUF file")
+        refuse_special(path)
         if path.name == "config.json" or path.suffix == ".safetensors":
             raise UserError(f"{spec} is one file of a model: give the folder {path.parent}")
         return Source("gguf", str(path), word)

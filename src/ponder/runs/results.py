@@ -24,10 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from ponder import figures, jsonl, reading, show
+from ponder import figures, reading, show
 from ponder.errors import UserError
 from ponder.numbers import percent
 from ponder.runs.files import read_json, read_lines
+from ponder.runs.lines import searches
 from ponder.runs.run import read_manifest
 
 _log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def _rollouts(path: Path, problems: Sequence[str]) -> _Rollouts:
     seen: set[tuple[int, int]] = set()
     steps: dict[int, list[Row]] = {}
     torn: list[str] = []
-    for _, _, line in jsonl.objects(path, torn=torn, some=False):
+    for _, _, line in searches(path, torn):
         if not isinstance(line.get("samples"), list):
             continue
         if "step" in line:

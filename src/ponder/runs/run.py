@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ponder.errors import UserError
+from ponder.reading import refuse_nul
 from ponder.runs import manifest as machine
 from ponder.runs.files import (
     Lines,
@@ -274,6 +275,7 @@ def refuse_existing(path: str | Path, overwrite: bool = False) -> None:
 
 
 def _refuse(path: Path, overwrite: bool) -> None:
+    refuse_nul(path, "out")
     with disk_errors(path, "read"):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: is a file, not a directory; choose another --out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from ponder import figures
 from ponder.errors import UserError
 from ponder.evaluation.compare import compare
-from ponder.runs.files import plain
+from ponder.runs.files import plain, read_json
 from ponder.runs.run import read_manifest
 from ponder.viewing.watched import Watched
 
@@ -123,6 +122,6 @@ def _walk(folder: Path, left: int, found: list[Path]) -> None:
 
 def _started(path: Path) -> str:
     try:
-        return str(json.loads((path / "manifest.json").read_text(encoding="utf-8")).get("start"))
-    except (OSError, ValueError, AttributeError):
+        return str(read_json(path / "manifest.json").get("start"))
+    except (UserError, AttributeError):
         return ""

@@ -10,17 +10,18 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ponder import figures, jsonl
+from ponder import figures
+from ponder.config import load_toml
 from ponder.errors import UserError
 from ponder.responses import split_response
 from ponder.runs.files import disk_errors, plain, read_json, write_json
+from ponder.runs.lines import searches
 from ponder.runs.run import read_manifest
 from ponder.types import FinishReason, ThoughtFormat
 
@@ -115,7 +116,7 @@ def _unicode(value: Any) -> Any:
 def _lines(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The last line of each search, in the order of problems and samples."""
     last: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}
-    for _, where, line in jsonl.objects(run / "rollouts.jsonl", torn=[], some=False):
+    for _, where, line in searches(run / "rollouts.jsonl", torn=[]):
         if "step" in line or not isinstance(line.get("index"), int) or not isinstance(line.get("verdict"), dict):
             raise UserError(f"{where} is no search of an evaluation: inspect_ai's log holds evaluations only")
         last[line["index"], int(line.get("sample") or 0)] = (where, line)
@@ -244,12 +245,7 @@ def _results(evaluation: Row, samples: list[dict[str, Any]], total: int) -> dict
 
 
 def _config(run: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{run / 'config.toml'}: cannot be read: {error}") from None
+    return load_toml(run / "config.toml") if (run / "config.toml").exists() else {}
 
 
 def _optional(path: Path) -> Row:

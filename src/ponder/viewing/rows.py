@@ -5,7 +5,6 @@ Only the fields named here are decoded, since a line may hold megabytes of ids a
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import msgspec
 
 from ponder import figures
 from ponder.errors import UserError
+from ponder.reading import loads
 
 FIELDS = (
     *("problem", "sample", "step", "index", "kinds", "stop", "tokens", "seconds"),
@@ -110,8 +110,8 @@ def row(data: bytes) -> Row:
 def _lenient(data: bytes) -> _Line:
     """The same for what the strict reader refuses, such as lone surrogates and NaN."""
     try:
-        return msgspec.convert(json.loads(data), _Line)
-    except (ValueError, RecursionError) as error:
+        return msgspec.convert(loads(data), _Line)
+    except ValueError as error:
         raise UserError(f"is not a search that this version of ponder reads ({error})") from None
 
 
@@ -146,7 +146,7 @@ def _searched(line: _Line) -> str:
 
 def full(data: bytes) -> dict[str, Any]:
     """The whole of a line but for what is for programs. Raises `ValueError` for what is not JSON."""
-    line: dict[str, Any] = json.loads(data)
+    line: dict[str, Any] = loads(data)
     line["vote_share"] = figures.vote_share(line)
     for sample in line["samples"]:
         for name in LEFT_OUT:

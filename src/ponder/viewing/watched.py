@@ -5,7 +5,6 @@ Leaves out locks between processes: writers append whole lines, so that what end
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -18,6 +17,7 @@ import msgspec
 
 from ponder import figures
 from ponder.errors import UserError
+from ponder.reading import loads
 from ponder.runs.files import plain, read_json
 from ponder.runs.run import read_manifest
 from ponder.viewing import rows
@@ -42,7 +42,7 @@ class _Head(msgspec.Struct):
 def _evaluation(path: Path) -> dict[str, Any]:
     try:
         found = msgspec.to_builtins(msgspec.json.decode(path.read_bytes(), type=_Head))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return {"evaluation_error": f"{path}: not the result of an evaluation that this version of ponder reads"}
     known = {key: value for key, value in found.items() if value is not None}
     return {"evaluation": figures.current(known, "evaluation")}
@@ -161,7 +161,7 @@ class Watched:
                 self.spans.append((place, len(line)))
         for place, line in self._tails["metrics.jsonl"].new():
             try:
-                found = json.loads(line)
+                found = loads(line)
             except ValueError:
                 found = None
             if isinstance(found, dict):
@@ -258,7 +258,11 @@ class Watched:
                 for n in numbers:
                     place, length = self.spans[n]
                     file.seek(place)
-                    found.append(rows.full(file.read(length)))
+                    try:
+                        found.append(rows.full(file.read(length)))
+                    except (ValueError, OverflowError) as error:
+                        where = f"{self.path / 'rollouts.jsonl'}: the line at byte {place:,}"
+                        raise UserError(f"{where} cannot be read: {error}") from None
             return found
 
     def search(self, query: str) -> list[int]:
