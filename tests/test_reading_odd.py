@@ -11,6 +11,7 @@ import pytest
 from ponder.cli.main import main
 from ponder.errors import UserError
 from ponder.reading import DEEPEST, loads
+from ponder.runs.run import refuse_existing
 
 EVAL = ["eval", "--engine", "simulated", "--environment", "simulated", "-n", "3", "--show", "0"]
 BIG = int("1" * 400)
@@ -164,6 +165,4 @@ def test_a_run_of_special_files_is_no_run(capsys) -> None:
     for reader in ("report", "view", "resume"):
         assert "is a pipe" in refused(READERS[reader], capsys)
     with pytest.raises(UserError, match="is a pipe"):
-        from ponder.runs.run import refuse_existing
-
         refuse_existing("run")
