@@ -28,6 +28,7 @@ ROWS = [
         "outside",
         "openmp",
         "signals",
+        "threads",
         "reading",
     },
     {"runs"},

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ponder import registry
+from ponder import registry, threads
 from ponder.cli._output import note
 from ponder.config import Options
 from ponder.engines.opening import EngineOptions, OpeningBudget, open_engine, open_others, part_of
@@ -50,6 +50,8 @@ class ModelOptions:
     """Type of the weights in memory (default: float32)."""
     device: str | None = None
     """cpu, cuda, cuda:1, … (default: the first GPU if there is one)."""
+    threads: int | None = None
+    """Threads of the processor, for the model and for workers that judge (default: as many as there are cores)."""
     kv_memory: str | None = None
     """Maximum memory of the KV cache, such as 2GiB (default: a quarter of the available memory, at most 1 GiB; on a GPU
     half of its free memory)."""
@@ -86,11 +88,14 @@ SHORTCUTS = ("adapter", "dtype", "device", "kv_memory", "precision", "products",
 
 
 def engine_options(config: ModelOptions) -> EngineOptions:
-    """What the flags ask for.
+    """What the flags ask for; --threads holds from here on, in the whole process.
 
     Raises `UserError` for a flag that the engine has no option for or that is given twice, and for a wrong value.
     """
+    threads.use(config.threads)
     given = {name: value for name in SHORTCUTS if (value := getattr(config, name)) not in (None, False)}
+    if config.threads is not None and "threads" in _options_of(config.engine):
+        given["threads"] = config.threads
     for name, model in config.others.items():
         if not isinstance(model, str) or not model:
             raise UserError(f"--others {name}={model}: give NAME=MODEL")
@@ -145,8 +150,7 @@ def with_shortcuts(
 
     Raises `UserError` for an option that is given twice or that the part does not have.
     """
-    cls, _ = registry.find(room, name)
-    known = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    known = _options_of(name, room)
     values, what = dict(options), "engine" if room == "engines" else "strategy"
     for key, value in shortcuts.items():
         if key in values:
@@ -155,6 +159,12 @@ def with_shortcuts(
             raise UserError(f"{_flag(key)}: the {what} {name!r} has no option {key!r}{nearest(key, known)}")
         values[key] = value
     return values
+
+
+def _options_of(name: str, room: str = "engines") -> list[str]:
+    """The options of a part. Raises `UserError` for an unknown one."""
+    cls, _ = registry.find(room, name)
+    return [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
 
 def value_of(args: Sequence[str], flag: str) -> str | None:

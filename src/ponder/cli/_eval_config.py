@@ -58,7 +58,7 @@ class EvalConfig(TotalOptions, ScorerOptions, ModelOptions):
 
 
 FREE = (
-    *("out", "overwrite", "resume", "record", "json", "show", "concurrency", "device", "kv_memory"),
+    *("out", "overwrite", "resume", "record", "json", "show", "concurrency", "device", "kv_memory", "threads"),
     *("total_tokens", "total_seconds", "total_dollars", "prices"),
 )
 """Fields that may differ when an evaluation is resumed: they do not change what a search does."""

@@ -21,7 +21,7 @@ from ponder.types import Spend, to_json
 FORMAT = "ponder-search-1"
 FREE = (
     *("budget_tokens", "budget_seconds", "budget_dollars"),
-    *("save", "continue_", "json", "device", "kv_memory"),
+    *("save", "continue_", "json", "device", "kv_memory", "threads"),
 )
 """Fields that may differ when a search is resumed."""
 

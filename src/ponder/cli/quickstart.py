@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ponder import figures, numbers
+from ponder import figures, numbers, threads
 from ponder.cli._output import say
 from ponder.config import from_mapping, load_toml, parse, refuse_changed, to_toml
 from ponder.errors import UserError
@@ -63,6 +63,8 @@ class QuickstartConfig:
     """Maximum number of parallel samples per problem."""
     model: str = "ponder-tiny"
     """The base model; it must have thought markers."""
+    threads: int | None = None
+    """Threads of the processor (default: as many as there are cores)."""
     overwrite: bool = False
     """Replace the run that `out` holds."""
     resume: bool = False
@@ -72,6 +74,7 @@ class QuickstartConfig:
     """Print curves.json instead of the table."""
 
     def __post_init__(self) -> None:
+        threads.check(self.threads)
         if not self.minutes >= 1:
             raise UserError(f"minutes = {self.minutes}: the evaluations alone need more than that; give at least 1")
         if self.steps is not None and self.steps < 1:
@@ -138,7 +141,7 @@ def _own_config(config: QuickstartConfig) -> str:
 
 RESOLVED = ("decay_from", "decay_steps", "eval_every")
 """Fields that the clock decides where no number of steps is given."""
-FREE = ("out", "minutes", "steps", *RESOLVED, "overwrite", "resume", "json")
+FREE = ("out", "minutes", "steps", *RESOLVED, "threads", "overwrite", "resume", "json")
 """Fields that may differ when a run is resumed."""
 
 
@@ -147,7 +150,7 @@ def _resumed(config: QuickstartConfig) -> QuickstartConfig:
     path = Path(config.out) / "config.toml"
     refuse_other(Path(config.out), "quickstart")
     saved = refuse_changed(config, path, FREE)
-    return dataclasses.replace(saved, out=config.out, resume=True, json=config.json)
+    return dataclasses.replace(saved, out=config.out, resume=True, json=config.json, threads=config.threads)
 
 
 def _resumed_rl(config: QuickstartConfig) -> RLConfig:
@@ -158,7 +161,8 @@ def _resumed_rl(config: QuickstartConfig) -> RLConfig:
     path = Path(config.out) / "rl.toml"
     if not path.exists() or not checkpoint.by_step(Path(config.out) / "checkpoints"):
         return rl_config(config)
-    return dataclasses.replace(from_mapping(RLConfig, load_toml(path), where=str(path)), out=config.out, resume=True)
+    saved = from_mapping(RLConfig, load_toml(path), where=str(path))
+    return dataclasses.replace(saved, out=config.out, resume=True, threads=config.threads)
 
 
 def _open(config: QuickstartConfig) -> Run:
@@ -253,6 +257,7 @@ def rl_config(config: QuickstartConfig) -> RLConfig:
 
     return RLConfig(
         model=config.model,
+        threads=config.threads,
         out=config.out,
         environment="countdown",
         strategy="budget_forcing",

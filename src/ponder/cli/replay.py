@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ponder import figures, registry
+from ponder import figures, registry, threads
 from ponder.cli._common import value_of
 from ponder.cli._output import say
 from ponder.config import Options, parse
@@ -82,6 +82,8 @@ class ReplayConfig:
     searches)."""
     seed: int = 0
     """Seed of those orders."""
+    threads: int | None = None
+    """Workers that judge at once (default: as many as there are cores)."""
     show: int = 10
     """How many recorded judgements that differ from the judge's to show; --json has all."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -93,6 +95,7 @@ def main(args: list[str]) -> int:
         raise UserError(f"--json prints to stdout: give --json alone and redirect it, as in --json > {file}")
     config = parse(ReplayConfig, args, prog="ponder replay", description=DESCRIPTION)
     check(config)
+    threads.use(config.threads)
     from ponder.evaluation.pools import analysis
     from ponder.evaluation.pools.judges import EnvironmentJudge
     from ponder.evaluation.pools.judging import judgeable

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ponder import threads
 from ponder.errors import MissingExtra, Unsupported, UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ STRING, ARRAY = 8, 9
 _PIECE = 1 << 18
 """Values that are dequantised at once."""
 _THREADS = 4
-"""Tensors that are dequantised at once."""
+"""The most tensors that are dequantised at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +183,8 @@ def read_weights(header: Header) -> dict[str, Tensor]:
             elif name != ROPE_FACTORS:
                 raise Unsupported(f"{header.path}: tensor {name!r} is not part of a plain {header.architecture} model")
         # numpy lets go of the interpreter's lock where the work is.
-        with ThreadPoolExecutor(_THREADS) as threads:
-            found = threads.map(lambda name: _dequantise(header, name, header.tensors[name], data), targets)
+        with ThreadPoolExecutor(min(_THREADS, threads.count())) as executor:
+            found = executor.map(lambda name: _dequantise(header, name, header.tensors[name], data), targets)
             state = {target: torch.from_numpy(values) for target, values in zip(targets.values(), found, strict=True)}
     if header.architecture != "llama":
         return state

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from ponder import threads
 
 PACKAGES = ("ponder", "numpy", "torch", "safetensors", "tokenizers", "transformers", "math-verify", "reasoning-gym")
 """Packages whose version may change a result."""
@@ -67,16 +68,17 @@ def cpu_model() -> str:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, usable cores, memory in bytes, and the GPUs if torch is already loaded."""
+    """Processor, usable cores, memory in bytes, threads; torch's threads and the GPUs if it is already loaded."""
     import psutil
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found: dict[str, Any] = {
         "cpu": cpu_model(),
-        "cores": cores,
+        "cores": threads.cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
+    if (asked := threads.asked()) is not None:
+        found["threads"] = asked
     torch = sys.modules.get("torch")
     if torch is not None:
         found["torch_threads"] = torch.get_num_threads()

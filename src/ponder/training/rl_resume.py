@@ -19,7 +19,7 @@ def config_path(out: str) -> Path:
 
 
 FREE = (
-    *("resume", "overwrite", "out", "steps", "minutes", "device", "track"),
+    *("resume", "overwrite", "out", "steps", "minutes", "device", "threads", "track"),
     *("checkpoint_every", "keep_checkpoints", "record_problems", "record_tokens"),
 )
 """Fields that may differ when a run is continued."""

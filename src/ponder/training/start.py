@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ponder import threads
 from ponder.errors import UserError
 from ponder.models.adapter import ALL, LoraConfig
 
@@ -28,11 +29,14 @@ class StartOptions:
     """Projections that get an adapter, such as q_proj v_proj; all-linear is all of them."""
     device: str = "auto"
     """cpu, cuda, cuda:1, …; auto is the first GPU if there is one, else the CPU."""
+    threads: int | None = None
+    """Threads of the processor (default: as many as there are cores)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the model's weights. An adapter's own are float32 always; without one, 16 bits round small updates
     away."""
 
     def __post_init__(self) -> None:
+        threads.check(self.threads)
         if self.lora_rank < 0:
             raise UserError(f"lora_rank = {self.lora_rank}: give 1 or more, or 0 to train all weights")
         if not 0 < self.lora_alpha < math.inf:
@@ -53,6 +57,7 @@ class StartOptions:
         from ponder.models.load import base_name, load
         from ponder.models.lora import new_adapter
 
+        threads.use(self.threads)
         model = load(self.model, device=self.device, dtype=self.dtype)
         if not self.lora_rank:
             return model

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ponder import config as configs
+from ponder import threads
 from ponder.errors import Refusals, TrainingDiverged, UserError
 from ponder.models.host import reuse_freed_memory
 from ponder.models.load import load_weights, resolve
@@ -70,6 +71,8 @@ class PretrainConfig:
     """How to fit."""
     seed: int = 0
     """Seed of weights and text."""
+    threads: int | None = None
+    """Threads of the processor (default: as many as there are cores)."""
     checkpoint_every: int = 200
     """Steps between checkpoints."""
     track: str = ""
@@ -83,6 +86,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         _check(self, "length", "checkpoint_every")
+        threads.check(self.threads)
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,7 @@ def pretrain(config: PretrainConfig) -> Path:
     if config.resume:
         config = _continued(config)
     _checked(config)
+    threads.use(config.threads)
     model = new_model(config.seed)
     if config.length > model.info.context:
         raise UserError(f"length: {config.length} is more than the model's context of {model.info.context} tokens")
@@ -288,7 +293,10 @@ def _fixed(source: RowSource, count: int, model: LoadedModel, most_tokens: float
     return [collate(rows[i : i + 32], model.pad_id) for i in range(0, len(rows), 32)]
 
 
-FREE = ("resume", "overwrite", "out", "device", "track", "checkpoint_every", "epochs", "steps", "fit.max_tokens")
+FREE = (
+    *("resume", "overwrite", "out", "device", "threads", "track", "checkpoint_every"),
+    *("epochs", "steps", "fit.max_tokens"),
+)
 """Fields that may differ when a run is continued."""
 
 T = TypeVar("T", PretrainConfig, SFTConfig)

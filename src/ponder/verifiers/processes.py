@@ -20,11 +20,14 @@ import time
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
+from ponder import threads
 from ponder.errors import PonderError
 from ponder.verifiers._worker import WAITING, receive, send
 
 STARTUP_SECONDS = 120.0
 """Longest that a worker may take to start, and again to import what it is to call."""
+MOST_WORKERS = 4
+"""Where the number of workers is not given; as many as there are threads, if those are fewer."""
 _CALLS = 5_000
 """Calls after which a worker is replaced; symbolic libraries keep caches that only grow."""
 _OUT_OF_TIME = {-int(getattr(signal, name)) for name in ("SIGPROF", "SIGALRM") if hasattr(signal, name)}
@@ -115,7 +118,7 @@ class Pool:
     """
 
     def __init__(self, workers: int | None = None, memory: int = 1 << 30) -> None:
-        self._most = workers or max(1, min(4, os.cpu_count() or 1))
+        self._workers = workers
         self._memory = memory
         self._forget()
         atexit.register(self.close)
@@ -172,7 +175,7 @@ class Pool:
 
     def _take(self) -> _Worker:
         with self._change:
-            while not self._idle and self._count >= self._most:
+            while not self._idle and self._count >= (self._workers or min(MOST_WORKERS, threads.count())):
                 self._change.wait()
             if self._idle:
                 return self._idle.pop()

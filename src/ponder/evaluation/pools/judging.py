@@ -8,7 +8,6 @@ answers are found as in `search.clusters`.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ponder import threads
 from ponder.engines.recorded import RecordedPool, RecordedRow, RecordedSample
 from ponder.errors import UserError
 from ponder.evaluation.estimators import Floats
@@ -107,9 +107,9 @@ def judge_pool(
         return _judged(*pair, judge, thought)
 
     results = []
-    with ThreadPoolExecutor(max(1, os.cpu_count() or 1) if judge.threads else 1) as threads:
+    with ThreadPoolExecutor(threads.count() if judge.threads else 1) as executor:
         pairs = zip(rows, problems, strict=True)
-        for result in threads.map(one, pairs) if judge.threads else map(one, pairs):
+        for result in executor.map(one, pairs) if judge.threads else map(one, pairs):
             results.append(result)
             done += 1
             if on_progress is not None:
