@@ -77,7 +77,7 @@ def test_a_search_without_an_answer_says_what_it_spent_and_how_it_voted(capsys):
     command = ["solve", "Make 24 from 3 5 7 2.", "--strategy", "majority", "--max-tokens", "12"]
     assert main(command) == 1
     said = capsys.readouterr().err
-    assert "8 responses" in said
+    assert "8 branches" in said
     assert "96 response tokens" in said
     assert "no answer:" in said
     assert main([*command, "--json"]) == 1

@@ -176,3 +176,12 @@ def test_a_resumed_run_takes_what_is_left_open_from_the_run(ten_lines) -> None:
         file.write(lines(30, start=10))
     assert main([*args, "--steps", "2", "--resume"]) == 0
     assert (written().problems, written().eval_problems, written().steps) == (9, 1, 2)
+
+
+def test_an_evaluation_of_ones_own_file_needs_no_environment(ten_lines, capsys) -> None:
+    few = ["--engine", "simulated", "-n", "2", "--show", "0", "--out", "run"]
+    assert main(["eval", *few, "--data", str(ten_lines), "--split", "train"]) == 0
+    assert load_toml("run/config.toml")["environment"] == "jsonl"
+    assert "on jsonl (train)" in capsys.readouterr().out
+    assert main(["eval", *few, "--overwrite"]) == 0
+    assert load_toml("run/config.toml")["environment"] == "countdown"
