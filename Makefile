@@ -11,13 +11,14 @@ WORKERS ?= 2
 # Options for the commands: make quickstart ARGS="--minutes 4 --out runs/mine"
 ARGS ?=
 
-.PHONY: help install quickstart test lint bench
+.PHONY: help install quickstart test lint bench docs
 
 help:
 	@echo "make quickstart   train the built-in model and draw both curves (at most 8 minutes on 2 cores)"
 	@echo "make test         the test suite"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        the benchmarks"
+	@echo "make docs         the documentation as a site, in site/"
 	@echo "make install      only the virtual environment in $(VENV)"
 
 install: $(STAMP)
@@ -45,6 +46,12 @@ lint: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# mkdocs is installed on the first call; the build itself needs no network. Broken links fail (not with --quiet).
+docs: $(STAMP)
+	@test -x $(BIN)/mkdocs || $(PIP) -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
+	@echo "site/index.html (with search: python3 -m http.server -d site)"
 
 # Peers are skipped unless their Python is named: make bench PEER_PYTHON=... VLLM_PYTHON=... (benchmarks/README.md)
 bench: $(STAMP)
