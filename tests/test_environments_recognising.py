@@ -81,4 +81,4 @@ def test_a_search_without_an_answer_says_what_it_spent_and_how_it_voted(capsys):
     assert "96 response tokens" in said
     assert "no answer:" in said
     assert main([*command, "--json"]) == 1
-    assert json.loads(capsys.readouterr().out)["responses"] == 8
+    assert json.loads(capsys.readouterr().out)["branches"] == 8
