@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def test_lists_stand_apart_from_the_text_before() -> None:
     """Python-Markdown takes a list that follows a line of text for more of that text."""
     for page in PAGES:
         lines = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL).split("\n")
-        for before, line in zip(lines, lines[1:], strict=False):
+        for before, line in pairwise(lines):
             if line.startswith("- "):
                 assert not before or re.match(r"\s*- |#|\s", before), f"{page}: {line[:60]}"
 
