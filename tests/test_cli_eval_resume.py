@@ -142,7 +142,7 @@ def test_what_ended_in_an_infrastructure_error_is_run_again_and_its_cost_is_kept
     assert len(engine.requests) == 2
     assert searches(out) == searches(whole)
     assert result(out) == result(whole)
-    assert "tokens, on searches that were run again" in capsys.readouterr().out
+    assert "tokens, on searches that failed or were stopped" in capsys.readouterr().out
     assert len(read_lines(out / "rollouts.jsonl").rows) == 82
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,13 +49,32 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert float(seconds) < 1
 
 
-@pytest.mark.parametrize("verb", ["list", "eval", "solve", "report"])
-def test_each_verb_explains_itself_with_an_example(verb: str) -> None:
-    out = run(verb, "--help")
-    assert out.returncode == 0
-    assert f"ponder {verb}" in out.stdout
-    assert "example" in out.stdout
-    assert "default" in out.stdout
+VERBS = [*(v for v in command.verbs() if v != "train"), "train pretrain", "train sft", "train rl"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_explains_itself_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = command.main([*verb.split(), "--help"])
+    except SystemExit as done:
+        code = done.code
+    out = capsys.readouterr().out
+    assert code in (0, None)
+    examples = re.split(r"^examples?:", out, flags=re.M)[1]
+    assert re.search(rf"^ *ponder {verb}", examples, re.M)
+    assert "(default: None)" not in out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_examples_of_a_verb_have_flags_that_it_knows(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        command.main([*verb.split(), "--help"])
+    examples, rest = [], []
+    for line in capsys.readouterr().out.splitlines():
+        (examples if re.match(rf" *(example: )?ponder {verb}", line) else rest).append(line)
+    flags = re.compile(r"--[a-z][a-z.-]*")
+    assert examples
+    assert set(flags.findall(" ".join(examples))) - {"--config"} <= set(flags.findall(" ".join(rest)))
 
 
 def test_version() -> None:

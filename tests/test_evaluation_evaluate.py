@@ -134,6 +134,10 @@ def test_failures_of_the_judge_are_left_out_and_counted():
     assert result.rows[3].correct is None
     assert math.isnan(result.correct_P[3])
     assert result.accuracy.value == result.kinds["correct"] / 58
+    said = dict(result.facts())["failures"]
+    assert said.startswith("2 of 60 responses could not be generated or judged; the first: ")
+    assert "the judge broke" in said
+    assert "failures" not in dict(run().facts())
 
 
 def test_too_many_infrastructure_errors_stop_an_evaluation():

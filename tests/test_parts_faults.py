@@ -228,3 +228,9 @@ def test_a_part_that_is_given_as_an_object_names_its_method_too() -> None:
     with pytest.raises(PartFailed) as caught:
         problem_at(ProblemText(), "test", 0)
     assert line_of(ProblemText.problem) in str(caught.value)
+
+
+def test_a_file_that_is_no_python_is_said_with_its_line_once(capsys) -> None:
+    Path("mine.py").write_text("x = 1\ndef x(:\n")
+    assert main(["eval", "--environment", "./mine.py:Mine"]) == 2
+    assert capsys.readouterr().err == "ponder: mine.py: cannot be imported: SyntaxError: invalid syntax (mine.py:2)\n"

@@ -73,3 +73,18 @@ def test_a_suggestion_is_a_slip_or_a_part_of_the_name_and_nothing_far_fetched():
     assert errors.nearest("tokens", known) == "; did you mean 'answer_tokens' or 'max_tokens'?"
     for nonsense in ("qwertz", "e", "max_steps", "banana"):
         assert errors.alike(nonsense, known) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "spec", "says"),
+    [
+        ("environments", "./none.json", "none.json: no such file (a file of your own is given as PATH.py:Class, "
+         "problems as FILE.jsonl or FILE.jsonl.gz)"),
+        ("scorers", "./none", "none: no such file (a file of your own is given as PATH.py:Class)"),
+        ("environments", "./none.py:Mine", "none.py: no such file"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_there_is_said_with_what_could_be_given(room, spec, says):
+    with pytest.raises(UserError) as caught:
+        registry.find(room, spec)
+    assert str(caught.value) == says

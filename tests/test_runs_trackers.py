@@ -70,6 +70,8 @@ def test_an_unknown_or_missing_tracker_is_refused_before_anything_runs(monkeypat
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"ponder\[wandb\]"):
         trackers.names("wandb")
+    with pytest.raises(MissingExtra, match=r"--track mlflow,wandb needs .* pip install 'ponder\[mlflow,wandb\]'"):
+        trackers.names("mlflow,wandb")
     assert trackers.names("") == ()
 
 

@@ -163,6 +163,7 @@ def test_a_stream_continued_from_any_position_equals_one_that_was_never_stopped(
         ("{broken", "line 2 is not valid JSON"),
         ("[1]", "line 2 is not a JSON object but list"),
         ('{"prompt": "x"}', "line 2: needs `prompt` and `response`"),
+        ('{"prompt": "x", "answer": "y"}', "rows with an `answer` are for ponder train rl"),
         ('{"ids": [1, 2], "mask": [true]}', "line 2: `ids` and `mask`"),
         ('{"ids": [1, 99999], "mask": [false, true]}', "line 2: `ids` must be"),
     ],

@@ -21,6 +21,11 @@ def quantity(value: float) -> str:
     return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
 
 
+def counted(number: int, what: str) -> str:
+    """`1 problem`, `1,200 problems`."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Whole seconds: `42 s`, `3 min 05 s`, `2 h 10 min`."""
     whole = max(0, round(seconds))

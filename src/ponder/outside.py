@@ -89,7 +89,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, PonderError):
         return str(error)
     try:
-        text = " ".join(str(error).split())
+        # The line of a SyntaxError is said below.
+        text = " ".join((error.msg if isinstance(error, SyntaxError) and place(error) else str(error)).split())
     except Exception:
         text = "its text cannot be shown"
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"

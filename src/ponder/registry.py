@@ -125,7 +125,10 @@ def find(room: str, spec: str) -> tuple[type, str | None]:
 
 def _from_file(path: Path, class_name: str, room: str) -> type:
     if not path.is_file():
-        raise UserError(f"{path}: no such file (a part outside the repo is given as PATH.py:Class)")
+        given = "a file of your own is given as PATH.py:Class"
+        data = f", problems as {' or '.join('FILE' + end for end in DATA)}" if room == "environments" else ""
+        known = path.suffix == ".py" and class_name
+        raise UserError(f"{path}: no such file" + ("" if known else f" ({given}{data})"))
     if not class_name:
         raise UserError(f"{path}: name the class too, as {path}:Class")
     spec = importlib.util.spec_from_file_location(f"ponder_user_{path.stem}", path)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ponder import figures, registry
+from ponder import figures, numbers, registry
 from ponder.cli._budget import budgets_of, check_opening, check_prices, prices_of
 from ponder.cli._common import (
     build_strategy,
@@ -194,8 +194,16 @@ def choose(environment: Environment, config: EvalConfig) -> list[Problem]:
     """The first `n` problems of the split; all of them, with a note on stderr, if there are fewer."""
     size = size_of(environment, config.split)
     if size is not None and 0 < size < config.n:
-        note(f"note: {config.environment} has {size:,} {config.split} problems, fewer than -n {config.n}: all are used")
+        has, used = numbers.counted(size, f"{config.split} problem"), "it is" if size == 1 else "all are"
+        note(f"note: {config.environment} has {has}, fewer than -n {config.n}: {used} used{_all_rows(environment)}")
     return first_problems(environment, config.split, config.n)
+
+
+def _all_rows(environment: Environment) -> str:
+    """How a user's file is tested on as a whole, where a tenth of it is held out because nothing else was said."""
+    if not getattr(environment, "by_default_share", False):
+        return ""
+    return " (a tenth of the rows; all of them with --environment-options test_share=1)"
 
 
 def summary(job: Job, result: Evaluation) -> dict[str, Any]:
@@ -278,6 +286,6 @@ def _write(run: Run, job: Job, result: Evaluation) -> None:
     if result.opening.tokens:
         phases.insert(0, cost("opening: finding out what the model can do", result.opening, result.opening.seconds))
     if result.lost.tokens:
-        phases.append(cost("searches that were run again", result.lost, 0.0))
+        phases.append(cost("searches that failed or were stopped", result.lost, 0.0))
     title = f"{config.model} on {config.environment}"
     run.write_json("summary.json", {"title": title, "facts": facts, "verdicts": result.kinds, "cost": phases})

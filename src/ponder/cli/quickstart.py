@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from ponder.training.rl_config import RLConfig
     from ponder.training.rl_run import RLRun
 
+DESCRIPTION = f"""{__doc__}
+
+examples:
+  ponder quickstart
+  ponder quickstart --minutes 4 --out runs/short
+  ponder quickstart --resume
+  ponder quickstart --config runs/quickstart/config.toml --out runs/again   # the same steps, without a clock
+"""
 RUNGS = (20, 40, 80, 160, 320)
 """Tokens of thought of the sequential curve; the smallest fits one whole attempt with four numbers (18 tokens)."""
 ANSWER_TOKENS = 16
@@ -91,7 +99,7 @@ class QuickstartConfig:
 
 def main(args: list[str]) -> int:
     """Run the quickstart; prints a table and the path of the report."""
-    config = parse(QuickstartConfig, args, prog="ponder quickstart", description=__doc__)
+    config = parse(QuickstartConfig, args, prog="ponder quickstart", description=DESCRIPTION)
     began = time.monotonic()
     for module in ("torch", "safetensors", "tokenizers"):
         _need(module)

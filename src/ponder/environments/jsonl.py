@@ -100,6 +100,11 @@ class Jsonl(Rows):
             split = split_in(row, self.split_field, where)
             yield Row(f"{Path(path).name}:{number}", prompt, Gold(answer), mark_of(row), split)
 
+    @property
+    def by_default_share(self) -> bool:
+        """Whether a tenth is held out for testing, since neither options nor rows say what is."""
+        return self.test_share is None and not self.test_data and self.row("test", 0).split is None
+
     def _with_instructions(self, prompt: Prompt) -> Prompt:
         if not self.instructions:
             return prompt

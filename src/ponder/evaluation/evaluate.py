@@ -12,7 +12,7 @@ from ponder.budget.meter import Meter
 from ponder.environments.judging import judge
 from ponder.environments.loading import refuse_same_ids
 from ponder.errors import PonderError, Unsupported, UserError
-from ponder.evaluation.results import Earlier, Evaluation, Judged, Progress, Searched, row, summarise
+from ponder.evaluation.results import Earlier, Evaluation, Judged, Progress, Searched, row, summarise, unjudged
 from ponder.protocols import Engine, Environment, Feedback, Strategy
 from ponder.search.runner import solve
 from ponder.search.seeds import derive
@@ -86,9 +86,7 @@ class Faults:
         if self.count == self._total or self.count > max(MASKED_COUNT, MASKED_SHARE * self._total):
             if isinstance(self._first, UserError):
                 raise self._first
-            raise PonderError(
-                f"{self.count} of {self._total} responses could not be generated or judged; the first: {self._first}"
-            )
+            raise PonderError(unjudged(self.count, self._total, self._first))
 
 
 def failed(outcome: Outcome) -> bool:

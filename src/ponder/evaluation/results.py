@@ -156,7 +156,7 @@ class Evaluation:
     """The part of `spend` that opening the engines has cost: asking endpoints what they can do, in every process that
     did."""
     lost: Spend
-    """What was spent besides: on searches that failed or were cut off, and were run again after a resume."""
+    """What was spent besides: on searches that failed or were stopped; a resume runs them again."""
     tokens_per_correct: float | None
     """Prompt and response tokens spent for one correct response; None if there was none."""
     dollars_per_correct: float | None
@@ -177,18 +177,29 @@ class Evaluation:
         """Per problem, NaN where it was left out: what `paired_difference` takes."""
         return tuple(math.nan if r.correct is None else r.correct for r in self.rows)
 
+    @property
+    def failures(self) -> str:
+        """How many responses could not be generated or judged, with the first reason; empty if there is none."""
+        failed = VerdictKind.JUDGE_ERROR
+        first = next((r.reasons[r.kinds.index(failed)] for r in self.rows if failed in r.kinds), "")
+        count, total = self.kinds.get(failed.value, 0), sum(self.kinds.values())
+        return unjudged(count, total, show.visible(first, 300)) if count else ""
+
     def to_json(self) -> dict[str, Any]:
         return to_json(self)
 
     def facts(self) -> list[tuple[str, str]]:
         """Label and text of each figure, for people."""
         method, _, few = self.accuracy.method.partition("; ")
-        many = f"n = {self.accuracy.n:,} problems" + (f" × {self.samples} samples" if self.samples > 1 else "")
+        many = f"n = {numbers.counted(self.accuracy.n, 'problem')}" + (
+            f" × {self.samples} samples" if self.samples > 1 else ""
+        )
         accuracy = f"{figures.text('accuracy', self.accuracy)}, 95 % interval ({method}), {many}"
         beside = f" ({figures.label('at_once')}: {self.at_once:,})" if self.at_once > 1 else ""
         found = [
             (figures.label("accuracy"), accuracy + (f"; {few}" if few else "")),
             ("verdicts", _counted(self.kinds)),
+            *([("failures", said)] if (said := self.failures) else []),
             *(figures.line(key, getattr(self, key)) for key in _PLAIN),
             (figures.label("spend"), figures.spend(self.spend)),
         ]
@@ -196,7 +207,8 @@ class Evaluation:
             opened = f"{numbers.quantity(self.opening.tokens)} tokens of that, to find out what the model can do"
             found.append(("opening", opened))
         if self.lost.tokens:
-            found.append(("lost", f"{numbers.quantity(self.lost.tokens)} tokens, on searches that were run again"))
+            lost = f"{numbers.quantity(self.lost.tokens)} tokens, on searches that failed or were stopped"
+            found.append(("lost", lost))
         found.append((figures.label("run_seconds"), figures.text("run_seconds", self.run_seconds) + beside))
         if self.run_seconds > 0:
             rate = self.spend.response_tokens / self.run_seconds
@@ -221,6 +233,11 @@ class Evaluation:
 _PLAIN = ("no_answer", "mean_tokens_per_search", "mean_response_tokens_per_search", "mean_seconds_per_search")
 
 _PER = ("tokens_per_correct", "dollars_per_correct", "run_seconds_per_correct")
+
+
+def unjudged(count: int, total: int, first: object) -> str:
+    """What is said of responses that are no result: `2 of 4 responses could not be … judged; the first: …`."""
+    return f"{count:,} of {total:,} responses could not be generated or judged; the first: {first}"
 
 
 def _counted(kinds: Mapping[str, int]) -> str:

@@ -137,8 +137,9 @@ def names(track: str) -> tuple[str, ...]:
     for name in wanted:
         if name not in _TRACKERS:
             raise UserError(f"--track {name}: no such tracker{nearest(name, NAMES)}")
-        if importlib.util.find_spec(_TRACKERS[name][0]) is None:
-            raise MissingExtra(f"--track {name}", name)
+    missing = [name for name in wanted if importlib.util.find_spec(_TRACKERS[name][0]) is None]
+    if missing:
+        raise MissingExtra(f"--track {','.join(missing)}", ",".join(missing))
     return wanted
 
 

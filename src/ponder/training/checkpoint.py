@@ -115,6 +115,16 @@ def last_step(folder: Path) -> int:
     return int(found[-1].name[5:]) if found else 0
 
 
+def resumed_at(step: int, steps: int | None) -> tuple[str, ...]:
+    """Where a resumed training goes on, for the console; nothing before its first checkpoint."""
+    if not step:
+        return ()
+    if steps is None:
+        return (f"resumed after step {step:,}",)
+    done = ": nothing is left to train" if step >= steps else ""
+    return (f"resumed after step {step:,} of {steps:,}{done}",)
+
+
 def last_name(folder: Path) -> str:
     """Names the newest checkpoint, for an error message."""
     found = by_step(folder)

@@ -177,7 +177,8 @@ def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
             if not any(mask[1:]):
                 raise UserError(f"{where}: `mask` marks no id to learn (the first one cannot be)")
         elif not isinstance(value.get("response"), str) or not value.get("prompt"):
-            raise UserError(f"{where}: needs `prompt` and `response` (text), or `ids` and `mask`")
+            other = "; rows with an `answer` are for ponder train rl" if "answer" in value else ""
+            raise UserError(f"{where}: needs `prompt` and `response` (text), or `ids` and `mask`{other}")
         else:
             read_prompt(value["prompt"], where)
         found.append((where, value))

@@ -187,7 +187,7 @@ class Trainer:
     def _refuse_failed_judgements(self, groups: Sequence[Group]) -> None:
         verdicts = [s.verdict for g in groups for s in g.samples]
         failed = [v.reason for v in verdicts if v.kind is VerdictKind.JUDGE_ERROR]
-        if len(failed) > max(5, JUDGE_ERRORS * len(verdicts)):
+        if len(failed) > max(5, JUDGE_ERRORS * len(verdicts)) or 0 < len(failed) == len(verdicts):
             step, total = self.state.step + 1, len(verdicts)
             raise PonderError(f"step {step}: {len(failed)} of {total} judgements failed: {failed[0]}")
 

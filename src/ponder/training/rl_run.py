@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from ponder.protocols import Strategy
     from ponder.types import Problem
 
+VERB = "train rl"
+
 
 @dataclass
 class RLRun:
@@ -189,8 +191,9 @@ class RLRun:
         self._write_config()
         settings = configs.to_mapping(self.config)
         self.run.track(self.config.track, settings, lambda t: print(t, file=sys.stderr), resumed=self.config.resume)
-        with Interrupt() as interrupt, Progress("rl", self._total(), unit="steps") as progress:
-            for line in (*self.notes, *trained(self.trainer.model), self.trainer.rate.said):
+        with Interrupt() as interrupt, Progress(VERB, self._total(), unit="steps") as progress:
+            began_at = checkpoint.resumed_at(state.step, self.config.steps) if self.config.resume else ()
+            for line in (*began_at, *self.notes, *trained(self.trainer.model), self.trainer.rate.said):
                 progress.note(line)
             if not state.step and not self.evaluations:
                 if self.held_out:
@@ -362,8 +365,9 @@ class RLRun:
             left=None if self.pace is None else self.pace.left(self.reserve()),
             reward=f"{row['reward']:.3f}",
             length=f"{row['length']:.1f}",
-            truncated=f"{row['truncated']:.0%}" if row["truncated"] else None,
-            signal=f"{row['signal']:.0%}",
+            truncated=numbers.percent(row["truncated"]) if row["truncated"] else None,
+            signal=numbers.percent(row["signal"]),
+            failures=row["verdicts"].get(VerdictKind.JUDGE_ERROR.value),
             entropy=None if row["entropy"] is None else f"{row['entropy']:.2f}",
             response_tokens_per_s=row["response_tokens"] / row["seconds"],
         )
@@ -381,8 +385,9 @@ class RLRun:
 
 
 def show(result: Evaluation) -> str:
-    """`42.0 % [38.0, 46.0], n = 500`."""
-    return f"{figures.text('accuracy', result.accuracy)}, n = {result.accuracy.n:,}"
+    """`42.0 % [38.0, 46.0], n = 500`, and what could not be judged."""
+    failed = f"; {result.failures}" if result.failures else ""
+    return f"{figures.text('accuracy', result.accuracy)}, n = {result.accuracy.n:,}{failed}"
 
 
 def summary(loop: RLRun) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ponder.numbers import percent
 from ponder.types import VerdictKind
 
 RECENT = 5
@@ -69,19 +70,21 @@ def cause(found: Signal) -> str:
     def share(kind: VerdictKind) -> float:
         return found.verdicts.get(kind.value, 0) / max(1, found.samples)
 
-    right = share(VerdictKind.CORRECT)
+    broken, right = share(VerdictKind.JUDGE_ERROR), share(VerdictKind.CORRECT)
+    cut = found.truncated / max(1, found.samples)
+    if broken > MOST:
+        return f"{percent(broken)} of the responses could not be judged; rollouts.jsonl says why"
     if right > 1 - FEW:
-        return f"{right:.0%} of the responses are right; take harder problems"
-    if found.truncated > MOST * found.samples:
-        cut = found.truncated / found.samples
-        return f"{cut:.0%} of the responses are cut off before they end; give the strategy more tokens"
-    if share(VerdictKind.NO_ANSWER) > MOST:
+        return f"{percent(right)} of the responses are right; take harder problems"
+    if cut > MOST:
+        return f"{percent(cut)} of the responses are cut off before they end; give the strategy more tokens"
+    if (silent := share(VerdictKind.NO_ANSWER)) > MOST:
         return (
-            f"in {share(VerdictKind.NO_ANSWER):.0%} of the responses no answer is found; ask for the form that the "
-            "verifier reads, or teach it first (train sft)"
+            f"in {percent(silent)} of the responses no answer is found; ask for the form that the verifier reads, or "
+            "teach it first (train sft)"
         )
     if right < FEW:
-        return f"{right:.0%} of the responses are right; take easier problems, larger groups or a stronger model"
+        return f"{percent(right)} of the responses are right; take easier problems, larger groups or a stronger model"
     return "the samples of a problem hardly differ; raise the temperature of the strategy"
 
 

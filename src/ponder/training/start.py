@@ -79,7 +79,8 @@ def trained(model: LoadedModel) -> list[str]:
     count = sum(p.numel() for p in weights)
     if model.adapter is not None:
         share = count / max(1, model.info.parameters)
-        return [f"training a LoRA adapter of rank {model.adapter.rank}: {count:,} weights, {share:.2%} of the model's"]
+        part = f"{100 * share:.2f} % of the model's"
+        return [f"training a LoRA adapter of rank {model.adapter.rank}: {count:,} weights, {part}"]
     if any(p.dtype != torch.float32 for p in weights):
         return ["warning: weights are trained in 16 bits, which round small updates away; take float32 or LoRA"]
     return []

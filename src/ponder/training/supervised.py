@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -409,8 +410,10 @@ def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, ver
             keep()
 
     unit = "tokens" if plan.steps is None else "steps"
-    with run, Interrupt() as interrupt, Progress(verb, lm.total(fit, state, plan.steps), unit=unit) as progress:
-        for line in plan.notes:
+    label, total = verb.removeprefix("ponder "), lm.total(fit, state, plan.steps)
+    with run, Interrupt() as interrupt, Progress(label, total, unit=unit) as progress:
+        began_at = checkpoint.resumed_at(state.step, plan.steps) if config.resume else ()
+        for line in (*began_at, *plan.notes):
             progress.note(line)
         try:
             lm.train(
@@ -430,9 +433,8 @@ def _run(config: PretrainConfig | SFTConfig, model: LoadedModel, plan: Plan, ver
         saved = keep()
         if interrupt.requested:
             run.finish("interrupted")
-            raise Interrupted(
-                f"stopped at step {state.step}; continue with: {verb} --config {run.config_path} --resume"
-            )
+            command = f"{verb} --config {shlex.quote(str(run.config_path))} --resume"
+            raise Interrupted(f"stopped at step {state.step}; continue with: {command}")
         progress.update(done(), total=done(), **fields)
         final = run.path / "model"
         save(model, final, replace=True)
