@@ -1,4 +1,4 @@
-"""The first hour of a new user: own data, a refusal and its correction, a stop and a resume, an export that is measured.
+"""The first hour of a new user: own data, a refusal and its correction, stop and resume, an export that is measured.
 
 Each test is a walk, in order, with commands as they are typed; what `test_readme_commands.py` runs is not repeated.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -156,7 +157,7 @@ def test_a_fault_in_an_environment_of_ones_own_is_found_and_mended(ponder: Run) 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_an_evaluation_without_out_that_is_stopped_is_resumed_as_it_says(stop, ponder: Run) -> None:
     quick = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*PONDER, *"eval -n 24 --concurrency 1 --max-tokens 32 --seed 3 --show 0 --json".split()]
+    command = [*PONDER, *shlex.split("eval -n 24 --concurrency 1 --max-tokens 32 --seed 3 --show 0 --json")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=quick) as process:
         assert process.stderr is not None
         first = process.stderr.readline()
