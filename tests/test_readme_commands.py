@@ -118,6 +118,12 @@ COMMANDS = (
     Command("ponder export runs/lora my-model --merge", "merged", "merged", writes="merged/model.safetensors"),
     Command("ponder export runs/rl my-gguf --gguf q8_0", "my-gguf", needs="gguf", writes="my-gguf/my-gguf-Q8_0.gguf"),
     Command("ponder completion bash", "complete -o default -F _ponder ponder"),
+    Command(
+        'ponder solve "What is 17 * 23?" --model FILE.gguf --engine llamacpp',
+        "tokens",
+        "--model smollm2-135m --max-tokens 16",
+        needs="llama_cpp",
+    ),
     Command("ponder VERB --help", "usage: ponder eval"),
     Command(
         'ponder solve "What is 17 * 23?" --engine openai --model NAME --engine-options '

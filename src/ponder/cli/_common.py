@@ -16,6 +16,7 @@ import tyro
 from ponder import registry, threads
 from ponder.cli._output import note
 from ponder.config import Options
+from ponder.engines.faster import hints
 from ponder.engines.opening import EngineOptions, OpeningBudget, open_engine, open_others, part_of
 from ponder.errors import PonderError, UserError, nearest
 from ponder.protocols import Engine, Strategy
@@ -107,10 +108,13 @@ def engine_options(config: ModelOptions) -> EngineOptions:
 
 @contextlib.contextmanager
 def engines_for(options: EngineOptions, budget: OpeningBudget) -> Iterator[tuple[Engine, dict[str, Engine]]]:
-    """The engine of `--model` and those of `--others` by name, open; what opening them took is printed to stderr.
+    """The engine of `--model` and those of `--others` by name, open.
 
-    Raises `UserError` for a model that cannot be opened.
+    What would be faster and what opening them took is printed to stderr. Raises `UserError` for a model that cannot be
+    opened.
     """
+    for hint in hints(options):
+        note(f"note: {hint}")
     with open_engine(options, budget) as engine, open_others(options, budget) as others:
         for model, opened in ((options.model, engine), *((options.others[n], e) for n, e in others.items())):
             if opened.opening.tokens:

