@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ponder.cli import doctor, solve
+from ponder.cli import doctor
+from ponder.cli.main import main
 from ponder.engines import faster
 from ponder.engines.faster import hints, quantised
 from ponder.engines.opening import EngineOptions
@@ -66,9 +67,9 @@ def test_bfloat16_is_named_where_there_are_units_and_it_is_not_asked_for(files: 
 
 def test_solve_and_doctor_say_it(files: Path, capsys) -> None:
     q8_0 = str(files / "q8_0.gguf")
-    solve.main(["Hi", "--model", q8_0, "--max-tokens", "2", "--raw-prompts"])
+    main(["solve", "Hi", "--model", q8_0, "--max-tokens", "2", "--raw-prompts"])
     assert capsys.readouterr().err.count("--engine llamacpp") == 1
-    solve.main(["Hi", "--model", "ponder-tiny", "--max-tokens", "2"])
+    main(["solve", "Hi", "--model", "ponder-tiny", "--max-tokens", "2"])
     assert "llamacpp" not in capsys.readouterr().err
     doctor.main(["--model", q8_0])
     assert "for one request at a time --engine llamacpp" in capsys.readouterr().out
