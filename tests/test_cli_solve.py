@@ -370,8 +370,10 @@ def test_an_interrupted_search_resumes_in_another_process(
         return 0.0 if engine.calls < 3 else 3600.0
 
     engine.calls, engine.delay = 0, delay
-    assert main(["solve", QUESTION, *SAVED, "--save", file, "--json"]) == 130
-    assert capsys.readouterr().err == f"ponder: stopped; continue with: ponder solve --continue {file}\n"
+    limit = ["--budget-seconds", "4000"]
+    assert main(["solve", QUESTION, *SAVED, "--save", file, "--json", *limit]) == 130
+    resume = f"ponder solve --continue {file} --budget-seconds 4000"
+    assert capsys.readouterr().err == f"ponder: stopped; continue with: {resume}\n"
     kept = len(json.loads(Path(file).read_text())["journal"]["answers"])
     engine.delay = 0.0
     engine.requests.clear()
@@ -384,7 +386,7 @@ def test_a_search_resumes_only_with_the_same_options(
 ) -> None:
     file = str(tmp_path / "search.json")
     assert main(["solve", QUESTION, "--save", file]) == 0
-    capsys.readouterr()
+    assert f"saved: {file}\n" in capsys.readouterr().err  # it ended, so there is nothing to continue
     for args, said in (
         (["--seed", "3"], "--seed is 3, and the search was started with 0"),
         (["Another question?"], "the question is 'Another question?', and the search was started with"),

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 RATE = "response_tokens_per_second"
 
 
-def limits(config: SolveConfig) -> list[str]:
-    """The flags that limit the search."""
-    return [f"--budget-{unit}" for unit in UNITS if getattr(config, f"budget_{unit}") is not None]
+def limits(config: SolveConfig) -> dict[str, float]:
+    """The flags that limit the search, with what they allow."""
+    given = {f"--budget-{unit}": getattr(config, f"budget_{unit}") for unit in UNITS}
+    return {flag: limit for flag, limit in given.items() if limit is not None}
 
 
 def why(outcome: Outcome, thinks: bool, config: SolveConfig, *, cut: bool) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ponder.cli._common import Stopped, value_of
+from ponder.cli._common import value_of
 from ponder.config import from_mapping, to_mapping
 from ponder.errors import UserError
 from ponder.runs.files import read_json, write_atomic
@@ -26,8 +27,10 @@ FREE = (
 """Fields that may differ when a search is resumed."""
 
 
-def stopped(path: str) -> Stopped:
-    return Stopped(f"stopped; continue with: ponder solve --continue {shlex.quote(path)}")
+def command(path: str, limits: Mapping[str, float], *, used_up: bool = False) -> str:
+    """What resumes a saved search: its budgets are not in the file, so they are in the command."""
+    flags = "".join(f" {flag} {'MORE' if used_up else f'{limit:.15g}'}" for flag, limit in limits.items())
+    return f"ponder solve --continue {shlex.quote(path)}{flags}"
 
 
 @dataclass(frozen=True)

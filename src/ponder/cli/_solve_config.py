@@ -41,6 +41,7 @@ class SolveConfig(BudgetOptions, ScorerOptions, ModelOptions):
     save: str | None = None
     """Write the search's state to this file when it ends, is interrupted or has used up its budget."""
     continue_: Annotated[str | None, tyro.conf.arg(name="continue")] = None
-    """Resume the search that --save wrote to this file, which holds its options too."""
+    """Resume the search that --save wrote to this file, which holds its options too, but not its budget: give that
+    again."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object, without streaming."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
 from ponder.budget.prices import priced
 from ponder.cli._budget import budget_of, check_opening, check_prices, prices_of
-from ponder.cli._common import build_strategy, check_target, engine_options, engines_for
+from ponder.cli._common import Stopped, build_strategy, check_target, engine_options, engines_for
 from ponder.cli._feedback import feedback_of
 from ponder.cli._outcome import as_json, limits, status, why
 from ponder.cli._output import note, results, say
@@ -93,8 +92,12 @@ def main(args: list[str]) -> int:
             screen.finish(outcome)
     where = config.save or config.continue_
     if where is not None and not config.json:
-        more = "".join(f" {flag} MORE" for flag in limits(config)) if outcome.stop.value == "budget" else ""
-        note(f"saved: {where} (continue with: ponder solve --continue {shlex.quote(where)}{more})")
+        from ponder.cli._saved import command
+        from ponder.types import StopReason
+
+        resumed = command(where, limits(config), used_up=outcome.stop is StopReason.BUDGET)
+        ended = outcome.stop in (StopReason.FINISHED, StopReason.ACCEPTED)
+        note(f"saved: {where}" + ("" if ended else f" (continue with: {resumed})"))
     answered = bool(outcome.response.answer and outcome.response.answer.strip())
     if not config.json and (answered or outcome.trace.nodes):
         for line in status(outcome, verdict if answered else None, seconds, paid):
@@ -220,7 +223,7 @@ def _solve(
     """
     from ponder import sync
     from ponder.budget.meter import Meter
-    from ponder.cli._saved import Saved, stopped
+    from ponder.cli._saved import Saved, command
     from ponder.search.journal import Journal
     from ponder.search.runner import solve
 
@@ -247,7 +250,7 @@ def _solve(
             screen.cut()
         if where is None:
             raise
-        raise stopped(where) from None
+        raise Stopped(f"stopped; continue with: {command(where, limits(config))}") from None
     finally:
         if where is not None and journal is not None:
             # On the clock of the budget, which started before the search's own.
