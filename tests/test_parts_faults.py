@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,13 @@ class VerdictNone(NoVerdict):
 class VerdictTuple(NoVerdict):
     def verdict(self, problem, answer):
         return True, 1.0
+
+
+class FailsForOdd(OwnJudge):
+    def judge(self, problem, response):
+        if int(problem.id.rpartition("-")[2]) % 2:
+            raise KeyError("no such row")
+        return Verdict(VerdictKind.WRONG, 0.0, "")
 
 
 class FeedbackNone(OwnJudge):
@@ -234,3 +243,23 @@ def test_a_file_that_is_no_python_is_said_with_its_line_once(capsys) -> None:
     Path("mine.py").write_text("x = 1\ndef x(:\n")
     assert main(["eval", "--environment", "./mine.py:Mine"]) == 2
     assert capsys.readouterr().err == "ponder: mine.py: cannot be imported: SyntaxError: invalid syntax (mine.py:2)\n"
+
+
+def test_what_a_judge_could_not_judge_in_a_training_is_counted_named_and_in_no_gain(capsys) -> None:
+    flags = ["--problems", "2", "--eval-problems", "4", "--environment", spec(FailsForOdd)]
+    assert main([*RL, *flags]) == 0
+    said = capsys.readouterr().err
+    assert said.count("n = 2; 2 of 4 responses could not be generated or judged; the first: ") == 2
+    assert re.search(rf"first: .* KeyError: 'no such row' \(\S*{HERE.name}:\d+\)", said)
+    assert "50.0 % of the responses could not be judged" in said
+    assert "failures 2" in said
+    facts = json.loads(Path("run/summary.json").read_text())["facts"]
+    assert facts["Failed judgements"].startswith("2 of 4 in training")
+    assert "; 2 problems: too few" in facts["Gain (paired)"]
+
+
+def test_a_judge_that_always_fails_stops_a_training_however_few_its_samples(capsys) -> None:
+    assert main([*RL, "--environment", spec(JudgeNone)]) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "step 1: 2 of 2 judgements failed: the judge of the environment mine gave a NoneType" in said
+    assert "once that is fixed, continue with: ponder train rl --config run/config.toml --resume" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import subprocess
@@ -231,3 +232,14 @@ def test_without_matplotlib_the_report_has_its_tables_and_says_what_is_missing(t
     assert "pip install" in html
     assert "57.5 % [53.2, 61.8]" in html
     assert not (path / "curves.png").exists()
+
+
+def test_a_flag_of_a_command_is_not_split_where_a_narrow_page_breaks_its_line(tmp_path: Path) -> None:
+    run = fixture.make(tmp_path / "run")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["command"] = ["ponder", "eval", "--budget-tokens", "600", "--out", "a b"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    page = render(run)[1].read_text()
+    assert ' <span class="word">--budget-tokens</span> <span class="word">600</span> ' in page
+    (block,) = [b for b in re.findall(r"<pre>(.*?)</pre>", page, re.S) if "--budget-tokens" in b]
+    assert html.unescape(re.sub(r"<[^>]+>", "", block)) == "ponder eval --budget-tokens 600 --out 'a b'"

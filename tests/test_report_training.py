@@ -133,6 +133,20 @@ def test_the_settings_of_a_training_are_at_the_top(found: Results) -> None:
     assert rows["test-time budgets"] == "thoughts of 16, 32, 64, 128, 256 tokens; 1, 2, 4, 8, 16, 32, 64 samples"
 
 
+def test_one_of_a_kind_is_not_called_several(found: Results) -> None:
+    one = {**found.config, "problems": 1, "group_size": 1, "updates": 1, "eval_problems": 1, "eval_every": 0}
+    rows = dict(settings(dataclasses.replace(found, config=one)))
+    assert rows["batch"] == "1 problem × 1 sample, 1 update"
+    assert rows["held-out evaluation"] == "1 problem, before training, at the end"
+
+
+def test_a_rate_of_one_step_is_seen() -> None:
+    for steps, marker in ((1, "o"), (2, "none")):
+        figure_ = panels.training([{"step": s + 1, "learning_rate": 0.1} for s in range(steps)], narrow=False)
+        (axis,) = [a for a in figure_.axes if a.get_visible()]
+        assert str(axis.lines[0].get_marker()).lower() == marker
+
+
 def test_options_that_the_config_leaves_out_are_taken_from_the_manifest(found: Results) -> None:
     direct = {"name": "direct", "options": {"n": 1, "temperature": 0.7, "max_tokens": 96, "stop": [], "top_p": 1.0}}
     config = {"model": "m", "split": "test", "n": 40, "strategy": "direct", "budget_tokens": 600, "seed": 3}

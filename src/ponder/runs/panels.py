@@ -114,7 +114,7 @@ def training(metrics: Sequence[Row], *, narrow: bool = False) -> Figure:
 def _draw(axis: Axes, panel: Panel, width: int) -> None:
     xs, ys = zip(*panel.points, strict=True)
     if not panel.smooth:
-        axis.plot(xs, ys, **{**_STEPS, "marker": "none"})
+        axis.plot(xs, ys, **{**_STEPS, "marker": "none" if len(xs) > 1 else "o"})
     elif width == 1:
         axis.plot(xs, ys, **_STEPS)
     else:

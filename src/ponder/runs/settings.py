@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ponder.numbers import duration, quantity
+from ponder.numbers import counted, duration, quantity
 from ponder.runs.results import Results, Row, is_number
 from ponder.show import visible
 
@@ -65,7 +65,7 @@ def _rl(results: Results) -> list[tuple[str, str]]:
         ("learning rate", _rl_rate(config)),
         ("optimiser", _optimiser(config)),
         ("group size", f"{size:,} samples of a problem"),
-        ("batch", f"{problems:,} problems × {size:,} samples, {updates:,} update{'s' * (updates != 1)}"),
+        ("batch", f"{counted(problems, 'problem')} × {counted(size, 'sample')}, {counted(updates, 'update')}"),
         ("changed from the usual", _unusual(config)),
         ("length", _length(results, "sampled_tokens", "sampled tokens")),
         ("held-out evaluation", _held_out(results)),
@@ -236,7 +236,7 @@ def _held_out(results: Results) -> str:
     own = {k: v for k, v in evaluated.items() if k != "n" and sampled.get(k) != v}
     name = config.get("eval_strategy")
     how = f"; {_named(name or 'with', own)}" if name or own else ""
-    return f"{count:,} problems, before training{when}, at the end{how}"
+    return f"{counted(count, 'problem')}, before training{when}, at the end{how}"
 
 
 def _ladder(results: Results) -> str:

@@ -397,17 +397,21 @@ def summary(loop: RLRun) -> dict[str, Any]:
     if loop.evaluations:
         first, last = loop.evaluations[0], loop.evaluations[-1]
         facts |= {"Held-out accuracy before": _cell(first), "Held-out accuracy after": _cell(last)}
-    if loop.after and len(loop.after) == len(loop.before):
-        right, was_right = ([float(k == VerdictKind.CORRECT) for k in side] for side in (loop.after, loop.before))
+    both = zip(loop.before, loop.after, strict=False) if len(loop.before) == len(loop.after) else ()
+    judged = [pair for pair in both if VerdictKind.JUDGE_ERROR not in pair]
+    if judged:
+        was_right, right = ([float(k == VerdictKind.CORRECT) for k in side] for side in zip(*judged, strict=True))
         gain = paired_difference(right, was_right)
         facts["Gain (paired)"] = numbers.difference(gain)
-        facts |= moves(loop.before, loop.after)
+        facts |= moves(*zip(*judged, strict=True))
     rows = loop.run.metrics().rows
     found = signal(rows)
     facts["Steps"] = loop.trainer.state.step
     if found.groups:
         facts["Groups with a signal"] = f"{numbers.percent(found.share)} ({found.with_signal:,} of {found.groups:,})"
         facts |= rewards([row["reward"] for row in rows])
+    if failed := found.verdicts.get(VerdictKind.JUDGE_ERROR.value):
+        facts["Failed judgements"] = f"{failed:,} of {found.samples:,} in training (rollouts.jsonl says why)"
     few = warning(found) or warning(signal(rows[-RECENT:]))
     return {
         "title": f"RL: {loop.config.model} on {loop.config.environment}",

@@ -72,7 +72,7 @@ def cause(found: Signal) -> str:
 
     broken, right = share(VerdictKind.JUDGE_ERROR), share(VerdictKind.CORRECT)
     cut = found.truncated / max(1, found.samples)
-    if broken > MOST:
+    if broken > FEW:
         return f"{percent(broken)} of the responses could not be judged; rollouts.jsonl says why"
     if right > 1 - FEW:
         return f"{percent(right)} of the responses are right; take harder problems"
