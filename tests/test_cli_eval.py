@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from eval_play import evaluate, mocked, result, searches
@@ -12,6 +13,7 @@ from mocks import MockEngine
 
 from ponder.cli.main import main
 from ponder.config import load_toml
+from ponder.errors import UserError
 from ponder.runs.run import read_manifest
 
 
@@ -289,3 +291,14 @@ def test_conversations_with_a_strategy_that_plays_no_turns_are_refused_before_th
     assert main(asked) == 2
     assert "calculator-test-0 is a conversation of several turns, and Direct gives one" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_directory_that_cannot_be_made_is_what_is_said(
+    engine: MockEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def create(path: str, *args: Any, **rest: Any) -> None:
+        raise UserError(f"{path}: cannot be made: No space left on device")
+
+    monkeypatch.setattr("ponder.runs.run.Run.create", create)
+    assert evaluate("-n", "2", "--out", str(tmp_path / "run")) == 2
+    assert capsys.readouterr().err == f"ponder: {tmp_path / 'run'}: cannot be made: No space left on device\n"

@@ -243,3 +243,23 @@ def test_a_flag_of_a_command_is_not_split_where_a_narrow_page_breaks_its_line(tm
     assert ' <span class="word">--budget-tokens</span> <span class="word">600</span> ' in page
     (block,) = [b for b in re.findall(r"<pre>(.*?)</pre>", page, re.S) if "--budget-tokens" in b]
     assert html.unescape(re.sub(r"<[^>]+>", "", block)) == "ponder eval --budget-tokens 600 --out 'a b'"
+
+
+@pytest.mark.parametrize(
+    ("kept", "says"),
+    [
+        (("metrics.jsonl",), "every number above in metrics.jsonl."),
+        (
+            ("evaluation.json", "rollouts.jsonl"),
+            "config.toml, every number above in evaluation.json and rollouts.jsonl.",
+        ),
+        ((), "is in config.toml."),
+    ],
+)
+def test_a_report_names_the_files_with_its_numbers_that_there_are(kept, says, tmp_path: Path) -> None:
+    run = fixture.make(tmp_path / "run")
+    for name in ("curves.json", "evaluation.json", "metrics.jsonl", "rollouts.jsonl"):
+        (run / name).unlink(missing_ok=True)
+    for name in kept:
+        (run / name).write_text("{}\n")
+    assert render(run)[0].read_text().endswith(f"{says}\n")

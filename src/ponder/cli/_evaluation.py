@@ -110,6 +110,8 @@ class Job:
     def so_far(self) -> Evaluation | None:
         """What the run directory of a stopped evaluation holds, counted; None if no search has ended."""
         config = self.config
+        if not Path(config.out or "").is_dir():  # it could not be made
+            return None
         at_once = min(config.concurrency or CONCURRENCY, len(self.problems) * config.samples)
         return so_far(self.problems, self._found(), config.samples, at_once, config.seed)
 

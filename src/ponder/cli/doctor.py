@@ -15,6 +15,7 @@ from typing import Any
 from ponder.cli._output import say
 from ponder.config import parse
 from ponder.errors import PonderError
+from ponder.numbers import counted
 
 DESCRIPTION = """Check this machine: what it has, what is missing and what needs it, and how to fix it. The exit code
 is 0 if `ponder quickstart` can run here and 1 if it cannot.
@@ -223,7 +224,7 @@ def text(found: dict[str, Any]) -> str:
     m = found["machine"]
     cpu = f"{m['cpu']}, {m['cores']} cores" + (f", {m['vector_instructions']}" if m["vector_instructions"] else "")
     devices = ", ".join([*m["devices"], *m.get("gpus", [])]) or "none without torch"
-    threads = f" ({m['torch_threads']} threads)" if "torch_threads" in m else ""
+    threads = f" ({counted(m['torch_threads'], 'thread')})" if "torch_threads" in m else ""
     lines = [
         f"ponder {m['ponder']}, Python {m['python']}, {m['system']}",
         f"  cpu      {cpu}",

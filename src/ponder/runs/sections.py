@@ -23,6 +23,8 @@ from ponder.runs.trees import Tree, prompt_text, tree
 from ponder.show import visible
 
 MOST_SAMPLES = 12
+NUMBERS = ("curves.json", "evaluation.json", "metrics.jsonl", "rollouts.jsonl")
+"""Files of a run that hold what its report shows."""
 METHOD = "Wilson's score for one sample a problem, bootstrap over problems for several"
 """How intervals were made when `curves.json` did not name their method."""
 
@@ -353,8 +355,9 @@ def _made(results: Results) -> list[Block]:
     made.append(Table(("", ""), tuple((k, visible(v, 500)) for k, v in rows)))
     earlier = sorted(p.name for p in results.path.glob("*.toml") if KEPT.fullmatch(p.name))
     before = f" ({', '.join(earlier)}: before it was resumed)" if earlier else ""
-    numbers = "every number above in curves.json and metrics.jsonl"
-    made.append(Text(f"The complete configuration is in config.toml{before}, {numbers}."))
+    files = [name for name in NUMBERS if (results.path / name).exists()]
+    said = f", every number above in {' and '.join([', '.join(files[:-1])] * (len(files) > 1) + files[-1:])}"
+    made.append(Text(f"The complete configuration is in config.toml{before}{said if files else ''}."))
     return made
 
 
