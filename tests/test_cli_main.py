@@ -60,7 +60,7 @@ def test_each_verb_explains_itself_with_an_example(verb: str, capsys: pytest.Cap
         code = done.code
     out = capsys.readouterr().out
     assert code in (0, None)
-    examples = re.split(r"^examples?:", out, flags=re.M)[1]
+    examples = re.split(r"^examples?\b[^:\n]*:", out, flags=re.M)[1]
     assert re.search(rf"^ *ponder {verb}", examples, re.M)
     assert "(default: None)" not in out
 

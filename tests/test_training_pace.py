@@ -339,7 +339,9 @@ def test_a_quickstart_trains_until_the_second_evaluation_and_its_config_repeats_
 
     def look(self: RLRun) -> SimpleNamespace:
         clock.now += 2.0
-        found = SimpleNamespace(run_seconds=2.0, accuracy=SimpleNamespace(value=0.5, low=0.4, high=0.6, n=1))
+        found = SimpleNamespace(
+            run_seconds=2.0, accuracy=SimpleNamespace(value=0.5, low=0.4, high=0.6, n=1), failures=""
+        )
         self.results[self.trainer.state.step] = found
         self.evaluations.append({"step": self.trainer.state.step, "accuracy": 0.5, "low": 0.4, "high": 0.6, "n": 1})
         return found

@@ -392,9 +392,11 @@ def test_a_run_without_a_signal_warns_on_the_console_and_in_the_report(base, tmp
     same = f"{__file__}:Same"
     train(config(base, tmp_path / "run", steps=5, environment=same, eval_problems=2))
     console = capsys.readouterr().err
-    says = "no group of 5 steps had rewards that differ, so there is little to learn: 100% of the responses are right"
+    says = (
+        "no group of 5 steps had rewards that differ, so there is little to learn: 100.0 % of the responses are right"
+    )
     assert console.count(f"warning: {says}") == 1
-    assert "signal 0%" in console
+    assert "signal 0.0 %" in console
     made = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert made["warnings"][0].startswith(says)
     assert made["facts"]["Groups with a signal"] == "0.0 % (0 of 20)"

@@ -377,7 +377,7 @@ def test_a_list_of_golds_is_alternatives_and_anything_else_is_refused_by_line(tm
 )
 def test_a_text_that_runs_on_into_a_new_question_keeps_its_answer(answer, tmp_path):
     assert Numeric()(72, answer).correct
-    data = tmp_path / "g.jsonl"
+    data = tmp_path / "test.jsonl"
     data.write_text(json.dumps({"question": "How many?", "answer": "x\n#### 72"}) + "\n")
     env = Gsm8k(data=str(data))
     split = "train" if env.size("train") else "test"

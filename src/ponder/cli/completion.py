@@ -12,7 +12,7 @@ from ponder.cli._output import say
 from ponder.runs import trackers
 
 EPILOG = """\
-bash (with the package bash-completion), zsh and fish look for such a file by themselves:
+examples (bash, with the package bash-completion, zsh and fish look for such a file by themselves):
   ponder completion bash > ~/.local/share/bash-completion/completions/ponder
   ponder completion zsh  > DIRECTORY/_ponder       a directory of $fpath, before compinit runs
   ponder completion fish > ~/.config/fish/completions/ponder.fish
