@@ -5,8 +5,9 @@
 
 Speed: one request at a time, the same prompt and number of tokens, alternating, caches emptied before each. The peer is
 llama-cpp-python's `create_completion`, so its ratio is what ponder's loop, sampler and token stream cost over
-the library's own. The torch engine runs the same weights in float32. Agreement: log-probabilities of the first token
-after each of ten prompts, and how often greedy continuations are the same to the end.
+the library's own. The torch engine runs the same weights, with products in float32 and, where oneDNN has them, in
+bfloat16; many samples at once it decodes as one batch, and llama.cpp one after the other. Agreement: log-probabilities
+of the first token after each of ten prompts, and how often greedy continuations are the same to the end.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from _limits import machine
 
 from ponder.engines.llamacpp import LlamaCpp
 from ponder.engines.torch import TorchEngine
+from ponder.engines.torch.products import OneDnnBf16
 from ponder.models.load import load, resolve
 from ponder.types import Completion, Request, SamplingParams
 
 TOKENS = 128
 STORY = "Write a long story about a dragon who learns to cook."
+SAMPLES, MANY = 16, SamplingParams(64, seed=1)
+"""Samples of one request at once."""
 PROMPTS = (
     "What is the capital of France?",
     "List three prime numbers.",
@@ -50,7 +54,7 @@ SETTINGS = {
 
 
 class Sides:
-    """The three engines on one file."""
+    """The engines on one file."""
 
     def __init__(self, file: str, threads: int) -> None:
         import llama_cpp
@@ -61,6 +65,7 @@ class Sides:
         self.ours = LlamaCpp(context=1024, threads=threads).open(file)
         self.model = load(file, device="cpu")
         self.torch = TorchEngine(self.model)
+        self.half = None if OneDnnBf16.missing() else TorchEngine(self.model, precision="bfloat16")
         self.peer: Any = llama_cpp.Llama(
             file, n_ctx=1024, n_batch=256, n_threads=threads, n_threads_batch=threads, verbose=False
         )
@@ -83,6 +88,14 @@ class Sides:
         self.peer.reset()
         began = time.perf_counter()
         return run[side]() / (time.perf_counter() - began)
+
+    def many(self, side: str, _: int = 0) -> float:
+        """Tokens/s of one request for many samples."""
+        engine = {"ours": self.ours, "torch, float32": self.torch, "torch, bfloat16": self.half}[side]
+        self.torch.drop_caches_now()
+        began = time.perf_counter()
+        samples = self.loop.run_until_complete(engine.generate(Request(self.ids, MANY, SAMPLES)))
+        return sum(len(s.ids) for s in samples) / (time.perf_counter() - began)
 
     def _complete(self, p: SamplingParams) -> int:
         found = self.peer.create_completion(
@@ -119,7 +132,29 @@ class Sides:
     def close(self) -> None:
         self.loop.run_until_complete(self.ours.close())
         self.torch.close_now()
+        if self.half is not None:
+            self.half.close_now()
         self.peer.close()
+
+
+def at_once(sides: Sides, rounds: int, threads: int) -> list[Row]:
+    """llama.cpp against the torch engine with many samples at once."""
+    peers = ["torch, float32", *(["torch, bfloat16"] if sides.half is not None else [])]
+    for side in ("ours", *peers):
+        sides.many(side)
+    found = alternate({side: partial(sides.many, side) for side in ("ours", *peers)}, rounds)
+    return [
+        compare(
+            f"llama.cpp, {SAMPLES} samples of {MANY.max_tokens} at once, over {peer}",
+            "tokens/s",
+            found["ours"],
+            found[peer],
+            better="more",
+            mode=f"temperature 1, {threads} threads",
+            details={"runs": found},
+        )
+        for peer in peers
+    ]
 
 
 def main() -> int:
@@ -158,6 +193,8 @@ def main() -> int:
                         details={"runs": found},
                     )
                 )
+        for row in at_once(sides, rounds, options.threads):
+            printer.show(row)
         printer.show(sides.agreement(options.model))
     finally:
         sides.close()

@@ -72,6 +72,6 @@ def test_solve_and_doctor_say_it(files: Path, capsys) -> None:
     main(["solve", "Hi", "--model", "ponder-tiny", "--max-tokens", "2"])
     assert "llamacpp" not in capsys.readouterr().err
     doctor.main(["--model", q8_0])
-    assert "for one request at a time --engine llamacpp" in capsys.readouterr().out
+    assert "--engine llamacpp was 3 times as fast for one request at a time" in capsys.readouterr().out
     doctor.main(["--model", q8_0, "--json"])
     assert "llamacpp" in json.loads(capsys.readouterr().out)["model"]["faster"][0]
