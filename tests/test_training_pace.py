@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from ponder.models.save import save
 from ponder.models.tiny import new_model
 from ponder.training import checkpoint, rl_run
 from ponder.training.interrupt import Interrupted
+from ponder.training.pace import Pace
 from ponder.training.rl import Step, Trainer
 from ponder.training.rl_config import RLConfig
 from ponder.training.rl_run import RLRun
@@ -194,7 +196,7 @@ def test_the_progress_line_has_the_steps_that_there_will_be_and_the_time_left(ba
     assert "160 steps fitted the time" in said
     timed(limited(base, tmp_path / "both", steps=40), Clock(lambda t: 3.0))
     said = capsys.readouterr().err
-    assert "rl 40/40 steps" in said
+    assert re.search(r"rl 40/40 steps .* · 0 s left\n", said)
     assert "fitted the time" not in said
 
 
@@ -378,3 +380,16 @@ def test_the_second_evaluation_of_the_quickstart_is_expected_to_take_what_the_fi
     assert seconds_again(60, 3.0, [3.0, 3.0, 9.0]) == 60  # a stall of a few seconds
     assert seconds_again(60, 3.0, [3.0, 3.0, 4.5, 4.5]) == 90  # the machine is slower now
     assert seconds_again(70, 13.0, [3.0, 3.0]) == 70 * QUICKER
+
+
+def test_the_time_left_is_that_of_the_steps_where_they_end_before_the_time() -> None:
+    clock = Clock(lambda t: 3.0)
+    pace = Pace(600.0, clock=clock)
+    assert pace.seconds_left(RLConfig(steps=12), 0, 0.0) == 600  # nothing is known of the steps
+    for _ in range(2):
+        clock.step()
+        pace.took(3.0)
+    assert pace.seconds_left(RLConfig(steps=12), 2, 0.0) == 30
+    assert pace.seconds_left(RLConfig(steps=2), 2, 0.0) == 0
+    assert pace.seconds_left(RLConfig(steps=1000), 2, 94.0) == 500
+    assert pace.seconds_left(RLConfig(minutes=10), 2, 94.0) == 500

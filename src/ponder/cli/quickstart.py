@@ -297,7 +297,8 @@ def _test_time(rl: RLRun, config: QuickstartConfig, who: str, quiet: bool) -> tu
     environment, engine = rl.source.environment, rl.source.engine
     total = len(RUNGS) * config.problems
     plan, done = Plan(seed=config.seed), 0
-    with Progress(f"{who}: thinking longer", total, unit="searches", quiet=quiet) as progress:
+    at_once = min(plan.concurrency, config.problems)
+    with Progress(f"{who}: thinking longer", total, unit="searches", at_once=at_once, quiet=quiet) as progress:
 
         def step(p: Any) -> None:
             progress.update(done + p.done, response_tokens_per_s=p.response_tokens / max(1e-9, p.seconds), **p.so_far())
@@ -308,7 +309,8 @@ def _test_time(rl: RLRun, config: QuickstartConfig, who: str, quiet: bool) -> tu
                 sync.run(ladder(strategy(rung), environment, engine, rl.held_out, (rung,), plan, on_progress=step))
             )
             done += config.problems
-    with Progress(f"{who}: sampling more", config.problems, unit="problems", quiet=quiet) as progress:
+    label = f"{who}: sampling more"
+    with Progress(label, config.problems, unit="problems", at_once=at_once, quiet=quiet) as progress:
         pool = sync.run(
             parallel(
                 strategy(PARALLEL_AT),

@@ -68,15 +68,26 @@ class Pace:
         rounds = self._rounds_left(kept)
         return max(0, rounds if config.steps is None else min(rounds, config.steps - step))
 
-    def _rounds_left(self, kept: float) -> int:
-        """How many more rounds fit, if they take as long as those of the last while, which is as long as what is left;
-        0 before the first."""
+    def seconds_left(self, config: RLConfig, step: int, kept: float) -> float:
+        """Seconds until the last step is done: the clock's, or those of the steps that are left if they are fewer."""
         left = max(0.0, self.left(kept))
+        if config.steps is None:
+            return left
+        rounds, seconds = self._recent(left)
+        return min(left, (config.steps - step) * seconds / rounds) if rounds else left
+
+    def _rounds_left(self, kept: float) -> int:
+        """How many more rounds fit; 0 before the first."""
+        left = max(0.0, self.left(kept))
+        rounds, seconds = self._recent(left)
+        return int(left * rounds / seconds) if seconds > 0 else 0
+
+    def _recent(self, left: float) -> tuple[int, float]:
+        """The rounds of the last while, which is as long as what is left, and their seconds; none before the first."""
         recent = [end for end in self._ends if end >= self.elapsed - left]
         if len(recent) <= RECENT:
             recent = self._ends[-RECENT - 1 :]
-        rounds, seconds = len(recent) - 1, recent[-1] - recent[0]
-        return int(left * rounds / seconds) if seconds > 0 else 0
+        return len(recent) - 1, recent[-1] - recent[0]
 
     # What becomes of the config: its fields that change ------------------------------------------------------------
 

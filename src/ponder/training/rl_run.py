@@ -362,7 +362,7 @@ class RLRun:
         progress.update(
             row["step"],
             total=self._total(),
-            left=None if self.pace is None else self.pace.left(self.reserve()),
+            left=None if self.pace is None else self.pace.seconds_left(self.config, row["step"], self.reserve()),
             reward=f"{row['reward']:.3f}",
             length=f"{row['length']:.1f}",
             truncated=numbers.percent(row["truncated"]) if row["truncated"] else None,
