@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import sys
 
-SPINS = "10000"
-"""Rounds of a waiting thread, some 30 microseconds."""
+SPINS = "2000"
+"""Rounds of a waiting thread, some microseconds."""
 
 
 def bound_spinning() -> bool:
