@@ -65,6 +65,18 @@ class Mkl:
         return "" if there else "this torch has no MKL"
 
 
+def _one_dnn(x_ND: Tensor, packed: Tensor, bias_E: Tensor | None) -> Tensor:
+    """oneDNN compiles a kernel for every number of rows and keeps a thousand: rows are padded to fewer numbers."""
+    rows = len(x_ND)
+    step = 1 if rows <= 8 else 8 if rows <= 64 else 32
+    whole = -(-rows // step) * step
+    if whole > rows:
+        padded_ND = x_ND.new_zeros(whole, x_ND.shape[1])
+        padded_ND[:rows] = x_ND
+        x_ND = padded_ND
+    return torch.ops.mkldnn._linear_pointwise(x_ND, packed, bias_E, "none", [], "")[:rows]
+
+
 class OneDnn:
     """oneDNN's blocked order, in float32."""
 
@@ -77,7 +89,7 @@ class OneDnn:
         self.bias = bias_E
 
     def __call__(self, x_ND: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x_ND, self.packed, self.bias, "none", [], "")
+        return _one_dnn(x_ND, self.packed, self.bias)
 
     @staticmethod
     def missing() -> str:
@@ -99,7 +111,7 @@ class OneDnnBf16:
         self.bias = bias_E
 
     def __call__(self, x_ND: Tensor) -> Tensor:
-        y = torch.ops.mkldnn._linear_pointwise(x_ND.to(torch.bfloat16), self.packed, None, "none", [], "").float()
+        y = _one_dnn(x_ND.to(torch.bfloat16), self.packed, None).float()
         return y if self.bias is None else y.add_(self.bias)
 
     @staticmethod
