@@ -98,8 +98,8 @@ def test_each_number_of_rows_takes_its_fastest_and_noise_decides_nothing() -> No
 def test_what_this_machine_or_the_model_lacks_is_one_sentence(monkeypatch) -> None:
     with pytest.raises(UserError, match="products = 'onedn': unknown; did you mean 'onednn'"):
         named("onedn", "float32")
-    with pytest.raises(UserError, match="compute in float32, and the precision is bfloat16"):
-        TorchEngine(make_model(), products="onednn", precision="bfloat16")
+    with pytest.raises(UserError, match="compute in float32, and the precision is int8"):
+        TorchEngine(make_model(), products="onednn", precision="int8")
     with pytest.raises(UserError, match="precision = 'int4': unknown"):
         TorchEngine(make_model(), precision="int4")
     monkeypatch.setattr(OneDnnBf16, "missing", staticmethod(lambda: "no such units"))
