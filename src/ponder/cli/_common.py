@@ -57,8 +57,8 @@ class ModelOptions:
     """Maximum memory of the KV cache, such as 2GiB (default: a quarter of the available memory, at most 1 GiB; on a GPU
     half of its free memory)."""
     precision: Literal["float32", "bfloat16", "int8"] | None = None
-    """What products with the matrices compute in (default: float32). bfloat16 and int8 are faster where the processor
-    has units for them, and sample from a slightly other distribution."""
+    """What products with the matrices compute in (default: float32). bfloat16 may be faster where the processor has
+    units for it, int8 for few requests at once; both sample from a slightly other distribution."""
     products: str | None = None
     """How matrices are multiplied: plain, mkl, onednn, onednn-bf16 or int8 (default: the fastest of the precision on
     this machine, measured once; ponder doctor shows it)."""

@@ -12,6 +12,7 @@ from ponder.errors import UserError, nearest
 from ponder.models import thought, tools
 from ponder.models.base import LoadedModel, forward_flops
 from ponder.models.tokenizer import FastTokenizer
+from ponder.models.weights import all_finite
 from ponder.types import Message, ModelInfo
 
 if TYPE_CHECKING:
@@ -78,7 +79,6 @@ def decoder_module(
 
     Raises `UserError` for a tensor that is missing, too many, of the wrong shape or not finite; `where` names the file.
     """
-    import torch
 
     from ponder.models import rope
     from ponder.models.decoder import DecoderLM
@@ -91,8 +91,7 @@ def decoder_module(
     ready = {}
     for name in list(state):
         weight = state.pop(name)
-        # A sum is not finite if a value is not; only then every value is looked at, which takes twenty times as long.
-        if not torch.isfinite(weight.sum(dtype=torch.float32)) and not torch.isfinite(weight).all():
+        if not all_finite(weight):
             raise UserError(f"{where}: tensor {name!r} holds NaN or infinite values: take another copy or checkpoint")
         ready[name] = weight.to(place, kind)
     module.load_state_dict(ready, strict=False, assign=True)

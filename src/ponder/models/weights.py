@@ -33,6 +33,14 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def all_finite(weights: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    import torch
+
+    # A sum is not finite if a value is not; only then every value is looked at, which takes twenty times as long.
+    return bool(torch.isfinite(weights.sum(dtype=torch.float32))) or bool(torch.isfinite(weights).all())
+
+
 def write_checksums(folder: str | Path) -> None:
     """Write `checksums.json` for every file in the folder and below it."""
     folder = Path(folder)

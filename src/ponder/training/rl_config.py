@@ -80,7 +80,7 @@ class RLConfig(StartOptions):
     loss_options: Options = field(default_factory=dict)
     """Options of the loss, such as clip_low and clip_high."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
-    """What the sampler's products with the matrices compute in; the trainer stays in float32. The others are faster
+    """What the sampler's products with the matrices compute in; the trainer stays in float32. The others may be faster
     where the processor has units for them, and need a loss that corrects for the difference: dapo does, grpo does with
     `importance_cap`."""
     products: str = ""

@@ -64,8 +64,9 @@ class Torch:
     prefill_chunk: int = 512
     """Most prompt tokens that are computed between two decode steps (chunked prefill)."""
     precision: Literal["float32", "bfloat16", "int8"] = "float32"
-    """What products with the matrices compute in; weights, attention and the head stay float32. bfloat16 and int8 are
-    faster where the processor has units for them, and sample from a slightly other distribution."""
+    """What products with the matrices compute in; weights, attention and the head stay float32. bfloat16 may be
+    faster where the processor has units for it, int8 for few requests at once; both sample from a slightly other
+    distribution."""
     products: str = ""
     """How matrices are multiplied: plain, mkl, onednn, onednn-bf16 or int8; empty: the fastest of the precision on this
     machine, measured once (`ponder doctor` shows it)."""

@@ -26,7 +26,7 @@ from ponder.models.decoder import Block, DecoderLM
 ROWS = (1, 4, 16, 64)
 """Rows of a decode step: one request, a few, a group of samples, a full batch."""
 SECONDS = 0.02
-"""Of measuring one kind with one number of rows; a call that takes longer runs twice."""
+"""Of measuring one kind with one number of rows; what takes longer runs once, after a run to warm up."""
 MARGIN = 1.1
 """Products that come later in the list must be faster by this factor: noise must not decide."""
 _FILE = "products.json"
@@ -65,8 +65,10 @@ def choose(module: DecoderLM, precision: str, fitting: Sequence[type[Packed]]) -
     """Measure the products that fit into memory, or read what was measured before."""
     key = _key(module, precision, fitting)
     if key not in _chosen:
-        _chosen[key] = _read().get(key) or _measure(module, fitting)
-        _write(key, _chosen[key])
+        known = _read().get(key)
+        _chosen[key] = known or _measure(module, fitting)
+        if known is None:
+            _write(key, _chosen[key])
     return _chosen[key]
 
 
@@ -120,16 +122,18 @@ def _ranked(found: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def _seconds(products: Sequence[Packed], inputs: Sequence[Tensor]) -> float:
     """Of all products, one after another: the shortest of the runs that fit into `SECONDS`, after one to warm up."""
-    best, began, first = math.inf, time.perf_counter(), True
-    while first or time.perf_counter() - began <= SECONDS:
+
+    def run() -> float:
         start = time.perf_counter()
         for product, x in zip(products, inputs, strict=True):
             product(x)
-        if not first:
-            best = min(best, time.perf_counter() - start)
-        else:
-            first, began = False, time.perf_counter()
-    return max(best, 1e-9) if best < math.inf else SECONDS
+        return time.perf_counter() - start
+
+    run()
+    times = [run()]
+    while sum(times) < SECONDS:
+        times.append(run())
+    return max(min(times), 1e-9)
 
 
 def _read() -> dict[str, Choice]:

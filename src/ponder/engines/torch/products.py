@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ponder.errors import Unsupported, UserError, nearest
+from ponder.models.weights import all_finite
 
 Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "int8")
@@ -155,8 +156,8 @@ KINDS = {kind.name: kind for kind in _ALL}
 
 
 def refuse_overflow(weights: Tensor) -> None:
-    """Raises `OverflowError` if a weight is not finite; one pass without a copy."""
-    if not torch.isfinite(weights.sum(dtype=torch.float32)):
+    """Raises `OverflowError` if a weight is not finite."""
+    if not all_finite(weights):
         raise OverflowError
 
 
